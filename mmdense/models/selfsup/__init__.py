@@ -1,1 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from .base import DenseSelfSupervisor
+from .densecl import DenseCL
+
+__all__ = ['DenseCL', 'DenseSelfSupervisor']

@@ -1,0 +1,36 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from mmdense.models.losses import info_nce
+from mmdense.registry import MODELS
+from mmdense.utils.errors import InputError
+
+
+@MODELS.register_module()
+class InfoNCEHead(BaseModule):
+    """Contrast with a queue of negatives: :func:`mmdense.models.losses.info_nce`.
+
+    Args:
+        temperature (float): τ, above 0. Defaults to 0.2, MoCo v2's and
+            DenseCL's.
+    """
+
+    def __init__(self, temperature: float = 0.2) -> None:
+        super().__init__()
+        if not isinstance(temperature, (int, float)) or temperature <= 0:
+            raise InputError(f'temperature must be a number above 0, got {temperature!r}')
+        self.temperature = temperature
+
+    def loss(self, query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
+        """Mean loss of M normalised queries.
+
+        Args:
+            query (Tensor): M×C.
+            key (Tensor): M×C, the positives.
+            queue (Tensor): C×K, the negatives.
+
+        Returns:
+            Tensor: A scalar.
+        """
+        return info_nce(query, key, queue, self.temperature)

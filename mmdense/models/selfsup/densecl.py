@@ -1,0 +1,127 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from mmdense.models.utils import (
+    KeyQueue,
+    MomentumEncoder,
+    gather_cells,
+    match_cells,
+    shuffled_forward,
+)
+from mmdense.registry import MODELS
+from mmdense.utils.errors import InputError
+
+from .base import DenseSelfSupervisor
+
+
+@MODELS.register_module()
+class DenseCL(DenseSelfSupervisor):
+    """DenseCL: contrast of whole images and of matched cells.
+
+    `Dense Contrastive Learning for Self-Supervised Visual Pre-Training
+    <https://arxiv.org/abs/2011.09157>`_ (CVPR 2021). Arguments and state dict
+    are those of mmpretrain's ``DenseCL``, whose checkpoints load into this one.
+
+    Args:
+        backbone (dict): Any backbone that returns feature maps; the last one
+            is used.
+        neck (dict): :class:`mmdense.models.necks.DenseCLNeck`.
+        head (dict): :class:`mmdense.models.heads.InfoNCEHead`.
+        queue_len (int): Keys K in each of the two queues. Defaults to 65536.
+        feat_dim (int): Channels C of the projections. Defaults to 128.
+        momentum (float): Of the twin, one minus the paper's. Defaults to
+            0.001 (the paper's 0.999).
+        loss_lambda (float): λ in [0, 1], weight of the dense loss; the global
+            one gets 1 − λ. Defaults to 0.5.
+        pretrained (str, optional): Checkpoint to start from.
+        data_preprocessor (dict, optional): Defaults to mmpretrain's
+            ``SelfSupDataPreprocessor``.
+        init_cfg (dict or list[dict], optional): As everywhere.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict,
+        head: dict,
+        queue_len: int = 65536,
+        feat_dim: int = 128,
+        momentum: float = 0.001,
+        loss_lambda: float = 0.5,
+        pretrained: Optional[str] = None,
+        data_preprocessor: Optional[dict] = None,
+        init_cfg: Optional[dict] = None,
+    ) -> None:
+        if not isinstance(loss_lambda, (int, float)) or not 0 <= loss_lambda <= 1:
+            raise InputError(f'loss_lambda must be in [0, 1], got {loss_lambda!r}')
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            head=head,
+            pretrained=pretrained,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg,
+        )
+        self.encoder_k = MomentumEncoder(nn.Sequential(self.backbone, self.neck), momentum)
+        self.loss_lambda = loss_lambda
+        self.queue = KeyQueue(feat_dim, queue_len)
+        self.queue2 = KeyQueue(feat_dim, queue_len)  # dense keys
+
+    def loss(
+        self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs
+    ) -> Dict[str, Tensor]:
+        """One step of DenseCL (paper, section 3).
+
+        Args:
+            inputs (List[Tensor]): Two views of every image, each N×3×H×W.
+            data_samples (list, optional): Not used.
+
+        Returns:
+            Dict[str, Tensor]: ``loss_single`` and ``loss_dense``, weighted by
+            1 − λ and λ; their sum is the paper's loss (equation 4).
+        """
+        self.check_views(inputs, 2)
+        view_q, view_k = inputs
+
+        # queries: maps, NxC, NxCxS
+        map_q, q, grid_q, _ = self._encode(self.backbone, self.neck, view_q)
+
+        # keys, from the momentum twin: NxC, NxCxS, NxC
+        with torch.no_grad():
+            self.encoder_k.update_parameters(nn.Sequential(self.backbone, self.neck))
+            map_k, k, grid_k, mean_k = shuffled_forward(
+                lambda x: self._encode(*self.encoder_k.module, x), view_k
+            )
+            # each query cell's key is the cell most similar in the backbone
+            match = match_cells(map_q, map_k)  # NxS
+            positive = gather_cells(grid_k, match)  # NxCxS
+
+        loss_single = self.head.loss(q, k, self.queue.keys)
+        loss_dense = self.head.loss(_rows(grid_q), _rows(positive), self.queue2.keys)
+
+        self.queue.enqueue(k)
+        self.queue2.enqueue(mean_k)
+
+        return dict(
+            loss_single=(1 - self.loss_lambda) * loss_single,
+            loss_dense=self.loss_lambda * loss_dense,
+        )
+
+    @staticmethod
+    def _encode(backbone: nn.Module, neck: nn.Module, x: Tensor) -> Tuple[Tensor, ...]:
+        """The backbone's map on the neck's grid (no gradient) and the neck's
+        three outputs, all normalised over channels."""
+        maps = backbone(x)
+        vector, dense, dense_mean = neck(maps)
+        with torch.no_grad():
+            feat = neck.pool(maps[-1]).flatten(2)
+        return tuple(normalize(y, dim=1) for y in (feat, vector, dense, dense_mean))
+
+
+def _rows(cells: Tensor) -> Tensor:
+    """N×C×S to (N·S)×C."""
+    return cells.transpose(1, 2).flatten(0, 1)

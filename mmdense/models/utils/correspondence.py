@@ -1,0 +1,33 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def match_cells(feat_q: Tensor, feat_k: Tensor) -> Tensor:
+    """For every cell of the query's map, the most similar cell of the key's.
+
+    DenseCL (https://arxiv.org/abs/2011.09157), equation 3. No gradient flows
+    through the match.
+
+    Args:
+        feat_q (Tensor): N×C×S, cells flattened, normalised over C.
+        feat_k (Tensor): N×C×T, likewise.
+
+    Returns:
+        Tensor: N×S, indices into the T cells.
+    """
+    return torch.bmm(feat_q.transpose(1, 2), feat_k).argmax(dim=2)
+
+
+def gather_cells(feat: Tensor, index: Tensor) -> Tensor:
+    """The cells of a map that an index names.
+
+    Args:
+        feat (Tensor): N×C×T, cells flattened.
+        index (Tensor): N×S, indices into the T cells.
+
+    Returns:
+        Tensor: N×C×S.
+    """
+    return feat.gather(2, index.unsqueeze(1).expand(-1, feat.size(1), -1))

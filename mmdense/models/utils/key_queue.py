@@ -1,0 +1,90 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import torch
+from mmengine.dist import all_gather
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmdense.utils.errors import InputError
+
+
+class KeyQueue(nn.Module):
+    """First-in-first-out dictionary of keys from past batches.
+
+    From MoCo (https://arxiv.org/abs/1911.05722, section 3.2), used by every
+    algorithm here that contrasts against a queue. All of its state is
+    buffers, so that a resumed run goes on where it stopped, and advancing it
+    needs no synchronisation with the device.
+
+    Args:
+        feat_dim (int): Channels C of a key.
+        queue_len (int): Number of keys K.
+
+    Attributes:
+        keys (Tensor): C×K, columns of length 1; random ones at the start.
+        ptr (Tensor): Column the next key goes to, shape (1, ).
+        filled (Tensor): How many columns hold real keys, shape (1, ).
+    """
+
+    def __init__(self, feat_dim: int, queue_len: int) -> None:
+        super().__init__()
+        for name, value in (('feat_dim', feat_dim), ('queue_len', queue_len)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f'{name} must be a whole number of at least 1, got {value!r}')
+        self.register_buffer('keys', F.normalize(torch.randn(feat_dim, queue_len), dim=0))
+        self.register_buffer('ptr', torch.zeros(1, dtype=torch.long))
+        self.register_buffer('filled', torch.zeros(1, dtype=torch.long))
+
+    @property
+    def feat_dim(self) -> int:
+        return self.keys.size(0)
+
+    @property
+    def queue_len(self) -> int:
+        return self.keys.size(1)
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Replaces the oldest keys by this batch's, of all processes.
+
+        Args:
+            keys (Tensor): N×C, normalised; N is the same in every process.
+                The order is by process, then by row.
+
+        Raises:
+            InputError: When all processes together have more keys than the
+                queue has places.
+        """
+        keys = torch.cat(all_gather(keys.detach().to(self.keys.dtype)), dim=0)
+        num_keys = keys.size(0)
+        if num_keys > self.queue_len:
+            raise InputError(
+                f'queue_len={self.queue_len} is smaller than the {num_keys} keys of one batch over '
+                'all processes; set queue_len to several times the total batch size'
+            )
+        # Indices modulo K: neither must be a multiple of the other.
+        columns = (self.ptr + torch.arange(num_keys, device=keys.device)) % self.queue_len
+        self.keys.index_copy_(1, columns, keys.t())
+        self.ptr.copy_((self.ptr + num_keys) % self.queue_len)
+        self.filled.copy_((self.filled + num_keys).clamp(max=self.queue_len))
+
+    def extra_repr(self) -> str:
+        return f'feat_dim={self.feat_dim}, queue_len={self.queue_len}'
+
+
+def unflatten_queues(module: nn.Module, state_dict: dict, prefix: str = '') -> None:
+    """Renames other packages' queues in a state dict, in place.
+
+    MoCo, OpenSelfSup and mmpretrain keep a queue as two flat buffers, ``NAME``
+    and ``NAME_ptr``. They become the buffers of the :class:`KeyQueue` called
+    ``NAME`` in ``module``, which is taken to be full.
+
+    Args:
+        module (nn.Module): Owner of the queues.
+        state_dict (dict): About to be loaded into ``module``.
+        prefix (str): Of ``module`` in ``state_dict``.
+    """
+    for name, child in module.named_modules(prefix=prefix.rstrip('.')):
+        if isinstance(child, KeyQueue) and name in state_dict:
+            state_dict[f'{name}.keys'] = state_dict.pop(name)
+            state_dict[f'{name}.ptr'] = state_dict.pop(f'{name}_ptr', child.ptr).reshape(1)
+            state_dict[f'{name}.filled'] = torch.full_like(child.filled, child.queue_len)

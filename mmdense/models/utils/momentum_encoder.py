@@ -1,0 +1,88 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from math import cos, pi
+
+import torch
+from mmengine.logging import MessageHub
+from mmengine.model import ExponentialMovingAverage
+from torch import nn
+
+from mmdense.utils.errors import InputError
+
+
+class MomentumEncoder(ExponentialMovingAverage):
+    r"""The momentum twin: a moving average of the online network's parameters.
+
+    The interface and state dict are those of MMEngine's averaged models
+    (``module.*``, ``steps``), with two differences. The average covers the
+    parameters ONLY: BatchNorm's buffers are the twin's own, gathered in its
+    own forward passes in train mode, as in MoCo, PixPro and SlotCon (MMEngine
+    copies the online network's over them). And all parameters are updated in
+    one fused call.
+
+    .. math:: \theta_k \leftarrow (1 - \alpha) \theta_k + \alpha \theta_q
+
+    ``momentum`` is :math:`\alpha`, one minus what the papers call momentum, as
+    everywhere in OpenMMLab. With ``end_momentum`` it follows a cosine from
+    one to the other over the run (BYOL, https://arxiv.org/abs/2006.07733,
+    appendix B; PixPro, SlotCon), counted by ``steps``, a buffer, so that it
+    survives a resume:
+
+    .. math:: \alpha(k) = \alpha_{end} + (\alpha - \alpha_{end})
+              (\cos(\pi k / K) + 1) / 2
+
+    Args:
+        model (nn.Module): The online network, copied.
+        momentum (float): :math:`\alpha` (at the first step), in (0, 1).
+            Defaults to 0.001.
+        end_momentum (float, optional): :math:`\alpha_{end}`, in [0, 1).
+            None keeps ``momentum`` constant.
+        total_steps (int, optional): K, the updates of the whole run. None
+            takes the ``max_iters`` that MMEngine's runner publishes.
+    """
+
+    def __init__(
+        self, model: nn.Module, momentum: float = 0.001, end_momentum=None, total_steps=None
+    ) -> None:
+        if not 0.0 < momentum < 1.0:
+            raise InputError(
+                f'momentum must be in (0, 1), got {momentum!r} (it is one minus the value in the '
+                'papers: 0.001 for 0.999)'
+            )
+        super().__init__(model, momentum=momentum)
+        self.end_momentum = end_momentum
+        self.total_steps = total_steps
+        self._steps = None
+
+    def current_momentum(self) -> float:
+        """:math:`\alpha` of the next update."""
+        if self.end_momentum is None:
+            return self.momentum
+        total = self.total_steps or MessageHub.get_current_instance().get_info('max_iters')
+        weight = (cos(pi * self._count() / total) + 1) / 2
+        return self.end_momentum + (self.momentum - self.end_momentum) * weight
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Moves the twin towards ``model``; the first call copies it.
+
+        (The online network is initialised after it was copied in
+        ``__init__``.)
+
+        Args:
+            model (nn.Module): The online network, structured as the one given
+                to ``__init__``.
+        """
+        alpha = 1.0 if self._count() == 0 else self.current_momentum()
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), alpha)
+        self.steps += 1
+        self._steps += 1
+
+    def _count(self) -> int:
+        """``steps`` without waiting for the device at every call."""
+        if self._steps is None:
+            self._steps = int(self.steps)
+        return self._steps
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._steps = None
