@@ -1,0 +1,29 @@
+default_scope = 'mmdense'
+
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    # names and counts files that cannot be read; an error if they are many
+    unreadable_images=dict(type='UnreadableImagesHook', max_ratio=0.01),
+    # says how full a key queue is and what chance level is; silent without one
+    key_queue_log=dict(type='KeyQueueLogHook'),
+    # writes work_dir/backbone.pth when training ends
+    backbone_export=dict(type='BackboneExportHook'),
+)
+
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'),
+)
+
+vis_backends = [dict(type='LocalVisBackend')]
+visualizer = dict(type='Visualizer', vis_backends=vis_backends)
+log_processor = dict(window_size=10)
+log_level = 'INFO'
+load_from = None
+resume = False
+randomness = dict(seed=None, deterministic=False)

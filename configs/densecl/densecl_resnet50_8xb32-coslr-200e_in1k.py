@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/densecl_r50.py',
+    '../_base_/datasets/in1k_mocov2.py',
+    '../_base_/schedules/sgd_coslr_200e.py',
+    '../_base_/default_runtime.py',
+]

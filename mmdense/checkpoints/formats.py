@@ -1,0 +1,110 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Knows who wrote a checkpoint and where in it the backbone is.
+
+Files are recognised by what is in them, never by their name. A new format is
+one more function in ``_FORMATS``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
+
+from torch import Tensor
+
+from mmdense.utils.errors import CheckpointError
+
+
+@dataclass
+class Recognised:
+    """A checkpoint, understood.
+
+    Attributes:
+        writer (str): Who wrote it, for people.
+        backbone (Dict[str, Tensor]): The product's tensors, named as in the
+            backbone itself.
+        dropped (List[str]): Names of the tensors that are not part of it.
+        meta (dict): What the writer says about the run.
+    """
+
+    writer: str
+    backbone: Dict[str, Tensor]
+    dropped: List[str] = field(default_factory=list)
+    meta: dict = field(default_factory=dict)
+
+
+def recognise(checkpoint: Any, name: str = 'checkpoint', prefix: Optional[str] = None):
+    """Finds the backbone in a loaded checkpoint.
+
+    Args:
+        checkpoint (Any): As :func:`mmdense.checkpoints.read_checkpoint` gives it.
+        name (str): Of the file, for messages.
+        prefix (str, optional): Take the tensors below this prefix, whatever
+            the writer says is the product.
+
+    Returns:
+        Recognised: Who wrote it, and the backbone.
+
+    Raises:
+        CheckpointError: When there are no tensors, or none below ``prefix``.
+    """
+    tensors = _state_dict(checkpoint)
+    if not tensors:
+        raise CheckpointError(f'{name} holds no tensors by name: it is not a model checkpoint')
+    meta = checkpoint.get('meta') or {}
+    if prefix is not None:
+        found = _split('a given prefix', tensors, prefix.rstrip('.') + '.', meta)
+        if not found.backbone:
+            some = sorted({key.split('.')[0] for key in tensors})
+            raise CheckpointError(f'{name} has nothing below {prefix!r}; it holds {some}')
+        return found
+    for recogniser in _FORMATS:
+        found = recogniser(tensors, meta)
+        if found is not None:
+            return found
+    raise CheckpointError(f'{name}: no format fits')  # the last one takes all; not reached
+
+
+def _state_dict(checkpoint: Any) -> Dict[str, Tensor]:
+    """The named tensors, without DistributedDataParallel's ``module.``."""
+    if not isinstance(checkpoint, dict):
+        return {}
+    tensors = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(tensors, dict):
+        return {}
+    tensors = {k: v for k, v in tensors.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if tensors and all(key.startswith('module.') for key in tensors):
+        tensors = {key[len('module.') :]: value for key, value in tensors.items()}
+    return tensors
+
+
+def _split(writer: str, tensors: Dict[str, Tensor], prefix: str, meta: dict) -> Recognised:
+    return Recognised(
+        writer=writer,
+        backbone={k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)},
+        dropped=[k for k in tensors if not k.startswith(prefix)],
+        meta=meta,
+    )
+
+
+def _mmdense(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """Ours say what the product is; an exported backbone has no prefix."""
+    own = meta.get('mmdense')
+    if not isinstance(own, dict):
+        return None
+    product = own.get('product', '')
+    writer = f'mmdense {own.get("algorithm", "")}'.strip()
+    return _split(writer, tensors, f'{product}.' if product else '', meta)
+
+
+def _openmmlab(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """mmpretrain, mmselfsup 1.x and other OpenMMLab models."""
+    if not any(key.startswith('backbone.') for key in tensors):
+        return None
+    return _split('mmpretrain', tensors, 'backbone.', meta)
+
+
+def _plain(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """A backbone alone."""
+    return _split('a plain backbone', tensors, '', meta)
+
+
+_FORMATS = (_mmdense, _openmmlab, _plain)

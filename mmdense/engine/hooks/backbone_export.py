@@ -1,0 +1,48 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import os.path as osp
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+from mmdense.checkpoints import describe_product, save_backbone
+from mmdense.registry import HOOKS
+
+
+@HOOKS.register_module()
+class BackboneExportHook(Hook):
+    """Marks every checkpoint with what the product of the run is, and writes
+    the product alone when training ends.
+
+    Args:
+        filename (str, optional): File in the work directory. None writes only
+            the mark. Defaults to 'backbone.pth'.
+    """
+
+    def __init__(self, filename: str = 'backbone.pth') -> None:
+        self.filename = filename
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Adds ``meta['mmdense']``."""
+        model = _algorithm(runner)
+        if hasattr(model, 'product'):
+            checkpoint['meta']['mmdense'] = describe_product(model)
+
+    def after_train(self, runner) -> None:
+        """Writes the backbone."""
+        model = _algorithm(runner)
+        if self.filename is None or not hasattr(model, 'product') or not is_main_process():
+            return
+        path = osp.join(runner.work_dir, self.filename)
+        about = {k: v for k, v in describe_product(model).items() if k != 'product'}
+        save_backbone(
+            model.get_product().state_dict(), path, epoch=runner.epoch, iter=runner.iter, **about
+        )
+        runner.logger.info(
+            f'Backbone alone: {path}. In mmdet or mmseg: backbone=dict(init_cfg=dict('
+            f"type='mmdense.SelfSupPretrained', checkpoint='{path}'))"
+        )
+
+
+def _algorithm(runner):
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -1,0 +1,74 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from math import ceil, log
+from typing import Optional
+
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.model import is_model_wrapper
+
+from mmdense.models.utils import KeyQueue
+from mmdense.registry import HOOKS
+
+
+@HOOKS.register_module()
+class KeyQueueLogHook(Hook):
+    """Logs how full the key queue is, and the loss of pure chance, ln(1 + K).
+
+    A queue starts with random vectors, which are easy to tell from real keys:
+    the loss RISES toward chance level while real keys replace them, and falls
+    only then. Users take that for divergence, so the log says it in words.
+
+    The queue is read (which waits for the device) only when the logger writes
+    a line.
+    """
+
+    def before_train(self, runner) -> None:
+        """Says what to expect."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        queues = [m for m in model.modules() if isinstance(m, KeyQueue)]
+        # Queues of one model advance together; the longest is full last.
+        self.queue = max(queues, key=lambda queue: queue.queue_len, default=None)
+        if self.queue is None:
+            return
+        loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
+        self.interval = loggers[0].interval if loggers else 50
+        self.full = self._fill() >= 1
+        batch = (getattr(runner.train_dataloader, 'batch_size', None) or 1) * get_world_size()
+        length = self.queue.queue_len
+        if not self.full:
+            iters = ceil((length - int(self.queue.filled)) / batch)
+            runner.logger.info(
+                f'The key queue is {self._fill():.0%} full. While it fills, for the next {iters} '
+                f'iterations ({length} keys, {batch} an iteration), the loss rises toward chance '
+                f'level, ln(1 + {length}) = {self._chance():.2f}. This is not divergence: it falls '
+                'once the queue is full.'
+            )
+
+    def after_train_iter(
+        self,
+        runner,
+        batch_idx: int,
+        data_batch: Optional[dict] = None,
+        outputs: Optional[dict] = None,
+    ) -> None:
+        """Publishes ``queue_fill`` in [0, 1] and ``chance`` to every log backend."""
+        if self.queue is None or not (
+            self.every_n_inner_iters(batch_idx, self.interval)
+            or self.end_of_epoch(runner.train_dataloader, batch_idx)
+        ):
+            return
+        fill = self._fill()
+        runner.message_hub.update_scalar('train/queue_fill', fill)
+        runner.message_hub.update_scalar('train/chance', self._chance())
+        if fill >= 1 and not self.full:
+            self.full = True
+            runner.logger.info(
+                f'The key queue is full (iteration {runner.iter + 1}); from here on the loss '
+                f'should fall. Chance level is {self._chance():.2f}.'
+            )
+
+    def _fill(self) -> float:
+        return int(self.queue.filled) / self.queue.queue_len
+
+    def _chance(self) -> float:
+        return log(1 + self.queue.queue_len)

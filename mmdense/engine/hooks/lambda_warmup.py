@@ -1,0 +1,41 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Optional
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+from mmdense.registry import HOOKS
+from mmdense.utils.errors import InputError
+
+
+@HOOKS.register_module()
+class LambdaWarmupHook(Hook):
+    """Keeps DenseCL's λ at 0 for the first iterations.
+
+    Until the backbone's features say something, matched cells are random; the
+    authors' code has this as an option, and the released recipes leave it off
+    (https://arxiv.org/abs/2011.09157, section 3.3).
+
+    Args:
+        start_iters (int): Iterations with λ = 0. Defaults to 1000.
+    """
+
+    def __init__(self, start_iters: int = 1000) -> None:
+        if not isinstance(start_iters, int) or start_iters < 0:
+            raise InputError(f'start_iters must be a whole number from 0, got {start_iters!r}')
+        self.start_iters = start_iters
+
+    def before_train(self, runner) -> None:
+        """Remembers the λ of the config."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not hasattr(model, 'loss_lambda'):
+            raise InputError(f'LambdaWarmupHook: {type(model).__name__} has no loss_lambda')
+        self.model, self.loss_lambda = model, model.loss_lambda
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Optional[dict] = None) -> None:
+        """Sets λ for this iteration."""
+        self.model.loss_lambda = self.loss_lambda if runner.iter >= self.start_iters else 0.0
+
+    def after_train(self, runner) -> None:
+        """Leaves the model as it was."""
+        self.model.loss_lambda = self.loss_lambda

@@ -1,0 +1,138 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""What tools/train.py and tools/test.py have in common."""
+
+import os
+import os.path as osp
+import sys
+import warnings
+from contextlib import contextmanager
+from typing import Iterator
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.dist import is_distributed
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .errors import MMDenseError
+
+
+def add_common_arguments(parser) -> None:
+    """The flags that every OpenMMLab tool has."""
+    parser.add_argument('--work-dir', help='the directory for logs and checkpoints')
+    parser.add_argument('--amp', action='store_true', help='enable automatic mixed precision')
+    parser.add_argument(
+        '--no-pin-memory', action='store_true', help='disable pin_memory in the data loaders'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config, as xxx=yyy; a list as key="[a,b]" or key=a,b',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def merge_common_arguments(cfg: Config, args) -> None:
+    """Applies them to a config."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
+    for loader in filter(None, loaders):
+        loader.setdefault('collate_fn', dict(type='mmdense.default_collate'))
+        if args.no_pin_memory or not torch.cuda.is_available():
+            loader.pin_memory = False
+        if loader.get('num_workers', 0) == 0:  # PyTorch refuses the combination
+            loader.persistent_workers = False
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner that a config describes, also for several processes without
+    a GPU, which MMEngine does not support by itself."""
+    # mmcv's remark on every call of a worker's first colour jitter; harmless.
+    warnings.filterwarnings('ignore', message="Only use 'alpha' for pillow backend")
+    if cfg.launcher != 'none' and get_device() == 'cpu':
+        _prepare_cpu_processes(cfg)
+    return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+
+
+def _prepare_cpu_processes(cfg: Config) -> None:
+    """gloo instead of nccl, no device ids, no synchronised BatchNorm."""
+    if cfg.launcher == 'slurm':
+        # As MMEngine does, less what it asks of CUDA.
+        os.environ['RANK'] = os.environ['SLURM_PROCID']
+        os.environ['WORLD_SIZE'] = os.environ['SLURM_NTASKS']
+        os.environ['LOCAL_RANK'] = os.environ.get('SLURM_LOCALID', '0')
+        os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
+        os.environ.setdefault('MASTER_PORT', '29500')
+    if not is_distributed():
+        torch.distributed.init_process_group('gloo')
+    cfg.env_cfg = cfg.get('env_cfg', ConfigDict())
+    cfg.env_cfg.dist_cfg = ConfigDict(backend='gloo')
+    cfg.model_wrapper_cfg = ConfigDict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    replaced = _replace_sync_bn(cfg.get('model'))
+    if replaced:
+        print_log(
+            f'No GPU: {replaced} SyncBN of the config became BN, with statistics per process.',
+            logger='current',
+        )
+
+
+def _replace_sync_bn(node) -> int:
+    """SyncBN → BN in a config, in place; how many there were."""
+    if isinstance(node, (list, tuple)):
+        return sum(_replace_sync_bn(item) for item in node)
+    if not isinstance(node, dict):
+        return 0
+    count = sum(_replace_sync_bn(value) for value in node.values())
+    if node.get('type') in ('SyncBN', 'MMSyncBN', 'naiveSyncBN'):
+        node['type'] = 'BN'
+        count += 1
+    return count
+
+
+@contextmanager
+def one_line_errors(*also: type) -> Iterator[None]:
+    """Ends the program with one line on an error that the user can mend.
+
+    Args:
+        also: Exception classes that are the user's within this block, besides
+            :class:`MMDenseError`. MMDENSE_TRACEBACK=1 shows all of them whole.
+    """
+    try:
+        yield
+    except (MMDenseError, *also) as error:
+        if os.environ.get('MMDENSE_TRACEBACK'):
+            raise
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        message = ' '.join(text.split()) or type(error).__name__
+        # Every rank may end here; one message is enough, unless it was another's.
+        print(f'mmdense: error: {message}', file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+
+
+# What a wrong value in a config raises while things are built from it.
+CONFIG_ERRORS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)

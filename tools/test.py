@@ -1,0 +1,60 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Evaluates a checkpoint on the test set of a config that has one:
+python tools/test.py CONFIG CHECKPOINT …"""
+
+import argparse
+
+import mmengine
+from mmengine.config import Config
+from mmengine.evaluator import DumpResults
+
+from mmdense.utils.launch import (
+    CONFIG_ERRORS,
+    add_common_arguments,
+    build_runner,
+    merge_common_arguments,
+    one_line_errors,
+)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Evaluate a model')
+    parser.add_argument('config', help='config file path')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', help='file to write results to (.pkl, or .json for metrics)')
+    parser.add_argument(
+        '--out-item',
+        choices=['metrics', 'pred'],
+        help='what --out gets; predictions unless told otherwise',
+    )
+    add_common_arguments(parser)
+    args = parser.parse_args()
+    if args.out is None and args.out_item is not None:
+        parser.error('--out-item needs --out')
+    return args
+
+
+def main():
+    args = parse_args()
+    with one_line_errors(*CONFIG_ERRORS):
+        cfg = Config.fromfile(args.config)
+        merge_common_arguments(cfg, args)
+        cfg.load_from = args.checkpoint
+        if cfg.get('test_dataloader') is None:
+            raise ValueError(
+                f'{args.config} has no test_dataloader: pretraining has no labels to test on. '
+                'Transfer the backbone to a task (configs/transfer) and test that'
+            )
+        if args.amp:
+            cfg.test_cfg.fp16 = True
+        runner = build_runner(cfg)
+        if args.out and args.out_item != 'metrics':
+            runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    with one_line_errors():
+        metrics = runner.test()
+    if args.out and args.out_item == 'metrics':
+        mmengine.dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    main()

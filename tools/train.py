@@ -1,0 +1,80 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Pretrains a backbone: python tools/train.py CONFIG [--work-dir DIR] …"""
+
+import argparse
+
+from mmengine.config import Config
+
+from mmdense.engine import check_enough_images
+from mmdense.utils.launch import (
+    CONFIG_ERRORS,
+    add_common_arguments,
+    build_runner,
+    merge_common_arguments,
+    one_line_errors,
+)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Pretrain a backbone')
+    parser.add_argument('config', help='config file path')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='resume from this checkpoint, or without one from the latest in the work directory',
+    )
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate in training')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate linearly to the actual total batch size',
+    )
+    parser.add_argument(
+        '--no-persistent-workers',
+        action='store_true',
+        help='disable persistent_workers in the data loaders',
+    )
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def merge_args(cfg, args):
+    merge_common_arguments(cfg, args)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
+        cfg.auto_scale_lr.enable = True
+    if args.no_persistent_workers:
+        for split in ('train', 'val'):
+            if cfg.get(f'{split}_dataloader'):
+                cfg[f'{split}_dataloader'].persistent_workers = False
+
+
+def main():
+    args = parse_args()
+    with one_line_errors(*CONFIG_ERRORS):
+        cfg = Config.fromfile(args.config)
+        merge_args(cfg, args)
+        runner = build_runner(cfg)
+        # Here and not in the loop: an empty loader breaks the schedules first.
+        runner._train_dataloader = runner.build_dataloader(
+            runner._train_dataloader,
+            seed=runner.seed,
+            diff_rank_seed=cfg.get('randomness', {}).get('diff_rank_seed', False),
+        )
+        check_enough_images(runner._train_dataloader)
+    with one_line_errors():
+        runner.train()
+
+
+if __name__ == '__main__':
+    main()
