@@ -19,7 +19,17 @@ UnpicklingError = pickle.UnpicklingError
 
 _ALLOWED = {
     'collections': {'OrderedDict', 'defaultdict'},
-    'builtins': {'set', 'frozenset', 'complex', 'slice', 'range', 'bytearray', 'int', 'dict'},
+    'builtins': {
+        'set',
+        'frozenset',
+        'complex',
+        'slice',
+        'range',
+        'bytearray',
+        'bytes',
+        'int',
+        'dict',
+    },
     'argparse': {'Namespace'},
     '_codecs': {'encode'},
     'torch': {'Size', 'device', 'Tensor'},

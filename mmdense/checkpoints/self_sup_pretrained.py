@@ -72,8 +72,8 @@ class SelfSupPretrained:
             update_init_info(module, init_info=f'SelfSupPretrained: {self.checkpoint}')
         left = len(found.dropped) + len(found.backbone) - len(offered)
         print_log(
-            f'SelfSupPretrained: filled all {len(wanted)} tensors of {type(module).__name__} from '
-            f'{self.checkpoint} (written by {found.writer}; {left} tensors of other parts left out)',
+            f'SelfSupPretrained: all {len(wanted)} tensors of {type(module).__name__} filled from '
+            f'{self.checkpoint} (written by {found.writer}; {left} of other parts left out)',
             logger='current',
         )
 
@@ -108,9 +108,7 @@ def _shape(tensor: Tensor) -> str:
 
 def _likely_reason(wanted: Dict[str, Tensor], backbone: Dict[str, Tensor]) -> str:
     if any(k.startswith('stem.') for k in wanted) and 'conv1.weight' in backbone:
-        return (
-            " The model has a deep stem and the file a plain one: use type='ResNet', not V1c/V1d."
-        )
+        return " The model has a deep stem, the file a plain one: use type='ResNet'."
     in_file, in_model = _resnet(backbone), _resnet(wanted)
     stages = min(len(in_file), len(in_model))
     if in_file[:stages] != in_model[:stages]:

@@ -1,6 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from .heads import *  # noqa: F401, F403
-from .losses import *  # noqa: F401, F403
-from .necks import *  # noqa: F401, F403
-from .selfsup import *  # noqa: F401, F403
-from .utils import *  # noqa: F401, F403
+from .heads import *  # noqa: F403
+from .losses import *  # noqa: F403
+from .necks import *  # noqa: F403
+from .selfsup import *  # noqa: F403
+from .utils import *  # noqa: F403

@@ -1,0 +1,121 @@
+# FCN on CamVid's 11 classes from a pretrained backbone, under DenseCL's protocol:
+# R50 dilated to stride 16, plain stem, all BatchNorm trained and synchronised,
+# nothing frozen; two convolutions of 256 with dilation 6, no auxiliary head.
+# Importing mmdense first lets MMEngine find mmseg's configs in both lines of OpenMMLab.
+_base_ = __import__('mmdense') and [
+    'mmseg::_base_/models/fcn_r50-d8.py',
+    'mmseg::_base_/schedules/schedule_20k.py',
+    'mmseg::_base_/default_runtime.py',
+]
+
+# --cfg-options model.backbone.init_cfg.checkpoint=...
+checkpoint = 'work_dirs/densecl_r50_coco/backbone.pth'
+crop_size = (360, 480)
+void = 11
+
+model = dict(
+    pretrained=None,
+    data_preprocessor=dict(size=crop_size, seg_pad_val=void),
+    backbone=dict(
+        type='ResNet',
+        strides=(1, 2, 2, 1),
+        dilations=(1, 1, 1, 2),
+        contract_dilation=False,
+        init_cfg=dict(type='mmdense.SelfSupPretrained', checkpoint=checkpoint),
+    ),
+    decode_head=dict(
+        channels=256,
+        dilation=6,
+        concat_input=False,
+        dropout_ratio=0,
+        num_classes=11,
+        align_corners=True,
+        ignore_index=void,
+    ),
+    auxiliary_head=None,
+)
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=(480, 360), ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75, ignore_index=void),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+
+camvid = dict(
+    type='BaseSegDataset',
+    data_root='data/camvid',
+    img_suffix='.jpg',
+    seg_map_suffix='.png',
+    metainfo=dict(
+        classes=(
+            'sky',
+            'building',
+            'pole',
+            'road',
+            'pavement',
+            'tree',
+            'signsymbol',
+            'fence',
+            'car',
+            'pedestrian',
+            'bicyclist',
+        ),
+        palette=[
+            [128, 128, 128],
+            [128, 0, 0],
+            [192, 192, 128],
+            [128, 64, 128],
+            [60, 40, 222],
+            [128, 128, 0],
+            [192, 128, 128],
+            [64, 64, 128],
+            [64, 0, 128],
+            [64, 64, 0],
+            [0, 128, 192],
+        ],
+    ),
+)
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        data_prefix=dict(img_path='img_dir/train', seg_map_path='ann_dir/train'),
+        pipeline=train_pipeline,
+        **camvid,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val'),
+        pipeline=test_pipeline,
+        **camvid,
+    ),
+)
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        data_prefix=dict(img_path='img_dir/test', seg_map_path='ann_dir/test'),
+        pipeline=test_pipeline,
+        **camvid,
+    ),
+)
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'], ignore_index=void)
+test_evaluator = val_evaluator

@@ -1,0 +1,179 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import importlib.util
+
+import pytest
+import torch
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import DefaultScope
+
+from mmdense.checkpoints import export_backbone, read_checkpoint, recognise, save_backbone
+from mmdense.utils.errors import CheckpointError
+
+
+def build(package, **cfg):
+    """A ResNet of mmpretrain, mmdet or mmseg, initialised as its tools do."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f'{package} is not installed')
+    with DefaultScope.overwrite_default_scope(package):
+        scoped = dict(dict(type=f'{package}.ResNet', depth=18, out_indices=(3,)), **cfg)
+        model = ROOT.build(scoped)
+        model.init_weights()
+    return model
+
+
+def random_backbone(depth=18):
+    model = build('mmpretrain', depth=depth)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.normal_()
+    return model.state_dict()
+
+
+@pytest.fixture
+def full_checkpoint(tmp_path):
+    """As a run of DenseCL writes it, with a twin that differs."""
+    backbone = random_backbone()
+    state = {f'backbone.{k}': v for k, v in backbone.items()}
+    state.update({f'encoder_k.module.0.{k}': torch.zeros_like(v) for k, v in backbone.items()})
+    state.update({'neck.mlp.0.weight': torch.ones(2, 2), 'queue.keys': torch.ones(2, 2)})
+    path = str(tmp_path / 'epoch_1.pth')
+    meta = dict(epoch=1, iter=5, mmdense=dict(algorithm='DenseCL', product='backbone'))
+    torch.save(dict(meta=meta, state_dict=state), path)
+    return path, backbone
+
+
+def assert_filled(model, backbone):
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, backbone[key]), key
+
+
+@pytest.mark.parametrize('package', ['mmpretrain', 'mmdet', 'mmseg'])
+@pytest.mark.parametrize(
+    'kind', [dict(type='mmdense.SelfSupPretrained'), dict(type='Pretrained', _scope_='mmdense')]
+)
+@pytest.mark.parametrize('zero_init_residual', [True, False])
+def test_every_tensor_survives_init(full_checkpoint, package, kind, zero_init_residual):
+    """Neither the children's own init_weights() nor zero_init_residual undo it."""
+    path, backbone = full_checkpoint
+    init_cfg = dict(kind, checkpoint=path)
+    model = build(package, init_cfg=init_cfg, zero_init_residual=zero_init_residual)
+    assert_filled(model, backbone)
+
+
+def test_survives_inside_a_model(full_checkpoint):
+    """When a detector or segmenter is the one that is initialised."""
+    path, backbone = full_checkpoint
+    pytest.importorskip('mmseg')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = ROOT.build(
+            dict(
+                type='mmseg.EncoderDecoder',
+                backbone=dict(
+                    type='ResNet',
+                    depth=18,
+                    init_cfg=dict(type='mmdense.SelfSupPretrained', checkpoint=path),
+                ),
+                decode_head=dict(
+                    type='FCNHead', in_channels=512, channels=8, num_classes=2, in_index=3
+                ),
+            )
+        )
+        model.init_weights()
+    assert_filled(model.backbone, backbone)
+
+
+def test_another_depth_is_refused(full_checkpoint, tmp_path):
+    path, _ = full_checkpoint
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=path)
+    message = 'does not fit ResNet; nothing was loaded.*ResNet-18, the model is a ResNet-50'
+    with pytest.raises(CheckpointError, match=message):
+        build('mmpretrain', depth=50, init_cfg=init_cfg)
+    # A deeper file has all that a shallower model wants, and more.
+    deep = str(tmp_path / 'r34.pth')
+    save_backbone(random_backbone(34), deep)
+    with pytest.raises(CheckpointError, match='more in the file than in the model.*ResNet-34'):
+        build('mmpretrain', init_cfg=dict(type='mmdense.SelfSupPretrained', checkpoint=deep))
+
+
+def test_missing_tensors_are_refused(tmp_path):
+    backbone = random_backbone()
+    del backbone['layer2.0.conv1.weight']
+    path = str(tmp_path / 'part.pth')
+    save_backbone(backbone, path)
+    with pytest.raises(CheckpointError, match='1 missing from the file: layer2.0.conv1.weight'):
+        build('mmpretrain', init_cfg=dict(type='mmdense.SelfSupPretrained', checkpoint=path))
+
+
+def test_a_deep_stem_is_refused(full_checkpoint):
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=full_checkpoint[0])
+    with pytest.raises(CheckpointError, match="deep stem.*use type='ResNet'"):
+        build('mmpretrain', type='mmpretrain.ResNetV1c', init_cfg=init_cfg)
+
+
+def test_stages_the_model_lacks_are_left_out(full_checkpoint):
+    """The backbone of a C4 detector."""
+    path, backbone = full_checkpoint
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=path)
+    model = build(
+        'mmpretrain',
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(2,),
+        init_cfg=init_cfg,
+    )
+    assert_filled(model, backbone)
+
+
+def test_other_writers(tmp_path, full_checkpoint):
+    """mmpretrain's files, files of DistributedDataParallel, a bare state dict."""
+    backbone = full_checkpoint[1]
+    files = dict(
+        mmpretrain=dict(meta={}, state_dict={f'backbone.{k}': v for k, v in backbone.items()}),
+        ddp=dict(state_dict={f'module.backbone.{k}': v for k, v in backbone.items()}),
+        densecl=dict(state_dict=backbone, author='somebody'),
+        bare=backbone,
+    )
+    for name, content in files.items():
+        path = str(tmp_path / f'{name}.pth')
+        torch.save(content, path)
+        init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=path)
+        assert_filled(build('mmpretrain', init_cfg=init_cfg), backbone)
+
+
+def test_the_declared_product_is_taken(tmp_path, full_checkpoint):
+    """An algorithm whose twin is the product says so."""
+    path, backbone = full_checkpoint
+    checkpoint = read_checkpoint(path)
+    checkpoint['meta']['mmdense']['product'] = 'encoder_k.module.0'
+    twin = str(tmp_path / 'twin.pth')
+    torch.save(checkpoint, twin)
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=twin)
+    model = build('mmpretrain', init_cfg=init_cfg)
+    assert all(not v.any() for v in model.state_dict().values())
+    init_cfg.update(prefix='backbone')
+    assert_filled(build('mmpretrain', init_cfg=init_cfg), backbone)
+
+
+def test_export(full_checkpoint, tmp_path):
+    path, backbone = full_checkpoint
+    out = str(tmp_path / 'new' / 'backbone.pth')
+    message = export_backbone(path, out)
+    assert f'{len(backbone)} tensors' in message and 'mmdense DenseCL' in message
+    exported = torch.load(out, weights_only=True)  # nothing but tensors and plain values
+    assert exported['state_dict'].keys() == backbone.keys()
+    assert exported['meta']['mmdense']['epoch'] == 1
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=out)
+    assert_filled(build('mmpretrain', init_cfg=init_cfg), backbone)
+    # MMEngine's own initialiser reads it too
+    assert_filled(build('mmpretrain', init_cfg=dict(type='Pretrained', checkpoint=out)), backbone)
+    with pytest.raises(CheckpointError, match='is the checkpoint itself'):
+        export_backbone(path, path)
+
+
+def test_what_is_no_model_says_so(tmp_path):
+    for content in ([1, 2], dict(a=1), dict(state_dict={}), torch.ones(2)):
+        with pytest.raises(CheckpointError, match='holds no tensors by name'):
+            recognise(content, name='file.pth')
+    with pytest.raises(CheckpointError, match="nothing below 'neck'"):
+        recognise(dict(state_dict={'backbone.a': torch.ones(1)}), prefix='neck')
