@@ -1,1 +1,2 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from .hooks import *  # noqa: F403

@@ -120,7 +120,6 @@ def one_line_errors(*also: type) -> Iterator[None]:
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         message = ' '.join(text.split()) or type(error).__name__
-        # Every rank may end here; one message is enough, unless it was another's.
         print(f'mmdense: error: {message}', file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 

@@ -1,0 +1,301 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""A data set of images without labels, from a folder, a list or a COCO json."""
+
+import json
+import os
+import os.path as osp
+import random
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
+
+from mmengine.dataset import BaseDataset
+from mmengine.structures import BaseDataElement
+
+from mmdense.registry import DATASETS
+from mmdense.utils.errors import DataError
+
+from .transforms.loading import UnreadableImageError
+
+_PathLike = Union[str, os.PathLike]
+
+
+@DATASETS.register_module()
+class UnlabeledDataset(BaseDataset):
+    """Images without labels.
+
+    Without ``ann_file`` the folder ``data_root/data_prefix`` is searched, with
+    its sub-folders and whatever is linked into it, for files that end in one of
+    ``extensions`` in upper or lower case. Names that begin with a dot are left
+    out, and a folder that links lead to twice is searched once. The order is
+    that of the sorted paths, whatever the file system.
+
+    With ``ann_file`` the images are those it names, in its order, relative to
+    ``data_root/data_prefix``: the lines of a ``.txt``, or the ``file_name`` of
+    each of the ``images`` of a COCO ``.json``.
+
+    An image that cannot be read (:class:`UnreadableImageError`) is replaced by
+    another that depends on its index only, so that a resumed run sees the same
+    ones. Every data sample carries ``unreadable`` in its meta information, a
+    list of ``(path, reason)`` of the files that it stands in for, empty for
+    nearly all. :class:`~mmdense.engine.UnreadableImagesHook` logs and counts
+    them. The pipeline has to end in a transform that packs ``data_samples``.
+
+    Args:
+        data_root (str): The folder that ``ann_file`` and ``data_prefix`` are
+            relative to. Defaults to ''.
+        ann_file (str): A ``.txt`` or ``.json`` that names the images. Defaults
+            to '', the folder is searched.
+        data_prefix (str | dict): The folder of the images, or
+            ``dict(img_path=folder)``. Defaults to ''.
+        pipeline (Sequence[dict | Callable]): Transforms; the first is
+            ``LoadImage``. Defaults to an empty tuple.
+        extensions (Sequence[str]): The endings to search a folder for.
+        recursive (bool): Whether to search sub-folders. Defaults to True.
+        indices (int | Sequence[int], optional): Use the first so many images,
+            or these. Defaults to None, all.
+        serialize_data (bool): Keep the paths in one array that the data
+            loader's workers share. Defaults to True.
+        lazy_init (bool): Look for the images only when asked for them.
+            Defaults to False.
+        max_refetch (int): How many other images to try in place of an
+            unreadable one before giving up. Defaults to 100.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        DataError: No such folder or file, or no image in it.
+
+    Examples:
+        >>> dataset = UnlabeledDataset(data_root='data/coco', data_prefix='train2017')
+        >>> dataset[0]['img_path']
+        'data/coco/train2017/000000000009.jpg'
+    """
+
+    EXTENSIONS = (
+        '.jpg',
+        '.jpeg',
+        '.jfif',
+        '.png',
+        '.webp',
+        '.bmp',
+        '.tif',
+        '.tiff',
+        '.gif',
+        '.ppm',
+        '.pgm',
+    )
+
+    def __init__(
+        self,
+        data_root: _PathLike = '',
+        ann_file: _PathLike = '',
+        data_prefix: Union[_PathLike, dict] = '',
+        pipeline: Sequence = (),
+        extensions: Sequence[str] = EXTENSIONS,
+        recursive: bool = True,
+        indices: Optional[Union[int, Sequence[int]]] = None,
+        serialize_data: bool = True,
+        lazy_init: bool = False,
+        max_refetch: int = 100,
+    ) -> None:
+        data_root = _path('data_root', data_root)
+        ann_file = _path('ann_file', ann_file)
+        if isinstance(data_prefix, dict):
+            if set(data_prefix) != {'img_path'}:
+                raise TypeError(
+                    'data_prefix must be a folder or dict(img_path=folder), got the keys '
+                    f'{sorted(map(str, data_prefix))}'
+                )
+            data_prefix = data_prefix['img_path']
+        data_prefix = _path('data_prefix', data_prefix)
+        if not (data_root or ann_file or data_prefix):
+            raise DataError('UnlabeledDataset needs data_root, data_prefix or ann_file')
+        if ann_file and not ann_file.lower().endswith(('.txt', '.json')):
+            raise DataError(f'ann_file must be a .txt list or a COCO .json, got {ann_file}')
+        for name, value in (
+            ('recursive', recursive),
+            ('serialize_data', serialize_data),
+            ('lazy_init', lazy_init),
+        ):
+            if not isinstance(value, bool):
+                raise TypeError(f'{name} must be a bool, got {value!r}')
+        if isinstance(max_refetch, bool) or not isinstance(max_refetch, int) or max_refetch < 0:
+            raise TypeError(f'max_refetch must be an int of at least 0, got {max_refetch!r}')
+        self.extensions = _extensions(extensions)
+        self.recursive = recursive
+        super().__init__(
+            ann_file=ann_file,
+            data_root=data_root,
+            data_prefix=dict(img_path=data_prefix),
+            indices=indices,
+            serialize_data=serialize_data,
+            pipeline=pipeline,
+            lazy_init=lazy_init,
+            max_refetch=max_refetch,
+        )
+
+    @property
+    def source(self) -> str:
+        """Where the images come from and what was looked for, for messages."""
+        folder = self.data_prefix['img_path']
+        if self.ann_file:
+            return f'{self.ann_file} (its paths relative to {folder or os.curdir})'
+        depth = 'with' if self.recursive else 'without'
+        return f'{folder} ({depth} sub-folders, files ending in {" ".join(self.extensions)})'
+
+    def _join_prefix(self) -> None:
+        super()._join_prefix()
+        folder = self.data_prefix['img_path']  # joining '' has left a '/' at its end
+        self.data_prefix['img_path'] = folder.rstrip('/') or folder
+
+    def _get_unserialized_subset(self, indices: Union[Sequence[int], int]) -> list:
+        try:
+            subset = super()._get_unserialized_subset(indices)
+        except IndexError:
+            raise DataError(
+                f'indices go beyond the {len(self.data_list)} images of {self.source}'
+            ) from None
+        if not subset:
+            raise DataError(f'no image left of {self.source} with indices={indices}')
+        return subset
+
+    def load_data_list(self) -> List[dict]:
+        """list[dict]: One ``dict(img_path=...)`` an image."""
+        if not self.ann_file:
+            paths = self._search_folder()
+        else:
+            is_json = self.ann_file.lower().endswith('.json')
+            paths = self._read_json() if is_json else self._read_list()
+            paths = [osp.join(self.data_prefix['img_path'], path) for path in paths]
+            # One missing image is replaced; when all are, the prefix is wrong. Paths on
+            # another backend ('s3://…') are not looked up.
+            if not any('://' in path or osp.exists(path) for path in paths):
+                raise DataError(
+                    f'none of the {len(paths)} images in {self.ann_file} exists; the first '
+                    f'was looked for at {paths[0]}; check data_root and data_prefix'
+                )
+        return [dict(img_path=path) for path in paths]
+
+    def _search_folder(self) -> List[str]:
+        folder = self.data_prefix['img_path']
+        if not osp.isdir(folder):
+            what = 'is not a folder' if osp.exists(folder) else 'does not exist'
+            raise DataError(f'image folder {folder} {what}; looked for {self.source}')
+        paths = []
+        for parent, names in _walk(folder, self.recursive):
+            paths.extend(
+                osp.join(parent, name) for name in names if name.lower().endswith(self.extensions)
+            )
+        if not paths:
+            raise DataError(f'no image found in {self.source}')
+        return sorted(paths)
+
+    def _read_list(self) -> List[str]:
+        try:
+            with open(self.ann_file, encoding='utf-8-sig') as f:
+                paths = [line.strip() for line in f]
+        except (OSError, UnicodeDecodeError) as e:
+            raise DataError(f'cannot read the image list {self.ann_file}: {e}') from None
+        paths = [path for path in paths if path]
+        if not paths:
+            raise DataError(
+                f'the image list {self.ann_file} is empty; looked for one path on each line'
+            )
+        return paths
+
+    def _read_json(self) -> List[str]:
+        try:
+            with open(self.ann_file, encoding='utf-8-sig') as f:
+                content = json.load(f)
+        except (OSError, ValueError) as e:
+            raise DataError(f'cannot read the COCO json {self.ann_file}: {e}') from None
+        images = content.get('images') if isinstance(content, dict) else None
+        if not (isinstance(images, list) and images):
+            found = sorted(content) if isinstance(content, dict) else type(content).__name__
+            raise DataError(
+                f'{self.ann_file} is no COCO json of images: looked for a list "images" with at '
+                f'least one entry, found {found}'
+            )
+        for i, image in enumerate(images):
+            if not (isinstance(image, dict) and isinstance(image.get('file_name'), str)):
+                raise DataError(f'{self.ann_file}: images[{i}] has no "file_name": {image!r:.80}')
+        return [image['file_name'] for image in images]
+
+    def prepare_data(self, idx: int) -> dict:
+        """The idx-th image through the pipeline, or another in its place.
+
+        Args:
+            idx (int): The index of the image.
+
+        Returns:
+            dict: What the pipeline returns; its ``data_samples`` says in
+            ``unreadable`` which files it stands in for.
+
+        Raises:
+            DataError: Neither this image nor ``max_refetch`` others can be read.
+        """
+        unreadable: List[Tuple[str, str]] = []
+        for candidate in self._candidates(idx):
+            try:
+                results = self.pipeline(self.get_data_info(candidate))
+            except UnreadableImageError as e:
+                unreadable.append((e.path, e.reason))
+                continue
+            # Set here and not through the packing transform's meta_keys, which a config may
+            # well leave it out of.
+            sample = results.get('data_samples') if isinstance(results, dict) else None
+            if isinstance(sample, BaseDataElement):
+                sample.set_metainfo(dict(unreadable=unreadable))
+            return results
+        path, reason = unreadable[0]
+        raise DataError(
+            f'cannot read image {path} ({reason}), nor any of {len(unreadable) - 1} others tried '
+            f'in its place, of {len(self)} from {self.source}'
+        )
+
+    def _candidates(self, idx: int) -> Iterator[int]:
+        """``idx``, then the others to try: distinct, from all over the data
+        set (broken files come in runs), and dependent on ``idx`` alone."""
+        yield idx
+        number = len(self)
+        others = random.Random(idx).sample(range(number), min(number, self.max_refetch + 1))
+        yield from [other for other in others if other != idx % number][: self.max_refetch]
+
+
+def _walk(folder: str, recursive: bool) -> Iterator[Tuple[str, List[str]]]:
+    """(folder, names of its files) of ``folder`` and, if ``recursive``, all
+    below it, through links, each real folder once; nothing hidden."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f'cannot list folder {error.filename}: {error.strerror}')
+
+    visited = {_identity(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        below = []
+        for name in sorted(folders) if recursive else ():
+            identity = _identity(osp.join(parent, name))
+            if not name.startswith('.') and identity not in visited:
+                visited.add(identity)
+                below.append(name)
+        folders[:] = below  # os.walk goes on with these
+        yield parent, [name for name in names if not name.startswith('.')]
+
+
+def _identity(folder: str) -> Tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _path(name: str, value: _PathLike) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f'{name} must be a path, got {value!r}')
+    return os.fspath(value)
+
+
+def _extensions(extensions: Sequence[str]) -> Tuple[str, ...]:
+    if (
+        isinstance(extensions, str)
+        or not isinstance(extensions, Sequence)
+        or not extensions
+        or not all(isinstance(e, str) and len(e) > 1 and e.startswith('.') for e in extensions)
+    ):
+        raise TypeError(f"extensions must be like ('.jpg', '.png'), got {extensions!r}")
+    return tuple(e.lower() for e in extensions)

@@ -1,0 +1,377 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import io
+import pickle
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageChops, ImageFile, ImageOps
+
+from mmdense.datasets import LoadImage, UnreadableImageError, decode_image
+
+ORIENTATION = 0x0112
+
+
+def picture(height=37, width=53):
+    """(height, width, 3) uint8 RGB, smooth, different in every corner."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack(
+        [255 * x // width, 255 * y // height, 255 * (x + y) // (height + width)], -1
+    ).astype(np.uint8)
+
+
+def encode(image, *args, **kwargs):
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    stream = io.BytesIO()
+    image.save(stream, *args, **kwargs)
+    return stream.getvalue()
+
+
+def assert_close(actual, expected, tolerance):
+    assert actual.shape == expected.shape
+    assert np.abs(actual.astype(int) - expected.astype(int)).max() <= tolerance
+
+
+@pytest.mark.parametrize('suffix', ['png', 'bmp', 'tiff', 'ppm', 'webp'])
+def test_lossless_formats_give_bgr(suffix):
+    kwargs = dict(lossless=True) if suffix == 'webp' else {}
+    img = decode_image(encode(picture(), suffix, **kwargs))
+    assert img.dtype == np.uint8 and img.flags.writeable and img.flags.c_contiguous
+    np.testing.assert_array_equal(img, picture()[..., ::-1])
+
+
+@pytest.mark.parametrize(
+    'args, kwargs',
+    [
+        (('JPEG',), dict(quality=95)),
+        (('JPEG',), dict(quality=95, progressive=True)),
+        (('JPEG',), dict(quality=95, subsampling=0)),
+        (('WEBP',), dict(quality=95)),
+    ],
+)
+def test_lossy_formats_match_opencv(args, kwargs):
+    content = encode(picture(), *args, **kwargs)
+    expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    assert_close(decode_image(content), expected, 3)
+    assert_close(decode_image(content), picture()[..., ::-1], 24)
+
+
+def test_photographs_match_opencv(data_root):
+    for path in sorted((data_root / 'coco' / 'train2017').iterdir())[:10]:
+        content = path.read_bytes()
+        expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        assert_close(decode_image(content), expected, 3)
+
+
+@pytest.mark.parametrize('suffix', ['png', 'jpeg', 'webp', 'bmp', 'tiff', 'pgm'])
+def test_grey_becomes_three_channels(suffix):
+    grey = Image.fromarray(picture()).convert('L')
+    img = decode_image(encode(grey, 'ppm' if suffix == 'pgm' else suffix))
+    assert img.shape == (37, 53, 3)
+    assert_close(img, np.repeat(np.asarray(grey)[..., None], 3, -1), 6)
+
+
+def test_bilevel():
+    img = decode_image(encode(Image.fromarray(picture()).convert('1'), 'png'))
+    assert set(np.unique(img)) == {0, 255}
+
+
+@pytest.mark.parametrize('suffix', ['png', 'gif', 'bmp'])
+def test_palette(suffix):
+    palette = Image.fromarray(picture()).quantize(64)
+    img = decode_image(encode(palette, suffix))
+    np.testing.assert_array_equal(img, np.asarray(palette.convert('RGB'))[..., ::-1])
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('transparency', [3, bytes(range(64))])
+def test_palette_with_transparency_drops_it(transparency):
+    palette = Image.fromarray(picture()).quantize(64)
+    img = decode_image(encode(palette, 'png', transparency=transparency))
+    np.testing.assert_array_equal(img, np.asarray(palette.convert('RGB'))[..., ::-1])
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tiff', 'webp'])
+def test_alpha_is_dropped(suffix):
+    rgba = np.concatenate([picture(), picture()[..., :1]], -1)
+    kwargs = dict(lossless=True, exact=True) if suffix == 'webp' else {}
+    img = decode_image(encode(rgba, suffix, **kwargs))
+    np.testing.assert_array_equal(img, picture()[..., ::-1])
+
+
+def test_grey_with_alpha():
+    img = decode_image(encode(Image.fromarray(picture()).convert('LA'), 'png'))
+    assert_close(img[..., 0], np.asarray(Image.fromarray(picture()).convert('L')), 0)
+
+
+# ---------------------------------------------------------------- CMYK
+
+INKS = [  # CMYK and the RGB that it prints
+    ((255, 0, 0, 0), (0, 255, 255)),
+    ((0, 255, 0, 0), (255, 0, 255)),
+    ((0, 0, 255, 0), (255, 255, 0)),
+    ((0, 0, 0, 255), (0, 0, 0)),
+    ((0, 0, 0, 0), (255, 255, 255)),
+    ((0, 255, 255, 128), (127, 0, 0)),
+]
+
+
+@pytest.mark.parametrize('adobe', [True, False])
+@pytest.mark.parametrize('cmyk, rgb', INKS)
+def test_cmyk_jpeg(adobe, cmyk, rgb):
+    image = Image.new('CMYK', (16, 16), cmyk)
+    if not adobe:  # Pillow writes Adobe's marker and inverts: undo both
+        image = ImageChops.invert(image)
+    content = encode(image, 'jpeg', quality=100)
+    start = content.index(b'\xff\xee\x00\x0eAdobe')
+    if not adobe:
+        content = content[:start] + content[start + 16 :]
+    assert_close(decode_image(content), np.full((16, 16, 3), rgb[::-1]), 4)
+
+
+def test_cmyk_tiff():
+    for cmyk, rgb in INKS:
+        content = encode(Image.new('CMYK', (4, 4), cmyk), 'tiff')
+        assert_close(decode_image(content), np.full((4, 4, 3), rgb[::-1]), 1)
+
+
+# ---------------------------------------------------------------- 16 bits
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tiff'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_16_bit_ramp_is_scaled_not_clipped(suffix, channels):
+    ramp = np.linspace(0, 65535, 512).astype(np.uint16).reshape(1, 512)
+    image = np.repeat(ramp[..., None], channels, -1)
+    ok, content = cv2.imencode(suffix, np.repeat(image, 2, 0))
+    assert ok
+    img = decode_image(content.tobytes())
+    assert img.shape == (2, 512, 3)
+    assert_close(img[0], np.repeat((ramp[0] >> 8)[:, None], 3, -1), 1)
+    assert img.min() == 0 and img.max() == 255
+
+
+def test_16_bit_pgm():
+    ramp = np.linspace(0, 65535, 256).astype('>u2')
+    img = decode_image(b'P5 256 1 65535\n' + ramp.tobytes())
+    assert_close(img[0, :, 0], ramp >> 8, 1)
+
+
+def test_32_bit_is_refused_in_one_line():
+    with pytest.raises(ValueError, match='TIFF with 32 bits a pixel'):
+        decode_image(encode(Image.new('F', (4, 4)), 'tiff'))
+
+
+# ---------------------------------------------------------------- EXIF
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('suffix', ['jpeg', 'png', 'webp', 'tiff'])
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+def test_exif_orientation(suffix, orientation, mode):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = Image.fromarray(picture()).convert(mode)
+    kwargs = dict(lossless=True) if suffix == 'webp' else {}
+    content = encode(stored, suffix, exif=exif, **kwargs)
+    tagged = Image.open(io.BytesIO(encode(stored, 'png', exif=exif)))
+    expected = np.asarray(ImageOps.exif_transpose(tagged).convert('RGB'))[..., ::-1]
+    img = decode_image(content)
+    assert img.flags.c_contiguous
+    assert_close(img, expected, 24 if suffix == 'jpeg' else 0)
+
+
+def test_exif_orientation_of_16_bit():
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    grey = Image.fromarray(np.linspace(0, 65535, 12).astype(np.uint16).reshape(3, 4))
+    img = decode_image(encode(grey, 'png', exif=exif))
+    np.testing.assert_array_equal(img[..., 0], np.rot90(np.asarray(grey) >> 8, -1))
+
+
+@pytest.mark.parametrize('exif', [b'Exif\0\0garbage', b'Exif\0\0MM\0*\xff\xff\xff\xff', b''])
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_broken_exif_beside_good_pixels(exif):
+    assert decode_image(encode(picture(), 'jpeg', exif=exif)).shape == (37, 53, 3)
+
+
+def test_orientation_out_of_range():
+    exif = Image.Exif()
+    exif[ORIENTATION] = 99
+    assert decode_image(encode(picture(), 'jpeg', exif=exif)).shape == (37, 53, 3)
+
+
+# ---------------------------------------------------------------- truncation
+
+NOISE = np.kron(np.random.RandomState(0).randint(0, 255, (6, 7, 3)), np.ones((8, 8, 1)))
+ENCODED = {
+    'jpeg': encode(NOISE.astype(np.uint8), 'jpeg'),
+    'progressive': encode(NOISE.astype(np.uint8), 'jpeg', progressive=True),
+    'png': encode(NOISE.astype(np.uint8), 'png'),
+    'webp': encode(NOISE.astype(np.uint8), 'webp'),
+    'lossless webp': encode(NOISE.astype(np.uint8), 'webp', lossless=True),
+    'bmp': encode(NOISE.astype(np.uint8), 'bmp'),
+    'tiff': encode(NOISE.astype(np.uint8), 'tiff'),
+    'lzw tiff': encode(NOISE.astype(np.uint8), 'tiff', compression='tiff_lzw'),
+    'gif': encode(NOISE.astype(np.uint8), 'gif'),
+    'ppm': encode(NOISE.astype(np.uint8), 'ppm'),
+}
+
+
+@pytest.mark.parametrize('name', sorted(ENCODED))
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_truncated_anywhere(name):
+    content = ENCODED[name]
+    whole = decode_image(content)
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.one_of(
+            st.integers(0, len(content) - 1), st.integers(len(content) - 30, len(content) - 1)
+        )
+    )
+    def check(length):
+        try:
+            img = decode_image(content[:length])
+        except ValueError as e:
+            assert '\n' not in str(e) and 'BytesIO' not in str(e)
+        else:  # only a check sum, padding or an end marker is gone
+            np.testing.assert_array_equal(img, whole)
+            assert len(content) - length <= 32 and 'jpeg' not in name
+
+    check()
+
+
+def test_truncated_photograph(data_root, tmp_path):
+    source = sorted((data_root / 'coco' / 'train2017').iterdir())[0]
+    content = source.read_bytes()
+    for length in (len(content) // 2, len(content) - 100, len(content) - 3):
+        path = tmp_path / f'{length}.jpg'
+        path.write_bytes(content[:length])
+        with pytest.raises(UnreadableImageError, match='truncated'):
+            LoadImage()(dict(img_path=str(path)))
+
+
+def test_cut_after_the_end_marker_of_a_thumbnail():
+    """What OpenCV would be asked about if the last bytes were all that counts."""
+    exif = b'Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0' + encode(picture(8, 8), 'jpeg')
+    content = encode(picture(), 'jpeg', exif=exif)
+    end = content.index(b'\xff\xd9') + 2
+    assert len(content) - end > 300
+    with pytest.raises(ValueError):
+        decode_image(content[:end])
+    assert decode_image(content).shape == (37, 53, 3)
+
+
+@pytest.mark.parametrize('tail', [b'\0' * 100, b'a video of the same moment', b'\n'])
+def test_bytes_after_the_end_do_no_harm(tail):
+    np.testing.assert_array_equal(
+        decode_image(ENCODED['jpeg'] + tail), decode_image(ENCODED['jpeg'])
+    )
+
+
+def test_what_opencv_refuses_is_left_to_pillow(monkeypatch):
+    def refuse(*args):
+        raise cv2.error('no')
+
+    expected = decode_image(ENCODED['jpeg'])
+    for imdecode in (refuse, lambda *args: None):
+        monkeypatch.setattr(cv2, 'imdecode', imdecode)
+        np.testing.assert_array_equal(decode_image(ENCODED['jpeg']), expected)
+
+
+def test_another_library_cannot_switch_strictness_off(monkeypatch):
+    monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
+    with pytest.raises(ValueError, match='truncated'):
+        decode_image(ENCODED['jpeg'][:-200])
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True  # theirs, and left as it was
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted(ENCODED)), st.data())
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_corrupt_bytes_never_raise_anything_else(name, data):
+    content = bytearray(ENCODED[name])
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, min(len(content) - 1, 400)))] = data.draw(
+            st.integers(0, 255)
+        )
+    try:
+        img = decode_image(bytes(content))
+    except ValueError as e:
+        assert '\n' not in str(e)
+    else:
+        assert img.ndim == 3 and img.shape[2] == 3 and img.dtype == np.uint8
+
+
+# ---------------------------------------------------------------- LoadImage
+
+
+def test_load_image(tmp_path):
+    path = str(tmp_path / 'a.png')
+    Image.fromarray(picture()).save(path)
+    results = LoadImage()(dict(img_path=path, sample_idx=3))
+    assert results['img_path'] == path and results['sample_idx'] == 3
+    assert results['img_shape'] == results['ori_shape'] == (37, 53)
+    np.testing.assert_array_equal(results['img'], picture()[..., ::-1])
+
+
+def test_load_image_is_found_in_the_scope():
+    """In a process that never imported mmdense, as in mmpretrain's own tools."""
+    code = (
+        'from mmengine.registry import TRANSFORMS;'
+        'print(TRANSFORMS.build(dict(type="mmdense.LoadImage")))'
+    )
+    out = subprocess.run(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert 'LoadImage(backend_args=None)' in out.stdout
+
+
+@pytest.mark.parametrize(
+    'content, reason',
+    [
+        (b'', 'the file is empty'),
+        (b'<!DOCTYPE html><html>Not found</html>', "not an image.*b'<!DOCTYPE html><'"),
+        (b'version https://git-lfs.github.com/spec/v1\n', "not an image.*b'version https://'"),
+        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'not an image'),
+        (ENCODED['jpeg'][:400], '(not an image|[Tt]runcated)'),
+        (ENCODED['jpeg'][:-100], 'truncated'),
+    ],
+)
+def test_unreadable_files(tmp_path, content, reason):
+    path = tmp_path / 'a.jpg'
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImageError, match=f'cannot read image .*a.jpg: .*{reason}') as e:
+        LoadImage()(dict(img_path=str(path)))
+    assert '\n' not in str(e.value) and e.value.path == str(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(UnreadableImageError, match='none.jpg: No such file'):
+        LoadImage()(dict(img_path=str(tmp_path / 'none.jpg')))
+    with pytest.raises(UnreadableImageError, match='Is a directory'):
+        LoadImage()(dict(img_path=str(tmp_path)))
+
+
+def test_decompression_bomb(tmp_path):
+    path = tmp_path / 'bomb.pgm'
+    path.write_bytes(b'P5 20000 20000 255\n' + bytes(1000))
+    with pytest.raises(UnreadableImageError, match='exceeds limit'):
+        LoadImage()(dict(img_path=str(path)))
+
+
+def test_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(UnreadableImageError('a.jpg', 'truncated')))
+    assert (error.path, error.reason) == ('a.jpg', 'truncated')
+    assert str(error) == 'cannot read image a.jpg: truncated'
+
+
+def test_wrong_type():
+    with pytest.raises(TypeError, match="backend_args must be a dict or None, got 'disk'"):
+        LoadImage(backend_args='disk')

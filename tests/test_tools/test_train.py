@@ -1,0 +1,131 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+
+from mmdense.checkpoints import read_checkpoint
+
+
+def test_trains_exports_and_explains_itself(repo, run, tiny):
+    done = run(sys.executable, 'tools/train.py', *tiny())
+    assert done.returncode == 0, done.stdout
+    # chance level and queue fill, in words and in every line of the log
+    assert 'the loss rises toward chance level, ln(1 + 64) = 4.17' in done.stdout
+    assert 'The key queue is 0% full' in done.stdout
+    lines = [line for line in done.stdout.splitlines() if 'Epoch(train)' in line]
+    assert len(lines) == 8  # sixteen images, batch of four, two epochs
+    for i, line in enumerate(lines):
+        value = dict(re.findall(r'(\w+): ([-\d.e+]+)', line))
+        assert float(value['queue_fill']) == min(1, (i + 1) * 4 / 64)
+        assert abs(float(value['chance']) - math.log(65)) < 1e-3
+        # both parts, weighted: their sum is the loss
+        parts = float(value['loss_single']) + float(value['loss_dense'])
+        assert abs(float(value['loss']) - parts) < 1e-3
+
+    checkpoint = read_checkpoint(str(tiny.work_dir / 'epoch_2.pth'))
+    about = checkpoint['meta']['mmdense']
+    assert about['product'] == 'backbone' and about['algorithm'] == 'DenseCL'
+    exported = torch.load(tiny.work_dir / 'backbone.pth', weights_only=True)['state_dict']
+    for key, value in exported.items():
+        assert torch.equal(value, checkpoint['state_dict'][f'backbone.{key}'])
+
+    out = tiny.work_dir / 'again.pth'
+    done = run(sys.executable, 'tools/export_backbone.py', tiny.work_dir / 'epoch_2.pth', out)
+    assert done.returncode == 0 and f'{len(exported)} tensors' in done.stdout, done.stdout
+    assert torch.load(out, weights_only=True)['state_dict'].keys() == exported.keys()
+
+
+def kill_all(argument):
+    """SIGKILL to every process with this argument (torchrun's are each in a
+    session of their own)."""
+    for entry in filter(str.isdigit, os.listdir('/proc')):
+        try:
+            with open(f'/proc/{entry}/cmdline') as f:
+                found = argument in f.read().split('\0')
+            if found and int(entry) != os.getpid():
+                os.kill(int(entry), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it ended meanwhile
+
+
+def test_two_processes_killed_and_resumed(repo, run, tiny, free_port):
+    """dist_train.sh without a GPU, SIGKILL of everything, --resume."""
+    script = str(repo / 'tools' / 'dist_train.sh')
+    arguments = tiny('train_cfg.max_epochs=40', 'model.backbone.norm_cfg.type=SyncBN')
+    env = dict(os.environ, PORT=str(free_port), PYTHON=sys.executable)
+    log = tiny.work_dir.parent / 'first.log'
+    with log.open('w') as f:
+        process = subprocess.Popen(
+            [script, arguments[0], '2', *arguments[1:]],
+            env=env,
+            cwd=repo,
+            stdout=f,
+            stderr=subprocess.STDOUT,
+        )
+    deadline = time.time() + 200
+    while not (tiny.work_dir / 'epoch_2.pth').exists():
+        assert process.poll() is None and time.time() < deadline, log.read_text()
+        time.sleep(0.2)
+    kill_all(str(tiny.work_dir))
+    process.wait()
+    text = log.read_text()
+    assert '1 SyncBN of the config became BN' in text
+    # 2 processes × 4 images: two iterations an epoch
+    assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\]', text), text
+
+    # The kill may have come while a later checkpoint was being written.
+    last = max(int(re.search(r'\d+', p.name)[0]) for p in tiny.work_dir.glob('epoch_*.pth'))
+    while True:
+        try:
+            steps = read_checkpoint(str(tiny.work_dir / f'epoch_{last}.pth'))['state_dict']
+            break
+        except ValueError:
+            last -= 1
+    latest = tiny.work_dir / f'epoch_{last}.pth'
+    arguments = tiny(
+        f'train_cfg.max_epochs={last + 1}',
+        'model.backbone.norm_cfg.type=SyncBN',
+        flags=('--resume', str(latest)),
+    )
+    done = run(script, arguments[0], 2, *arguments[1:], PORT=str(free_port))
+    assert done.returncode == 0, done.stdout
+    assert f'resumed epoch: {last}' in done.stdout
+    after = read_checkpoint(str(tiny.work_dir / f'epoch_{last + 1}.pth'))['state_dict']
+    # two iterations of 2×4 keys went in, and the twin made two steps
+    assert int(after['encoder_k.steps']) == int(steps['encoder_k.steps']) + 2
+    assert int(after['queue.filled']) == min(64, int(steps['queue.filled']) + 16)
+    assert int(after['queue2.ptr']) == (int(steps['queue2.ptr']) + 16) % 64
+
+
+def test_flags_of_mmpretrain(run, tiny):
+    done = run(
+        sys.executable,
+        'tools/train.py',
+        *tiny(
+            'train_cfg.max_epochs=1',
+            flags=(
+                '--auto-scale-lr',
+                '--no-validate',
+                '--no-pin-memory',
+                '--no-persistent-workers',
+            ),
+        ),
+    )
+    assert done.returncode == 0, done.stdout
+    # 0.3 × 4 / 256
+    assert 'lr: 4.6875e-03' in done.stdout
+    assert run(sys.executable, 'tools/train.py', '--help').returncode == 0
+
+
+def test_test_tool_says_what_it_needs(run, repo, tmp_path):
+    done = run(sys.executable, 'tools/test.py', 'configs/densecl_r50_coco.py', tmp_path / 'x.pth')
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith(
+        'mmdense: error: configs/densecl_r50_coco.py has'
+    )
