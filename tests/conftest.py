@@ -1,5 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +62,100 @@ def mmdense_scope():
 
     with DefaultScope.overwrite_default_scope('mmdense'):
         yield
+
+
+# A recipe's real config, at a size that a test can afford.
+TINY = dict(
+    config='configs/densecl_r50_coco.py',
+    options=[
+        'model.backbone.depth=18',
+        'model.neck.in_channels=512',
+        'model.neck.hid_channels=64',
+        'model.queue_len=64',
+        'train_dataloader.batch_size=4',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.dataset.pipeline.1.transforms.0.0.scale=64',
+        'train_cfg.max_epochs=2',
+        'default_hooks.logger.interval=1',
+        'default_hooks.checkpoint.interval=1',
+    ],
+)
+
+
+@pytest.fixture(scope='session')
+def images(tmp_path_factory):
+    """A folder of sixteen images."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp('images')
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        small.resize((96, 72), Image.BICUBIC).save(folder / f'{i:02}.jpg')
+    return str(folder)
+
+
+def tiny_arguments(repo, images, work_dir, *options, flags=()):
+    """Arguments for tools/train.py: DenseCL's recipe at a tiny size."""
+    return [
+        str(repo / TINY['config']),
+        *('--work-dir', str(work_dir), *flags),
+        *('--cfg-options', *TINY['options'], f'train_dataloader.dataset.data_root={images}'),
+        *('train_dataloader.dataset.data_prefix=', *options),
+    ]
+
+
+def environment(*paths, **env):
+    """The environment of a user who has this checkout installed."""
+    paths = [str(REPO), *map(str, paths), os.environ.get('PYTHONPATH')]
+    path = os.pathsep.join(filter(None, paths))
+    return dict(os.environ, PYTHONPATH=path, PYTHON=sys.executable, **env)
+
+
+@pytest.fixture
+def tiny(repo, images, tmp_path):
+    """Arguments for tools/train.py, and the work directory they name."""
+
+    def arguments(*options, flags=()):
+        return tiny_arguments(repo, images, arguments.work_dir, *options, flags=flags)
+
+    arguments.work_dir = tmp_path / 'work'
+    return arguments
+
+
+@pytest.fixture(scope='session')
+def pretrained(tmp_path_factory, repo, images) -> Path:
+    """The checkpoint of a short run of DenseCL, R18, as tools/train.py wrote it."""
+    work_dir = tmp_path_factory.mktemp('pretrained')
+    arguments = tiny_arguments(repo, images, work_dir, 'train_cfg.max_epochs=1')
+    subprocess.run(
+        [sys.executable, 'tools/train.py', *arguments], cwd=repo, env=environment(), check=True
+    )
+    return work_dir / 'epoch_1.pth'
+
+
+@pytest.fixture
+def run(repo):
+    """Runs a command as a user does; its output and exit code."""
+
+    def call(*command, cwd=repo, path='', **env):
+        return subprocess.run(
+            [str(c) for c in command],
+            env=environment(path, **env),
+            cwd=cwd,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+        )
+
+    return call
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]

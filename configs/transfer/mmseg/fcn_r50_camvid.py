@@ -1,6 +1,7 @@
 # FCN on CamVid's 11 classes from a pretrained backbone, under DenseCL's protocol:
 # R50 dilated to stride 16, plain stem, all BatchNorm trained and synchronised,
 # nothing frozen; two convolutions of 256 with dilation 6, no auxiliary head.
+# _scope_ keeps the types mmseg's where another project inherits this as 'mmdense::…'.
 # Importing mmdense first lets MMEngine find mmseg's configs in both lines of OpenMMLab.
 _base_ = __import__('mmdense') and [
     'mmseg::_base_/models/fcn_r50-d8.py',
@@ -52,6 +53,7 @@ test_pipeline = [
 
 camvid = dict(
     type='BaseSegDataset',
+    _scope_='mmseg',
     data_root='data/camvid',
     img_suffix='.jpg',
     seg_map_suffix='.png',
@@ -117,5 +119,5 @@ test_dataloader = dict(
         **camvid,
     ),
 )
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'], ignore_index=void)
+val_evaluator = dict(type='IoUMetric', _scope_='mmseg', iou_metrics=['mIoU'], ignore_index=void)
 test_evaluator = val_evaluator

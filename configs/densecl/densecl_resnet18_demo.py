@@ -1,0 +1,29 @@
+# What `make demo` runs: minutes on two CPU cores, for a picture, not for transfer.
+_base_ = [
+    '../_base_/models/densecl_r50.py',
+    '../_base_/datasets/mocov2.py',
+    '../_base_/schedules/sgd_coslr_200e.py',
+    '../_base_/default_runtime.py',
+]
+
+# A short run needs a queue that is soon full and a twin that keeps up.
+model = dict(
+    queue_len=512,
+    momentum=0.03,
+    backbone=dict(depth=18),
+    neck=dict(in_channels=512, hid_channels=512),
+)
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[1]['transforms'][0][0]['scale'] = 96
+
+train_dataloader = dict(
+    num_workers=2,
+    dataset=dict(data_root='work_dirs/demo/photographs', pipeline=train_pipeline),
+)
+
+optim_wrapper = dict(optimizer=dict(lr=0.06))
+param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=True, T_max=15, begin=0, end=15)]
+train_cfg = dict(max_epochs=15)
+default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=1))
+randomness = dict(seed=0)
