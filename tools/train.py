@@ -4,6 +4,7 @@
 import argparse
 
 from mmengine.config import Config
+from mmengine.device import get_device
 
 from mmdense.engine import check_enough_images
 from mmdense.utils.launch import (
@@ -44,6 +45,8 @@ def merge_args(cfg, args):
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
+        if get_device() == 'cpu':
+            raise ValueError('--amp needs a GPU: leave it out on the CPU')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume is not None:
@@ -65,7 +68,9 @@ def main():
         cfg = Config.fromfile(args.config)
         merge_args(cfg, args)
         runner = build_runner(cfg)
-        # Here and not in the loop: an empty loader breaks the schedules first.
+        # Built here and not within train(), so that a mistake in them is one line, and because an
+        # empty loader breaks the schedules before any hook could tell.
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         runner._train_dataloader = runner.build_dataloader(
             runner._train_dataloader,
             seed=runner.seed,

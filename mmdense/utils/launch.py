@@ -4,6 +4,7 @@
 import os
 import os.path as osp
 import sys
+import traceback
 import warnings
 from contextlib import contextmanager
 from typing import Iterator
@@ -119,7 +120,13 @@ def one_line_errors(*also: type) -> Iterator[None]:
         if os.environ.get('MMDENSE_TRACEBACK'):
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        message = ' '.join(text.split()) or type(error).__name__
+        message = ' '.join(text.split())
+        if not isinstance(error, MMDenseError):  # may need its context to be understood
+            *_, frame = traceback.walk_tb(error.__traceback__)
+            where = '/'.join(frame[0].f_code.co_filename.split(os.sep)[-2:])
+            message += (
+                f' ({type(error).__name__} at {where}:{frame[1]}; MMDENSE_TRACEBACK=1 shows all)'
+            )
         print(f'mmdense: error: {message}', file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 

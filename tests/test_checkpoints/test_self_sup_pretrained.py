@@ -15,7 +15,7 @@ def build(package, **cfg):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f'{package} is not installed')
     with DefaultScope.overwrite_default_scope(package):
-        scoped = dict(dict(type=f'{package}.ResNet', depth=18, out_indices=(3,)), **cfg)
+        scoped = dict(dict(type=f'{package}.ResNet', depth=18), **cfg)
         model = ROOT.build(scoped)
         model.init_weights()
     return model
@@ -122,6 +122,15 @@ def test_stages_the_model_lacks_are_left_out(full_checkpoint):
         out_indices=(2,),
         init_cfg=init_cfg,
     )
+    assert_filled(model, backbone)
+
+
+def test_the_fourth_stage_of_a_c4_detector(full_checkpoint):
+    """mmdet's C4 detectors have it in roi_head.shared_head."""
+    path, backbone = full_checkpoint
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=path)
+    model = build('mmdet', type='mmdet.ResLayer', stage=3, stride=2, init_cfg=init_cfg)
+    assert all(key.startswith('layer4.') for key in model.state_dict())
     assert_filled(model, backbone)
 
 

@@ -46,6 +46,7 @@ CASES = dict(
     ),
     no_folder=(['train_dataloader.dataset.data_root=/no/such/folder'], '/no/such/folder'),
     few_images=(['train_dataloader.batch_size=17'], '16 images are fewer than one batch of 17'),
+    wrong_optimizer=(['optim_wrapper.optimizer.lrr=1'], 'lrr'),
     backbone_too_narrow=(['model.neck.in_channels=256'], 'DenseCLNeck has in_channels=256'),
 )
 
@@ -106,6 +107,12 @@ def test_checkpoints(write, message, how, train, earlier, tmp_path):
     assert line.startswith('mmdense: error: ')
     assert message in line and str(path) in line
     assert not (tmp_path / 'it_ran').exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='is not an error with a GPU')
+def test_amp_without_a_gpu(train):
+    code, line = train(flags=('--amp',))
+    assert code == 1 and '--amp needs a GPU: leave it out on the CPU' in line
 
 
 def test_traceback_on_request(tiny, monkeypatch, repo):
