@@ -10,6 +10,7 @@ sibling packages (mmdet, mmseg) could not resolve ``mmdense.<Type>``.
 MMEngine imports this module by itself when it meets the prefix ``mmdense.``
 in a config, so other projects need no import of their own.
 """
+
 import mmengine.registry as root
 from mmengine.registry import Registry
 

@@ -1,0 +1,47 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+.PHONY: help setup setup-ops demo test test-slow lint clean
+
+.DEFAULT_GOAL := help
+PYTEST_ARGS ?=
+
+ifdef MMDENSE_PYTHON
+# An environment that is there already: nothing is installed into it.
+PY := $(abspath $(shell command -v '$(MMDENSE_PYTHON)'))
+$(if $(PY),,$(error MMDENSE_PYTHON=$(MMDENSE_PYTHON) is not a program))
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+setup setup-ops: ;
+else
+PY := $(CURDIR)/.venv/bin/python
+unexport PYTHONPATH
+setup: ; @requirements/setup_env.sh
+setup-ops: ; @requirements/setup_env.sh --ops
+endif
+
+# What says `python` or `torchrun` gets those of the same environment.
+export PATH := $(patsubst %/,%,$(dir $(PY))):$(PATH)
+
+help:
+	@echo 'make demo       set up, pretrain DenseCL on a few photographs, draw a picture'
+	@echo 'make test       set up with mmcv compiled, run every test but the slow ones'
+	@echo 'make test-slow  the slow ones'
+	@echo 'make lint       ruff, through pre-commit'
+	@echo 'make setup      only the set-up: .venv'
+	@echo 'make clean      remove .venv and what builds and tests left'
+	@echo 'PYTHON=python3.11 makes .venv; MMDENSE_PYTHON=/path/to/python is used instead of .venv.'
+	@echo "PYTEST_ARGS='-k name' goes to pytest; MMDENSE_DATA is the folder of test data."
+
+demo: setup
+	$(PY) tools/demo.py
+
+test: setup-ops
+	$(PY) -m pytest tests -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: setup-ops
+	$(PY) -m pytest tests -m slow $(PYTEST_ARGS)
+
+lint: setup
+	$(PY) -m pre_commit run --all-files
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
