@@ -14,6 +14,8 @@ REPO = Path(__file__).resolve().parents[1]
 _THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else min(4, os.cpu_count() or 1)
 os.environ.setdefault('OMP_NUM_THREADS', str(_THREADS))
 os.environ.setdefault('MKL_NUM_THREADS', os.environ['OMP_NUM_THREADS'])
+# Threads that spin while they wait slow everything down as soon as cores are shared.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 
 def pytest_configure(config):
