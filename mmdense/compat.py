@@ -91,7 +91,7 @@ def _mend(modules: List[str], torch: Optional[str]) -> str:
     line = _line(providers, torch)
     commands, remove, install = [], [], []
     for module in modules:
-        if find_spec(module) is not None and not providers[module]:
+        if find_version(module) is not None and not providers[module]:
             # Somebody's checkout on PYTHONPATH, which pip would not reach.
             commands.append(f'git -C "{osp.dirname(osp.dirname(find_spec(module).origin))}" pull')
             continue

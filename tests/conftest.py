@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import importlib.util
 import os
 import socket
 import subprocess
@@ -42,6 +43,18 @@ def data_root() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return root
+
+
+@pytest.fixture(scope='session')
+def require():
+    """Skips where an optional package is missing; fails where CI=true."""
+
+    def check(package: str) -> None:
+        if importlib.util.find_spec(package) is None:
+            reason = f'{package} is not installed'
+            pytest.fail(reason) if os.environ.get('CI') == 'true' else pytest.skip(reason)
+
+    return check
 
 
 @pytest.fixture(scope='session')

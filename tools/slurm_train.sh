@@ -12,7 +12,7 @@ TOOLS=$(dirname "$0")
 
 # SRUN_ARGS is a list of words on purpose
 # shellcheck disable=SC2086
-PYTHONPATH="$TOOLS/..:$PYTHONPATH" exec srun -p "$1" \
+PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" exec srun -p "$1" \
     --job-name="$2" \
     --gres=gpu:"$GPUS_PER_NODE" \
     --ntasks="$GPUS" \

@@ -5,6 +5,7 @@ import argparse
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.runner import Runner
 
 from mmdense.engine import check_enough_images
 from mmdense.utils.launch import (
@@ -62,21 +63,28 @@ def merge_args(cfg, args):
                 cfg[f'{split}_dataloader'].persistent_workers = False
 
 
+def build_training(runner):
+    """What Runner.train() builds first, in its order. Here, so that a mistake in it is one line,
+    and because a data set without a whole batch breaks the schedules before any hook could tell."""
+    loop = runner.train_loop
+    check_enough_images(loop.dataloader)
+    if loop.max_iters < 1:
+        raise ValueError(f'train_cfg gives {loop.max_iters} iterations: there is nothing to do')
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    runner.auto_scale_lr = None
+    if runner.param_schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+
+
 def main():
     args = parse_args()
     with one_line_errors(*CONFIG_ERRORS):
         cfg = Config.fromfile(args.config)
         merge_args(cfg, args)
         runner = build_runner(cfg)
-        # Built here and not within train(), so that a mistake in them is one line, and because an
-        # empty loader breaks the schedules before any hook could tell.
-        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        runner._train_dataloader = runner.build_dataloader(
-            runner._train_dataloader,
-            seed=runner.seed,
-            diff_rank_seed=cfg.get('randomness', {}).get('diff_rank_seed', False),
-        )
-        check_enough_images(runner._train_dataloader)
+        if isinstance(runner, Runner):
+            build_training(runner)
     with one_line_errors():
         runner.train()
 

@@ -53,6 +53,12 @@ class SelfSupPretrained:
             CheckpointError: One line: what is wrong with the file, or what does
                 not fit, and the likely reason.
         """
+        init_cfg = getattr(module, 'init_cfg', None)
+        if isinstance(init_cfg, (list, tuple)) and len(init_cfg) > 1:
+            raise CheckpointError(
+                f'init_cfg of {type(module).__name__} lists {len(init_cfg)} initialisers; '
+                'any after SelfSupPretrained would overwrite what it fills: give it alone'
+            )
         checkpoint = CheckpointLoader.load_checkpoint(
             self.checkpoint, self.map_location, logger='silent'
         )
@@ -67,7 +73,13 @@ class SelfSupPretrained:
         for part in module.modules():
             if hasattr(part, '_is_init'):
                 part._is_init = True
-        module.init_cfg = dict(type='Pretrained', _scope_='mmdense', checkpoint=self.checkpoint)
+        module.init_cfg = dict(
+            type='Pretrained',
+            _scope_='mmdense',
+            checkpoint=self.checkpoint,
+            prefix=self.prefix,
+            map_location=self.map_location,
+        )
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=f'SelfSupPretrained: {self.checkpoint}')
         left = len(found.dropped) + len(found.backbone) - len(offered)

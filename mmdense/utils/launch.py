@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """What tools/train.py and tools/test.py have in common."""
 
+import linecache
 import os
 import os.path as osp
 import sys
@@ -16,6 +17,8 @@ from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+import mmdense.checkpoints  # noqa: F401 - its loader takes MMEngine's place from here on
 
 from .errors import MMDenseError
 
@@ -120,9 +123,14 @@ def one_line_errors(*also: type) -> Iterator[None]:
         if os.environ.get('MMDENSE_TRACEBACK'):
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        if text.startswith('Caught ') and 'Original Traceback' in text:
+            # From a data loader's worker, with its traceback; the message comes last.
+            text = text.strip().splitlines()[-1].split('Error: ', 1)[-1]
         message = ' '.join(text.split())
         if not isinstance(error, MMDenseError):  # may need its context to be understood
             *_, frame = traceback.walk_tb(error.__traceback__)
+            if not message:
+                message = linecache.getline(frame[0].f_code.co_filename, frame[1]).strip()
             where = '/'.join(frame[0].f_code.co_filename.split(os.sep)[-2:])
             message += (
                 f' ({type(error).__name__} at {where}:{frame[1]}; MMDENSE_TRACEBACK=1 shows all)'

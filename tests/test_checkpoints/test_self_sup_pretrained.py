@@ -1,6 +1,4 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-import importlib.util
-
 import pytest
 import torch
 from mmengine.registry import MODELS as ROOT
@@ -12,8 +10,6 @@ from mmdense.utils.errors import CheckpointError
 
 def build(package, **cfg):
     """A ResNet of mmpretrain, mmdet or mmseg, initialised as its tools do."""
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f'{package} is not installed')
     with DefaultScope.overwrite_default_scope(package):
         scoped = dict(dict(type=f'{package}.ResNet', depth=18), **cfg)
         model = ROOT.build(scoped)
@@ -52,18 +48,19 @@ def assert_filled(model, backbone):
     'kind', [dict(type='mmdense.SelfSupPretrained'), dict(type='Pretrained', _scope_='mmdense')]
 )
 @pytest.mark.parametrize('zero_init_residual', [True, False])
-def test_every_tensor_survives_init(full_checkpoint, package, kind, zero_init_residual):
+def test_every_tensor_survives_init(full_checkpoint, package, kind, zero_init_residual, require):
     """Neither the children's own init_weights() nor zero_init_residual undo it."""
+    require(package)
     path, backbone = full_checkpoint
     init_cfg = dict(kind, checkpoint=path)
     model = build(package, init_cfg=init_cfg, zero_init_residual=zero_init_residual)
     assert_filled(model, backbone)
 
 
-def test_survives_inside_a_model(full_checkpoint):
+def test_survives_inside_a_model(full_checkpoint, require):
     """When a detector or segmenter is the one that is initialised."""
     path, backbone = full_checkpoint
-    pytest.importorskip('mmseg')
+    require('mmseg')
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = ROOT.build(
             dict(
@@ -125,13 +122,42 @@ def test_stages_the_model_lacks_are_left_out(full_checkpoint):
     assert_filled(model, backbone)
 
 
-def test_the_fourth_stage_of_a_c4_detector(full_checkpoint):
+def test_the_fourth_stage_of_a_c4_detector(full_checkpoint, require):
     """mmdet's C4 detectors have it in roi_head.shared_head."""
+    require('mmdet')
     path, backbone = full_checkpoint
     init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=path)
     model = build('mmdet', type='mmdet.ResLayer', stage=3, stride=2, init_cfg=init_cfg)
     assert all(key.startswith('layer4.') for key in model.state_dict())
     assert_filled(model, backbone)
+
+
+@pytest.mark.usefixtures('mmdense_scope')
+def test_pretraining_goes_on_from_a_backbone(full_checkpoint):
+    """DenseCL(pretrained=...), also where the file is a whole algorithm's."""
+    path, backbone = full_checkpoint
+    model = ROOT.build(
+        dict(
+            type='mmdense.DenseCL',
+            queue_len=8,
+            pretrained=path,
+            backbone=dict(type='mmpretrain.ResNet', depth=18),
+            neck=dict(type='DenseCLNeck', in_channels=512, hid_channels=8, out_channels=128),
+            head=dict(type='InfoNCEHead'),
+        )
+    )
+    model.init_weights()
+    assert_filled(model.backbone, backbone)
+
+
+def test_other_initialisers_beside_it_are_refused(full_checkpoint):
+    """They would run after it."""
+    init_cfg = [
+        dict(type='mmdense.SelfSupPretrained', checkpoint=full_checkpoint[0]),
+        dict(type='Kaiming', layer='Conv2d'),
+    ]
+    with pytest.raises(CheckpointError, match='lists 2 initialisers'):
+        build('mmpretrain', init_cfg=init_cfg)
 
 
 def test_other_writers(tmp_path, full_checkpoint):

@@ -41,7 +41,7 @@ def test_a_batch_larger_than_the_queue_says_so():
         KeyQueue(8, 4).enqueue(torch.zeros(5, 8))
 
 
-@pytest.mark.parametrize('arguments', [(0, 8), (8, -1), (8, 2.5), ('8', 8)])
+@pytest.mark.parametrize('arguments', [(0, 8), (8, -1), (8, 2.5), ('8', 8), (8, True)])
 def test_sizes_are_checked(arguments):
     with pytest.raises(InputError, match='must be a whole number of at least 1'):
         KeyQueue(*arguments)
@@ -55,3 +55,31 @@ def test_state_survives():
     for a in (queue, other):
         a.enqueue(torch.ones(6, 4))
     assert torch.equal(queue.keys, other.keys) and int(other.ptr) == 3 and int(other.filled) == 10
+
+
+def filled_queue(length, keys):
+    queue = KeyQueue(2, length)
+    for i in range(keys):
+        queue.enqueue(torch.full((1, 2), 100.0 + i))
+    return queue
+
+
+@pytest.mark.parametrize('there', [3, 8, 13])
+@pytest.mark.parametrize('here', [5, 8, 20])
+def test_a_queue_of_another_length_keeps_its_newest_keys(here, there):
+    """And does not count the rest as filled."""
+    saved = filled_queue(8, there)
+    queue = KeyQueue(2, here)
+    queue.load_state_dict(saved.state_dict())
+    kept = min(here, there, 8)
+    assert int(queue.filled) == kept
+    newest = [100.0 + i for i in range(there - kept, there)]
+    assert sorted(k for k in queue.keys[0].tolist() if k >= 99) == newest
+    queue.enqueue(torch.full((1, 2), 500.0))  # takes the place of the oldest, or a random one
+    keys = [k for k in queue.keys[0].tolist() if k >= 99]
+    assert sorted(keys) == ([*newest, 500.0] if kept < here else [*newest[1:], 500.0])
+
+
+def test_wrong_keys_say_so():
+    with pytest.raises(InputError, match='feat_dim=8, but keys are'):
+        KeyQueue(8, 4).enqueue(torch.zeros(2, 7))

@@ -46,6 +46,11 @@ CASES = dict(
     ),
     no_folder=(['train_dataloader.dataset.data_root=/no/such/folder'], '/no/such/folder'),
     few_images=(['train_dataloader.batch_size=17'], '16 images are fewer than one batch of 17'),
+    wrong_size=(['train_dataloader.dataset.pipeline.1.transforms.0.0.scale=-5'], 'scale > 0'),
+    unknown_loop_key=(['train_cfg.max_epoch=3'], 'max_epoch'),
+    wrong_epochs=(['train_cfg.max_epochs=many'], 'many'),
+    negative_epochs=(['train_cfg.max_epochs=-1'], 'gives -4 iterations: there is nothing to do'),
+    unknown_schedule_key=(['param_scheduler.0.T_maxx=5'], 'T_maxx'),
     wrong_optimizer=(['optim_wrapper.optimizer.lrr=1'], 'lrr'),
     backbone_too_narrow=(['model.neck.in_channels=256'], 'DenseCLNeck has in_channels=256'),
 )
@@ -83,6 +88,20 @@ def test_one_line(case, train, earlier):
     code, line = train(*options)
     assert code == 1
     assert line.startswith('mmdense: error: ') and message in line
+
+
+def test_in_a_worker(train, earlier, tmp_path):
+    """What a data loader's worker raises comes with a traceback, which is not shown."""
+    folder = tmp_path / 'broken'
+    folder.mkdir()
+    for i in range(8):
+        (folder / f'{i}.jpg').write_text('not an image')
+    code, line = train(
+        f'train_dataloader.dataset.data_root={folder}', 'train_dataloader.num_workers=1'
+    )
+    assert code == 1
+    assert line.startswith(f'mmdense: error: cannot read image {folder}')
+    assert 'Traceback' not in line and len(line) < 400
 
 
 @pytest.mark.parametrize(

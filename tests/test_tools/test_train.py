@@ -88,10 +88,11 @@ def test_two_processes_killed_and_resumed(repo, run, tiny, free_port):
         except ValueError:
             last -= 1
     latest = tiny.work_dir / f'epoch_{last}.pth'
+    is_latest = (tiny.work_dir / 'last_checkpoint').read_text().strip() == str(latest)
     arguments = tiny(
         f'train_cfg.max_epochs={last + 1}',
         'model.backbone.norm_cfg.type=SyncBN',
-        flags=('--resume', str(latest)),
+        flags=['--resume'] if is_latest else ['--resume', str(latest)],
     )
     done = run(script, arguments[0], 2, *arguments[1:], PORT=str(free_port))
     assert done.returncode == 0, done.stdout
@@ -129,3 +130,54 @@ def test_test_tool_says_what_it_needs(run, repo, tmp_path):
     assert done.stdout.splitlines()[-1].startswith(
         'mmdense: error: configs/densecl_r50_coco.py has'
     )
+
+
+def test_test_tool_refuses_code(run, tmp_path, data_root, require):
+    """Also where nothing in the config is mmdense's."""
+    require('mmseg')
+    torch.save(dict(state_dict={}, meta=Bomb(str(tmp_path / 'it_ran'))), tmp_path / 'bomb.pth')
+    config = 'configs/transfer/mmseg/fcn_r50_camvid.py'
+    options = [
+        f'test_dataloader.dataset.data_root={data_root}/camvid',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+        *('--work-dir', tmp_path),
+    ]
+    done = run(
+        sys.executable, 'tools/test.py', config, tmp_path / 'bomb.pth', '--cfg-options', *options
+    )
+    assert done.returncode == 1 and 'which can run any code: refused' in done.stdout, done.stdout
+    assert not (tmp_path / 'it_ran').exists()
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_slurm(run, tmp_path):
+    """With an srun that shows what it was asked for."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    path = f'{tmp_path}:{os.environ["PATH"]}'
+    done = run(
+        *('tools/slurm_train.sh', 'gpu', 'my job', 'configs/densecl_r50_coco.py', 'a dir', '--amp'),
+        PATH=path,
+        GPUS='4',
+        SRUN_ARGS='--time=10 --qos=high',
+    )
+    assert done.returncode == 0, done.stdout
+    asked = done.stdout.splitlines()
+    for word in ('--job-name=my job', '--gres=gpu:4', '--ntasks=4', '--time=10', '--qos=high'):
+        assert word in asked
+    assert asked[-4:] == [
+        'configs/densecl_r50_coco.py',
+        '--work-dir=a dir',
+        '--launcher=slurm',
+        '--amp',
+    ]
+    assert run('tools/slurm_train.sh', 'gpu').returncode == 2

@@ -29,9 +29,11 @@ class BackboneExportHook(Hook):
             checkpoint['meta']['mmdense'] = describe_product(model)
 
     def after_train(self, runner) -> None:
-        """Writes the backbone."""
+        """Writes the backbone, if anything was trained."""
         model = _algorithm(runner)
         if self.filename is None or not hasattr(model, 'product') or not is_main_process():
+            return
+        if runner.iter == 0:
             return
         path = osp.join(runner.work_dir, self.filename)
         about = {k: v for k, v in describe_product(model).items() if k != 'product'}

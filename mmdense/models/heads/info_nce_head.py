@@ -1,4 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from math import inf
+
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -18,7 +20,7 @@ class InfoNCEHead(BaseModule):
 
     def __init__(self, temperature: float = 0.2) -> None:
         super().__init__()
-        if not isinstance(temperature, (int, float)) or temperature <= 0:
+        if not isinstance(temperature, (int, float)) or not 0 < temperature < inf:
             raise InputError(f'temperature must be a number above 0, got {temperature!r}')
         self.temperature = temperature
 

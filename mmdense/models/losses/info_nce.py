@@ -1,13 +1,14 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mmdense.utils.errors import InputError
 
 # A block of logits is ROWS×KEYS. Both sides are long enough for the matrix
-# products to run at full speed, and 8 MiB of float32 stay in a CPU's cache;
-# a GPU wants fewer, larger launches (64 MiB).
-_BLOCK = {'cpu': (512, 4096), 'cuda': (2048, 8192)}
+# products to run at full speed, and a CPU is not kept waiting by many small steps (16 MiB);
+# a GPU takes 64 MiB.
+_BLOCK = {'cpu': (2048, 2048), 'cuda': (2048, 8192)}
 
 
 class _StreamedInfoNCE(torch.autograd.Function):
@@ -55,6 +56,7 @@ class _StreamedInfoNCE(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_loss: Tensor):
         grad_query, pull, query = ctx.saved_tensors
         grad_loss = grad_loss.unsqueeze(1)
@@ -89,9 +91,10 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2
         >>> queue = F.normalize(torch.randn(128, 65536), dim=0)
         >>> loss = info_nce(q, k, queue, temperature=0.2)
     """
-    if query.shape != key.shape or query.dim() != 2 or queue.size(0) != query.size(1):
+    matrices = query.dim() == queue.dim() == 2
+    if not matrices or query.shape != key.shape or queue.size(0) != query.size(1) or not len(query):
         raise InputError(
-            'info_nce takes query M×C, key M×C and queue C×K, got '
+            'info_nce takes query M×C, key M×C and queue C×K, M at least 1, got '
             f'{tuple(query.shape)}, {tuple(key.shape)} and {tuple(queue.shape)}'
         )
     with torch.autocast(query.device.type, enabled=False):

@@ -44,7 +44,7 @@ class DenseCLNeck(BaseModule):
         if num_grid is not None:
             sizes['num_grid'] = num_grid
         for name, value in sizes.items():
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise InputError(f'{name} must be a whole number of at least 1, got {value!r}')
         self.in_channels = in_channels
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -11,6 +11,13 @@ from mmdense.utils.errors import InputError
 class DenseSelfSupervisor(BaseSelfSupervisor):
     """What the algorithms here have in common.
 
+    Args:
+        backbone (dict): The backbone.
+        pretrained (str, optional): Checkpoint whose backbone to start from.
+        data_preprocessor (dict, optional): Defaults to mmpretrain's
+            ``SelfSupDataPreprocessor``.
+        args, kwargs: Of mmpretrain's ``BaseSelfSupervisor``.
+
     Attributes:
         product (str): Path of the sub-module that a run is for, ``backbone``
             or the twin's. Export, transfer and evaluation take that one.
@@ -18,12 +25,21 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
 
     product = 'backbone'
 
-    def __init__(self, *args, data_preprocessor=None, **kwargs) -> None:
+    def __init__(
+        self, backbone: dict, *args, pretrained=None, data_preprocessor=None, **kwargs
+    ) -> None:
+        if pretrained is not None:
+            # A backbone to start from, from any writer. A checkpoint of the whole algorithm is
+            # MMEngine's load_from.
+            if not isinstance(backbone, dict):
+                raise InputError('pretrained needs a backbone that is built here, from a dict')
+            init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=pretrained)
+            backbone = dict(backbone, init_cfg=init_cfg)
         if data_preprocessor is None or isinstance(data_preprocessor, dict):
             # Named in full: the look-up must not depend on the default scope.
             data_preprocessor = dict(data_preprocessor or {})
             data_preprocessor.setdefault('type', 'mmpretrain.SelfSupDataPreprocessor')
-        super().__init__(*args, data_preprocessor=data_preprocessor, **kwargs)
+        super().__init__(backbone, *args, data_preprocessor=data_preprocessor, **kwargs)
 
     def get_product(self) -> nn.Module:
         """The module that :attr:`product` names."""

@@ -37,7 +37,8 @@ class DenseCL(DenseSelfSupervisor):
             0.001 (the paper's 0.999).
         loss_lambda (float): λ in [0, 1], weight of the dense loss; the global
             one gets 1 − λ. Defaults to 0.5.
-        pretrained (str, optional): Checkpoint to start from.
+        pretrained (str, optional): Checkpoint whose backbone to start from. To
+            go on from a checkpoint of all of DenseCL, use ``load_from``.
         data_preprocessor (dict, optional): Defaults to mmpretrain's
             ``SelfSupDataPreprocessor``.
         init_cfg (dict or list[dict], optional): As everywhere.
@@ -66,6 +67,8 @@ class DenseCL(DenseSelfSupervisor):
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg,
         )
+        if neck is None or head is None:
+            raise InputError('DenseCL needs a neck and a head')
         self.encoder_k = MomentumEncoder(nn.Sequential(self.backbone, self.neck), momentum)
         self.loss_lambda = loss_lambda
         self.queue = KeyQueue(feat_dim, queue_len)

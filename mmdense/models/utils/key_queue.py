@@ -28,7 +28,7 @@ class KeyQueue(nn.Module):
     def __init__(self, feat_dim: int, queue_len: int) -> None:
         super().__init__()
         for name, value in (('feat_dim', feat_dim), ('queue_len', queue_len)):
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise InputError(f'{name} must be a whole number of at least 1, got {value!r}')
         self.register_buffer('keys', F.normalize(torch.randn(feat_dim, queue_len), dim=0))
         self.register_buffer('ptr', torch.zeros(1, dtype=torch.long))
@@ -54,6 +54,11 @@ class KeyQueue(nn.Module):
             InputError: When all processes together have more keys than the
                 queue has places.
         """
+        if keys.dim() != 2 or keys.size(1) != self.feat_dim:
+            raise InputError(
+                f'the queue has feat_dim={self.feat_dim}, but keys are {tuple(keys.shape)}: set '
+                "feat_dim to the neck's out_channels"
+            )
         keys = torch.cat(all_gather(keys.detach().to(self.keys.dtype)), dim=0)
         num_keys = keys.size(0)
         if num_keys > self.queue_len:
@@ -66,6 +71,20 @@ class KeyQueue(nn.Module):
         self.keys.index_copy_(1, columns, keys.t())
         self.ptr.copy_((self.ptr + num_keys) % self.queue_len)
         self.filled.copy_((self.filled + num_keys).clamp(max=self.queue_len))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        keys = state_dict.get(f'{prefix}keys')
+        if keys is not None and keys.shape[:1] == self.keys.shape[:1] != keys.shape:
+            # A queue of another length: as many of its newest keys as there is room for.
+            length, ptr = keys.size(1), int(state_dict[f'{prefix}ptr'])
+            filled = min(int(state_dict[f'{prefix}filled']), length, self.queue_len)
+            newest = (ptr - filled + torch.arange(filled, device=keys.device)) % length
+            ours = self.keys.clone()
+            ours[:, :filled] = keys[:, newest]
+            state_dict[f'{prefix}keys'] = ours
+            state_dict[f'{prefix}ptr'] = self.ptr.new_full((1,), filled % self.queue_len)
+            state_dict[f'{prefix}filled'] = self.filled.new_full((1,), filled)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         return f'feat_dim={self.feat_dim}, queue_len={self.queue_len}'
@@ -87,4 +106,5 @@ def unflatten_queues(module: nn.Module, state_dict: dict, prefix: str = '') -> N
         if isinstance(child, KeyQueue) and name in state_dict:
             state_dict[f'{name}.keys'] = state_dict.pop(name)
             state_dict[f'{name}.ptr'] = state_dict.pop(f'{name}_ptr', child.ptr).reshape(1)
-            state_dict[f'{name}.filled'] = torch.full_like(child.filled, child.queue_len)
+            length = state_dict[f'{name}.keys'].size(1)
+            state_dict[f'{name}.filled'] = torch.full_like(child.filled, length)

@@ -43,11 +43,13 @@ class MomentumEncoder(ExponentialMovingAverage):
     def __init__(
         self, model: nn.Module, momentum: float = 0.001, end_momentum=None, total_steps=None
     ) -> None:
-        if not 0.0 < momentum < 1.0:
+        if not isinstance(momentum, float) or not 0.0 < momentum < 1.0:
             raise InputError(
                 f'momentum must be in (0, 1), got {momentum!r} (it is one minus the value in the '
                 'papers: 0.001 for 0.999)'
             )
+        if end_momentum is not None and not 0.0 <= end_momentum < 1.0:
+            raise InputError(f'end_momentum must be in [0, 1), got {end_momentum!r}')
         super().__init__(model, momentum=momentum)
         self.end_momentum = end_momentum
         self.total_steps = total_steps
