@@ -1,1 +1,22 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from .correspondence import (
+    Matches,
+    Panel,
+    cell_centres,
+    cut_view,
+    draw_correspondence,
+    match_errors,
+    match_views,
+    true_places,
+)
+
+__all__ = [
+    'Matches',
+    'Panel',
+    'cell_centres',
+    'cut_view',
+    'draw_correspondence',
+    'match_errors',
+    'match_views',
+    'true_places',
+]

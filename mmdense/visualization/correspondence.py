@@ -1,0 +1,267 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Which cells of two views a backbone takes for the same place, drawn and counted.
+
+A view is a signed box ``(x0, y0, x1, y1)`` of its image, in [0, 1] by width and
+height; x0 > x1 says that it is mirrored. Cells are numbered row by row.
+"""
+
+from typing import NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import ConnectionPatch
+from matplotlib.patheffects import withStroke
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from mmdense.models.utils import gather_cells, match_cells
+
+Box = Sequence[float]
+
+
+class Matches(NamedTuple):
+    """What :func:`match_views` found for N pairs of views.
+
+    Attributes:
+        match (Tensor): N×S, for every cell of view a the most similar of the T
+            cells of view b.
+        similarity (Tensor): N×S, the cosine of the two.
+        grid_a (tuple[int, int]): Rows and columns of cells in view a, S in all.
+        grid_b (tuple[int, int]): Those of view b, T in all.
+    """
+
+    match: Tensor
+    similarity: Tensor
+    grid_a: Tuple[int, int]
+    grid_b: Tuple[int, int]
+
+
+@torch.no_grad()
+def match_views(backbone: nn.Module, view_a: Tensor, view_b: Tensor) -> Matches:
+    """Matches cells by the last map of a backbone, as DenseCL does.
+
+    Args:
+        backbone (nn.Module): Returns a map N×C×h×w or a sequence of them; its
+            mode (train, eval) is the caller's affair.
+        view_a (Tensor): N×3×H×W, as the backbone wants them.
+        view_b (Tensor): N×3×H'×W'.
+
+    Returns:
+        Matches: For each of the N pairs.
+    """
+    maps = [backbone(view) for view in (view_a, view_b)]
+    maps = [m[-1] if isinstance(m, (list, tuple)) else m for m in maps]
+    feat_a, feat_b = (normalize(m.flatten(2), dim=1) for m in maps)
+    match = match_cells(feat_a, feat_b)
+    similarity = (feat_a * gather_cells(feat_b, match)).sum(dim=1)
+    grid_a, grid_b = (tuple(m.shape[2:]) for m in maps)
+    return Matches(match, similarity, grid_a, grid_b)
+
+
+def cut_view(image: Image.Image, box: Box, size: int) -> Image.Image:
+    """The view that a box describes, size×size pixels.
+
+    Args:
+        image (Image.Image): A photograph.
+        box (Box): Signed box of four numbers.
+        size (int): Side of the view in pixels.
+
+    Returns:
+        Image.Image: Mirrored where the box says so.
+    """
+    x0, y0, x1, y1 = box
+    corners = (min(x0, x1) * image.width, y0 * image.height)
+    corners += (max(x0, x1) * image.width, y1 * image.height)
+    view = image.resize((size, size), Image.BICUBIC, box=corners)
+    return view.transpose(Image.FLIP_LEFT_RIGHT) if x0 > x1 else view
+
+
+def cell_centres(grid: Tuple[int, int]) -> Tensor:
+    """S×2, (x, y) of the centres of a grid's cells, in cells: 0.5, 1.5, …"""
+    y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing='ij')
+    return torch.stack([x, y], dim=-1).flatten(0, 1) + 0.5
+
+
+def true_places(
+    box_a: Box, box_b: Box, grid_a: Tuple[int, int], grid_b: Tuple[int, int]
+) -> Tuple[Tensor, Tensor]:
+    """Where the cells of view a really are in view b.
+
+    Args:
+        box_a (Box): Signed box of view a.
+        box_b (Box): Signed box of view b.
+        grid_a (tuple[int, int]): Rows and columns of view a, S cells.
+        grid_b (tuple[int, int]): Those of view b.
+
+    Returns:
+        tuple[Tensor, Tensor]: S×2, (x, y) of the centre of every cell of a, in
+        cells of b; and S, whether that lies within b.
+    """
+    box_a, box_b = torch.as_tensor([box_a, box_b], dtype=torch.float64)
+    size_a, size_b = (torch.tensor(grid[::-1], dtype=torch.float64) for grid in (grid_a, grid_b))
+    # cells of a → image → cells of b; a mirrored box has a negative width
+    in_image = box_a[:2] + cell_centres(grid_a) / size_a * (box_a[2:] - box_a[:2])
+    in_b = (in_image - box_b[:2]) / (box_b[2:] - box_b[:2]) * size_b
+    return in_b, ((in_b >= 0) & (in_b <= size_b)).all(dim=1)
+
+
+def match_errors(
+    match: Tensor, box_a: Box, box_b: Box, grid_a: Tuple[int, int], grid_b: Tuple[int, int]
+) -> Tensor:
+    """How far matches are from the truth.
+
+    Args:
+        match (Tensor): S, indices into the cells of view b.
+        box_a, box_b, grid_a, grid_b: As in :func:`true_places`.
+
+    Returns:
+        Tensor: S, distance between the centre of the matched cell and the true
+        place, in cells of b; NaN for cells that are not in view b.
+    """
+    places, visible = true_places(box_a, box_b, grid_a, grid_b)
+    errors = (cell_centres(grid_b)[match.cpu()] - places).norm(dim=1)
+    return errors.masked_fill(~visible, float('nan'))
+
+
+class Panel(NamedTuple):
+    """One backbone's matches between the same two views.
+
+    Attributes:
+        title (str): Written above.
+        match (Tensor): S, indices into the cells of view b.
+        similarity (Tensor): S, the colour of the line.
+        errors (Tensor): S, from :func:`match_errors`; decides how it is drawn.
+    """
+
+    title: str
+    match: Tensor
+    similarity: Tensor
+    errors: Tensor
+
+
+def draw_correspondence(
+    view_a: np.ndarray,
+    view_b: np.ndarray,
+    panels: Sequence[Panel],
+    grid_a: Tuple[int, int],
+    grid_b: Tuple[int, int],
+    title: str = '',
+    tolerance: float = 1.0,
+    max_lines: int = 16,
+    path: Optional[str] = None,
+) -> Figure:
+    """Two views, lines between matched cells, once for every backbone.
+
+    The cells drawn are the same in all panels: those of view a that are in view
+    b too, spread evenly when they are more than ``max_lines``. A line is solid
+    when it ends within ``tolerance`` of the true place, else dashed.
+
+    Args:
+        view_a (np.ndarray): H×W×3 uint8, RGB.
+        view_b (np.ndarray): H'×W'×3 uint8, RGB.
+        panels (Sequence[Panel]): From left to right.
+        grid_a (tuple[int, int]): Rows and columns of cells in view a.
+        grid_b (tuple[int, int]): Those of view b.
+        title (str): Of the whole picture.
+        tolerance (float): In cells. Defaults to 1.
+        max_lines (int): Per panel. Defaults to 16.
+        path (str, optional): Also save it there; the suffix is the format.
+
+    Returns:
+        Figure: No display is needed, and pyplot does not know it.
+    """
+    cells = _spread(panels[0].errors, max_lines)
+    shown = torch.cat([panel.similarity[cells].cpu() for panel in panels])
+    colours = ScalarMappable(Normalize(float(shown.min()), float(shown.max())), 'viridis')
+
+    figure = Figure(figsize=(5 * len(panels) + 1, 10), dpi=110, layout='constrained')
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(hspace=0.08)
+    figure.suptitle(title, fontsize=15)
+    axes = figure.subplots(2, len(panels), squeeze=False)
+    for (above, below), panel in zip(axes.T, panels):
+        above.set_title(panel.title, fontsize=14)
+        for axis, view, name in ((above, view_a, 'view a'), (below, view_b, 'view b')):
+            axis.imshow(view)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_ylabel(name, fontsize=12)
+        start = cell_centres(grid_a) * _cell_size(view_a, grid_a) - 0.5
+        end = cell_centres(grid_b)[panel.match.cpu()] * _cell_size(view_b, grid_b) - 0.5
+        for cell in cells.tolist():
+            right = bool(panel.errors[cell] <= tolerance)
+            _draw_line(
+                figure,
+                (above, start[cell].tolist()),
+                (below, end[cell].tolist()),
+                colours.to_rgba(float(panel.similarity[cell])),
+                right,
+            )
+    bar = figure.colorbar(colours, ax=axes, fraction=0.03, pad=0.02)
+    bar.set_label('similarity of the two cells (cosine)', fontsize=12)
+    near = f'ends within {tolerance:g} cell of the true place'
+    figure.legend(
+        handles=[
+            Line2D([], [], color='0.2', lw=2.5, marker='o', label=near),
+            Line2D([], [], color='0.2', lw=1.8, ls='--', marker='X', label='ends elsewhere'),
+        ],
+        loc='outside lower center',
+        ncols=2,
+        fontsize=12,
+        frameon=False,
+    )
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def _spread(errors: Tensor, max_lines: int) -> Tensor:
+    """Indices of at most so many of the cells that are in both views."""
+    cells = torch.nonzero(~errors.isnan()).flatten()
+    if len(cells) <= max_lines:
+        return cells
+    return cells[torch.linspace(0, len(cells) - 1, max_lines).round().long()]
+
+
+def _cell_size(view: np.ndarray, grid: Tuple[int, int]) -> Tensor:
+    """(width, height) of a cell in pixels."""
+    return torch.tensor([view.shape[1] / grid[1], view.shape[0] / grid[0]])
+
+
+def _draw_line(figure, start, end, colour, right) -> None:
+    """A line across two axes; ``start`` and ``end`` are (axes, point)."""
+    width = 2.4 if right else 1.4
+    # Black in white: seen on any photograph.
+    outline = [
+        withStroke(linewidth=width + w, foreground=c) for w, c in ((3, 'white'), (1.4, 'black'))
+    ]
+    line = ConnectionPatch(
+        start[1],
+        end[1],
+        'data',
+        'data',
+        axesA=start[0],
+        axesB=end[0],
+        color=colour,
+        lw=width,
+        ls='-' if right else (0, (4, 2)),
+        path_effects=outline,
+    )
+    line.set_in_layout(False)
+    figure.add_artist(line)
+    for axis, (x, y) in (start, end):
+        axis.plot(
+            x,
+            y,
+            'o' if right or axis is start[0] else 'X',
+            color=colour,
+            markersize=9,
+            markeredgecolor='white',
+            zorder=3,
+        )

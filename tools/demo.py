@@ -1,0 +1,370 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Pretrains DenseCL for minutes on photographs of the installed packages and
+draws what it has learned: python tools/demo.py [--work-dir DIR] [--epochs N]"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections import deque
+from importlib.util import find_spec
+from pathlib import Path
+
+# Before torch is imported, here and in training. Threads that wait by spinning make a step three
+# times slower as soon as something else runs on the machine.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from PIL import Image, ImageEnhance
+from torchvision import transforms
+
+# Before the imports below: remarks of other packages on parts that the demo does not use.
+warnings.filterwarnings('ignore')
+MMLogger.get_current_instance().setLevel('ERROR')
+
+from mmdense.checkpoints import export_backbone  # noqa: E402
+from mmdense.registry import MODELS  # noqa: E402
+from mmdense.utils.errors import DataError, InputError  # noqa: E402
+from mmdense.utils.launch import one_line_errors  # noqa: E402
+from mmdense.visualization import (  # noqa: E402
+    Panel,
+    cut_view,
+    draw_correspondence,
+    match_errors,
+    match_views,
+    true_places,
+)
+
+REPO = Path(__file__).resolve().parents[1]
+CONFIG = REPO / 'configs' / 'densecl' / 'densecl_resnet18_demo.py'
+
+# Photographs in the wheels of other packages: (package, path in it).
+TRAIN = (
+    ('skimage', 'data/astronaut.png'),
+    ('skimage', 'data/chelsea.png'),
+    ('skimage', 'data/rocket.jpg'),
+    ('skimage', 'data/motorcycle_left.png'),
+    ('skimage', 'data/motorcycle_right.png'),
+    ('skimage', 'data/retina.jpg'),
+    ('skimage', 'data/hubble_deep_field.jpg'),
+    ('skimage', 'data/ihc.png'),
+    ('skimage', 'data/camera.png'),
+    ('skimage', 'data/brick.png'),
+    ('skimage', 'data/grass.png'),
+    ('skimage', 'data/gravel.png'),
+    ('skimage', 'data/coins.png'),
+)
+HELD_OUT = (
+    ('imgaug', 'quokka.jpg'),
+    ('matplotlib', 'mpl-data/sample_data/grace_hopper.jpg'),
+    ('skimage', 'data/coffee.png'),
+)
+
+LONG_SIDE = 640  # larger photographs are scaled down to it
+TILE = 192
+STEP = 64
+VIEW = 256  # pixels of the views that are compared
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='From photographs to a picture, in minutes')
+    parser.add_argument('--work-dir', default='work_dirs/demo', help='where everything is written')
+    parser.add_argument('--epochs', help='passes over the photographs')
+    parser.add_argument('--batch-size', help='photographs in a training step')
+    parser.add_argument('--workers', help='processes that load photographs')
+    parser.add_argument('--max-tiles', help='train on so many tiles only, for a quick try')
+    parser.add_argument(
+        '--pairs', default='40', help='pairs of views tried on each held-out photograph'
+    )
+    return parser.parse_args()
+
+
+def check_args(args):
+    """Makes whole numbers of those that have to be."""
+    for name, least in (
+        ('epochs', 1),
+        ('batch_size', 1),
+        ('workers', 0),
+        ('max_tiles', 1),
+        ('pairs', 1),
+    ):
+        text = getattr(args, name)
+        if text is None:
+            continue
+        if not re.fullmatch(r'\d+', text) or int(text) < least:
+            flag = name.replace('_', '-')
+            raise InputError(f'--{flag} must be a whole number from {least}, got {text}')
+        setattr(args, name, int(text))
+
+
+def main():
+    args = parse_args()
+    work_dir = Path(args.work_dir)
+    with one_line_errors(OSError):
+        check_args(args)
+        began = time.time()
+        print('1/5  Photographs. Nothing is downloaded: they come with the installed packages.')
+        train, held_out = installed(TRAIN), installed(HELD_OUT)
+        if len(train) < 4 or not held_out:
+            raise DataError(
+                f'the demo found {len(train)} photographs to train on and {len(held_out)} to try; '
+                'most of them come with scikit-image: pip install scikit-image'
+            )
+        tiles = cut_tiles(train, work_dir / 'photographs', args.max_tiles)
+        print(
+            f'     {len(train)} photographs to train on, cut into {tiles} overlapping tiles of '
+            f'{TILE} pixels: {work_dir / "photographs"}'
+        )
+        names = ', '.join(path.stem for path in held_out)
+        print(f'     {len(held_out)} photographs that training never sees: {names}')
+
+        print('2/5  Pretraining: DenseCL, ResNet-18, no labels. In a run as short as this the')
+        print('     loss is no measure of success; step 4 is.')
+        checkpoint = pretrain(args, work_dir)
+
+        backbone_file = work_dir / 'backbone.pth'
+        print('3/5  Export: the backbone alone, without what only pretraining needs.')
+        print('     ' + export_backbone(str(checkpoint), str(backbone_file)))
+
+        print('4/5  Comparison. Two views of a held-out photograph: other crop, mirrored or not,')
+        print('     other brightness, contrast and colour. For each cell of one view: which cell')
+        print('     of the other has the most similar feature, and is it the true place?')
+        cfg = Config.fromfile(str(CONFIG))
+        init_default_scope(cfg.default_scope)
+        scale = [
+            np.divide(cfg.model.data_preprocessor[key], 255).tolist() for key in ('mean', 'std')
+        ]
+        preprocess = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*scale)])
+        backbones = {
+            'random weights': random_backbone(cfg, preprocess, work_dir / 'photographs'),
+            'pretrained weights': pretrained_backbone(cfg, backbone_file),
+        }
+        random = np.random.RandomState(0)
+        photos = [open_photo(path) for path in held_out]
+        pairs = [view_pair(photo, random) for photo in photos for _ in range(args.pairs)]
+        hits = compare(backbones, preprocess, pairs)
+        cells = sum(map(len, hits['random weights']))
+        print(f'     {len(pairs)} pairs, {cells} cells. Matches within one cell of the true place:')
+        mirrored = [one_is_mirrored(*boxes) for boxes, _ in pairs]
+        plain = [not each for each in mirrored]
+        print(f'     {"":24s}all pairs   one mirrored   neither or both')
+        for name in hits:
+            row = [share(hits[name], chosen) for chosen in (None, mirrored, plain)]
+            print('     {:24s}{:>9s}{:>15s}{:>18s}'.format(name, *row))
+
+        print(
+            '5/5  Picture: of the pair for which pretraining helped as much as for the median pair.'
+        )
+        picture = work_dir / 'correspondence.png'
+        gains = [
+            float(after.mean() - before.mean())
+            for before, after in zip(hits['random weights'], hits['pretrained weights'])
+        ]
+        typical = int(np.argsort(gains)[len(gains) // 2])
+        titles = {
+            name: f'{name}: {share(hits[name])} of matches\nright over {len(pairs)} pairs of views'
+            for name in backbones
+        }
+        draw(backbones, preprocess, pairs[typical], titles, str(picture))
+
+    print(f"""
+Done in {(time.time() - began) / 60:.1f} minutes.
+  picture     {picture}
+  backbone    {backbone_file}
+  log         {work_dir / 'pretrain'}
+
+Pretrain on your own images:
+  python tools/train.py configs/densecl_r50_coco.py --cfg-options \\
+    train_dataloader.dataset.data_root=/path/to/images train_dataloader.dataset.data_prefix=''
+Then in a config of mmdet or mmseg, whose backbone is a ResNet-50:
+  backbone=dict(init_cfg=dict(type='mmdense.SelfSupPretrained',
+    checkpoint='work_dirs/densecl_r50_coco/backbone.pth'))""")
+
+
+def installed(photographs):
+    """The paths of those that are there."""
+    paths = []
+    for package, name in photographs:
+        spec = find_spec(package)  # does not import it
+        for folder in (spec and spec.submodule_search_locations) or ():
+            if (Path(folder) / name).is_file():
+                paths.append(Path(folder) / name)
+                break
+    return paths
+
+
+def open_photo(path):
+    """RGB, the long side no longer than LONG_SIDE."""
+    photo = Image.open(path).convert('RGB')
+    photo.thumbnail((LONG_SIDE, LONG_SIDE), Image.BICUBIC)
+    return photo
+
+
+def cut_tiles(photographs, folder, limit):
+    """Writes the tiles; returns how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob('*_tile_*.jpg'):
+        old.unlink()
+    count = 0
+    for path in photographs:
+        photo = open_photo(path)
+        for y in range(0, photo.height - TILE + 1, STEP):
+            for x in range(0, photo.width - TILE + 1, STEP):
+                if limit is None or count < limit:
+                    tile = photo.crop((x, y, x + TILE, y + TILE))
+                    tile.save(folder / f'{path.stem}_tile_{y}_{x}.jpg', quality=95)
+                    count += 1
+    return count
+
+
+def pretrain(args, work_dir):
+    """Runs tools/train.py, shows one line an epoch; returns the checkpoint."""
+    options = [f'train_dataloader.dataset.data_root={work_dir / "photographs"}']
+    if args.epochs is not None:
+        options += [f'train_cfg.max_epochs={args.epochs}']
+        options += [f'param_scheduler.0.{key}={args.epochs}' for key in ('T_max', 'end')]
+    if args.batch_size is not None:
+        options += [f'train_dataloader.batch_size={args.batch_size}']
+    if args.workers is not None:
+        options += [f'train_dataloader.num_workers={args.workers}']
+    folder = work_dir / 'pretrain'
+    command = [sys.executable, str(REPO / 'tools' / 'train.py'), str(CONFIG)]
+    command += ['--work-dir', str(folder), '--cfg-options', *options]
+    search_path = [str(REPO), os.environ.get('PYTHONPATH')]
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, search_path)))
+    last = deque(maxlen=1)
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.strip():
+                last.append(line.strip())
+            shown = re.search(r'Epoch\(train\)\s+\[(\d+)\].*eta: (\S+).* loss: (\S+)', line)
+            if shown:
+                epoch, eta, loss = shown.groups()
+                print(f'     epoch {epoch:>3s}   loss {loss}   {eta} left', flush=True)
+    if process.returncode:
+        raise InputError(f'pretraining ended early: {last[0] if last else "no output"}')
+    return Path((folder / 'last_checkpoint').read_text().strip())
+
+
+def random_backbone(cfg, preprocess, folder):
+    """The backbone as pretraining starts from it, with BatchNorm statistics of
+    the photographs: without them it would be worse than it has to be."""
+    torch.manual_seed(0)
+    backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+    norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # plain averages
+    paths = sorted(folder.glob('*.jpg'))
+    for i in range(4):
+        tiles = [Image.open(path) for path in paths[i :: max(4, len(paths) // 32)]]
+        with torch.no_grad():
+            backbone(to_tensor(preprocess, tiles))
+    backbone.eval()
+    return backbone
+
+
+def pretrained_backbone(cfg, checkpoint):
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=str(checkpoint))
+    backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=init_cfg))
+    backbone.init_weights()
+    backbone.eval()
+    return backbone
+
+
+def to_tensor(preprocess, views):
+    """Images of one size to N×3×H×W."""
+    return torch.stack([preprocess(view) for view in views])
+
+
+def view_pair(photo, random):
+    """Two views that share a third of the first or more: boxes and images."""
+    while True:
+        boxes = [random_box(photo, random) for _ in range(2)]
+        if true_places(*boxes, (8, 8), (8, 8))[1].float().mean() >= 1 / 3:
+            break
+    views = [jitter(cut_view(photo, box, VIEW), random) for box in boxes]
+    return boxes, views
+
+
+def random_box(photo, random):
+    """A square of 55 to 90 % of the short side, mirrored half of the time."""
+    side = random.uniform(0.55, 0.9) * min(photo.size)
+    width, height = side / photo.width, side / photo.height
+    x0, y0 = random.uniform(0, 1 - width), random.uniform(0, 1 - height)
+    x0, x1 = (x0, x0 + width) if random.rand() < 0.5 else (x0 + width, x0)
+    return x0, y0, x1, y0 + height
+
+
+def jitter(view, random):
+    for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        view = kind(view).enhance(random.uniform(0.6, 1.4))
+    return view
+
+
+def compare(backbones, preprocess, pairs, batch=16):
+    """For each backbone and two ways to guess: of each pair of views, whether
+    the matches of the cells that both show are right, 1 or 0 (guessing: the
+    probability of it)."""
+    place, blind = 'same place in the view', 'blind guessing'
+    hits = {name: [] for name in (*backbones, place, blind)}
+    for i in range(0, len(pairs), batch):
+        boxes, views = zip(*pairs[i : i + batch])
+        view_a, view_b = (to_tensor(preprocess, side) for side in zip(*views))
+        for name, backbone in backbones.items():
+            found = match_views(backbone, view_a, view_b)
+            grids = found.grid_a, found.grid_b
+            hits[name] += [right(m, *b, *grids) for m, b in zip(found.match, boxes)]
+        cells = torch.arange(found.match.shape[1])  # views of one size: as many in both
+        for box in boxes:
+            hits[place].append(right(cells, *box, *grids))
+            guesses = [right(torch.full_like(cells, cell), *box, *grids) for cell in cells]
+            hits[blind].append(torch.stack(guesses).mean(dim=0))
+    return hits
+
+
+def right(match, *boxes_and_grids):
+    """Of the visible cells: 1.0 where the match is within one cell of the truth."""
+    errors = match_errors(match, *boxes_and_grids)
+    return (errors[~errors.isnan()] <= 1).float()
+
+
+def share(hits, chosen=None):
+    """Of the chosen pairs, in per cent."""
+    hits = [hit for i, hit in enumerate(hits) if chosen is None or chosen[i]]
+    return f'{torch.cat(hits).mean():.1%}' if hits else '-'
+
+
+def one_is_mirrored(box_a, box_b):
+    return (box_a[0] > box_a[2]) != (box_b[0] > box_b[2])
+
+
+def draw(backbones, preprocess, pair, titles, path):
+    boxes, views = pair
+    view_a, view_b = (to_tensor(preprocess, [view]) for view in views)
+    panels = []
+    for name, backbone in backbones.items():
+        found = match_views(backbone, view_a, view_b)
+        grids = found.grid_a, found.grid_b
+        errors = match_errors(found.match[0], *boxes, *grids)
+        panels.append(Panel(titles[name], found.match[0], found.similarity[0], errors))
+    draw_correspondence(
+        *map(np.asarray, views),
+        panels,
+        *grids,
+        title='Cells that a backbone finds most similar, in a photograph not trained on',
+        path=path,
+    )
+
+
+if __name__ == '__main__':
+    main()
