@@ -38,29 +38,35 @@ def recognise(checkpoint: Any, name: str = 'checkpoint', prefix: Optional[str] =
         checkpoint (Any): As :func:`mmdense.checkpoints.read_checkpoint` gives it.
         name (str): Of the file, for messages.
         prefix (str, optional): Take the tensors below this prefix, whatever
-            the writer says is the product.
+            the writer says is the product; '' takes them all.
 
     Returns:
         Recognised: Who wrote it, and the backbone.
 
     Raises:
-        CheckpointError: When there are no tensors, or none below ``prefix``.
+        CheckpointError: When there are no tensors, none below ``prefix``, or
+            without one when no known writer's file looks like this.
     """
     tensors = _state_dict(checkpoint)
     if not tensors:
         raise CheckpointError(f'{name} holds no tensors by name: it is not a model checkpoint')
-    meta = checkpoint.get('meta') or {}
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    parts = sorted({key.split('.')[0] for key in tensors})
     if prefix is not None:
-        found = _split('a given prefix', tensors, prefix.rstrip('.') + '.', meta)
+        prefix = prefix.rstrip('.')
+        found = _split('a given prefix', tensors, prefix and prefix + '.', meta)
         if not found.backbone:
-            some = sorted({key.split('.')[0] for key in tensors})
-            raise CheckpointError(f'{name} has nothing below {prefix!r}; it holds {some}')
+            raise CheckpointError(f'{name} has nothing below {prefix!r}; it holds {parts}')
         return found
     for recogniser in _FORMATS:
         found = recogniser(tensors, meta)
         if found is not None:
             return found
-    raise CheckpointError(f'{name}: no format fits')  # the last one takes all; not reached
+    raise CheckpointError(
+        f'{name} holds more than a backbone, and its writer is not known yet: say with prefix= '
+        f"which part to take ('' for all of it); it holds {parts}"
+    )
 
 
 def _state_dict(checkpoint: Any) -> Dict[str, Tensor]:
@@ -103,8 +109,23 @@ def _openmmlab(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
 
 
 def _plain(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """A backbone alone."""
+    """A backbone alone, perhaps with a classifier (``fc``)."""
+    if any(key.startswith(_NO_BACKBONE) for key in tensors):
+        return None
     return _split('a plain backbone', tensors, '', meta)
 
+
+# What pretraining algorithms hold beside a backbone, or around it.
+_NO_BACKBONE = (
+    'module.',
+    'encoder_',
+    'queue',
+    'neck',
+    'head',
+    'projector',
+    'predictor',
+    'grouping',
+    'center',
+)
 
 _FORMATS = (_mmdense, _openmmlab, _plain)

@@ -1,20 +1,31 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import io
 import os
-import pickle
-import zipfile
-from typing import Any, Optional
+import tarfile
+from contextlib import suppress
+from http.client import HTTPException
+from types import ModuleType
+from typing import Any, BinaryIO, Optional, Union
 from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier, get_rank
+from mmengine.fileio import get_file_backend
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from mmdense.utils.errors import CheckpointError
 
 from . import restricted_pickle
 
 
-def read_checkpoint(path: str, map_location: Any = 'cpu') -> Any:
+class _NotWholeError(CheckpointError):
+    """The file is not what was asked for: another download may be."""
+
+
+def read_checkpoint(
+    path: Union[str, BinaryIO], map_location: Any = 'cpu', name: Optional[str] = None
+) -> Any:
     """Loads a checkpoint file without running code that is in it.
 
     Every load of a local or downloaded file goes through here once mmdense is
@@ -22,8 +33,10 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> Any:
     ``--resume`` and ``init_cfg`` are covered too.
 
     Args:
-        path (str): A file that ``torch.save`` wrote, in either of its formats.
+        path (str | BinaryIO): A file that ``torch.save`` wrote, in either of
+            its formats.
         map_location: As in ``torch.load``.
+        name (str, optional): Of the file, for messages. Defaults to its path.
 
     Returns:
         Any: What was saved.
@@ -32,53 +45,85 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> Any:
         CheckpointError: One line, when the file is missing, empty, cut short,
             something else (a web page), or asks to run code.
     """
+    if hasattr(path, 'read'):
+        return _read(path, name or '(a buffer)', map_location)
     path = os.path.expanduser(str(path))
     if not os.path.isfile(path):
         what = 'is a directory' if os.path.isdir(path) else 'does not exist'
         raise CheckpointError(f'checkpoint {path} {what}')
-    size = os.path.getsize(path)
-    with open(path, 'rb') as file:
-        start = file.read(256)
+    try:
+        with open(path, 'rb') as file:
+            return _read(file, name or path, map_location)
+    except OSError as error:  # of open(): _read turns its own into CheckpointErrors
+        raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror}') from error
+
+
+def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = file.read(256)
+    file.seek(0)
     if size == 0:
-        raise CheckpointError(f'checkpoint {path} is empty: copy or download it again')
+        raise _NotWholeError(f'checkpoint {name} is empty: copy or download it again')
     if start.lstrip().startswith((b'<', b'version https://git-lfs')):
         what = 'a web page or XML' if start.lstrip()[:1] == b'<' else 'a Git LFS pointer'
-        raise CheckpointError(
-            f'checkpoint {path} is {what}, not weights: download the file itself and try again'
+        raise _NotWholeError(
+            f'checkpoint {name} is {what}, not weights: download the file itself and try again'
         )
-    damaged = CheckpointError(
-        f'checkpoint {path} is damaged or cut short ({size:,} bytes): copy or download it again, '
-        'or use an earlier one'
-    )
-    if start.startswith(b'PK') and not zipfile.is_zipfile(path):
-        raise damaged
     try:
+        if start.startswith(b'PK'):
+            pickle_module = restricted_pickle.module(_storage_sizes(file, name))
+        else:
+            _refuse_tar(file, name)
+            pickle_module = restricted_pickle.module(None)
+        file.seek(0)
         return torch.load(
-            path, map_location=map_location, pickle_module=restricted_pickle, weights_only=False
+            file, map_location=map_location, pickle_module=pickle_module, weights_only=False
         )
-    except restricted_pickle.ForbiddenGlobalError as error:
+    except CheckpointError:
+        raise
+    except restricted_pickle.RefusedError as error:
         raise CheckpointError(
-            f'checkpoint {path} asks for {error} when it is loaded, which weights never need and '
-            'which can run any code: refused. Ask its author for a file of tensors only'
+            f'checkpoint {name} asks for {error} when it is loaded, which weights never need and '
+            'which can be an attack: refused. Ask its author for a file of tensors only'
         ) from None
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        AssertionError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (MemoryError, RecursionError) as error:
+        raise CheckpointError(
+            f'checkpoint {name} asks for more memory than there is, or is nested too deeply: it is '
+            'damaged, hostile or too large for this machine'
+        ) from error
+    except Exception as error:  # a damaged file can make torch raise any
         if not start.startswith((b'PK', b'\x80')):
-            raise CheckpointError(
-                f'checkpoint {path} is not a PyTorch file (it begins with {start[:12]!r})'
+            raise _NotWholeError(
+                f'checkpoint {name} is not a PyTorch file (it begins with {start[:12]!r})'
             ) from error
-        raise damaged from error
+        raise _NotWholeError(
+            f'checkpoint {name} is damaged or cut short ({size:,} bytes): copy or download it '
+            'again, or use an earlier one'
+        ) from error
+
+
+def _storage_sizes(file: BinaryIO, name: str) -> dict:
+    """Looks into a zip file with the reader that ``torch.load`` uses: another
+    one can be made to see other files in it."""
+    reader = torch._C.PyTorchFileReader(file)
+    records = reader.get_all_records()
+    if 'constants.pkl' in records:  # torch.load would hand it to torch.jit.load
+        raise CheckpointError(
+            f'checkpoint {name} is a TorchScript program, which runs when it is loaded: refused. '
+            "Save the model's state_dict() with torch.save and use that file"
+        )
+    return {key: len(reader.get_record(key)) for key in records if key.startswith('data/')}
+
+
+def _refuse_tar(file: BinaryIO, name: str) -> None:
+    """PyTorch unpacks the files of its first releases onto the disk."""
+    with suppress(tarfile.TarError):
+        tarfile.open(fileobj=file, mode='r:').close()
+        raise CheckpointError(
+            f'checkpoint {name} is a tar file, as PyTorch wrote before 2017: refused. Load it with '
+            'torch.load where you trust it, and save it again'
+        )
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
@@ -88,17 +133,73 @@ def load_from_local(filename: str, map_location: Optional[Any] = None) -> Any:
 
 
 @CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
-def load_from_http(filename: str, map_location: Optional[Any] = None) -> Any:
+def load_from_http(
+    filename: str,
+    map_location: Optional[Any] = None,
+    model_dir: Optional[str] = None,
+    progress: bool = False,
+) -> Any:
     """MMEngine's loader of URLs, restricted; kept in torch.hub's cache."""
-    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
+    folder = model_dir or os.path.join(torch.hub.get_dir(), 'checkpoints')
     path = os.path.join(folder, os.path.basename(urlparse(filename).path))
-    if get_rank() == 0 and not os.path.isfile(path):
-        os.makedirs(folder, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(filename, path, progress=False)
-        except OSError as error:
-            raise CheckpointError(
-                f'checkpoint {filename} could not be downloaded: {error}'
-            ) from error
+    checkpoint = error = None
+    # Nobody raises between the barriers, or the other ranks would wait for ever.
+    if get_rank() == 0:
+        error = _download(filename, path, progress)
     barrier()
-    return read_checkpoint(path, map_location)
+    error = error or _download(filename, path, progress)  # on other nodes: their disk is another
+    if error is None:
+        try:
+            checkpoint = read_checkpoint(path, map_location)
+        except CheckpointError as caught:
+            error = caught
+    barrier()
+    if isinstance(error, _NotWholeError):  # every rank has seen it: it can go
+        with suppress(OSError):
+            os.remove(path)
+        raise CheckpointError(
+            f'{error}. It came from {filename}; the copy is deleted, so the next try downloads anew'
+        ) from error
+    if error is not None:
+        raise error
+    return checkpoint
+
+
+def _download(url: str, path: str, progress: bool) -> Optional[CheckpointError]:
+    """Unless the file is there. It appears whole or not at all."""
+    if os.path.isfile(path):
+        return None
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        torch.hub.download_url_to_file(url, path, progress=progress)
+    except (OSError, HTTPException, ValueError, RuntimeError) as error:
+        line = ' '.join(str(error).split())
+        return CheckpointError(f'checkpoint {url} could not be downloaded to {path}: {line}')
+    return None
+
+
+@CheckpointLoader.register_scheme(prefixes=[r'(\S+\:)?s3://', r'(\S+\:)?petrel://'], force=True)
+def load_from_ceph(
+    filename: str, map_location: Optional[Any] = None, backend: str = 'petrel'
+) -> Any:
+    """MMEngine's loader from object storage, restricted."""
+    content = get_file_backend(filename, backend_args={'backend': backend}).get(filename)
+    return read_checkpoint(io.BytesIO(content), map_location, name=filename)
+
+
+class _RestrictedTorch(ModuleType):
+    """What MMEngine's remaining loaders (``torchvision://``, ``openmmlab://``,
+    ``mmcls://``, ``pavi://``) find under the name ``torch``: they end in
+    ``load_from_http`` or in ``torch.load``, and both names are theirs to look
+    up in their module. ``torch`` itself stays as it is."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def load(f: Any, map_location: Any = None, **kwargs: Any) -> Any:
+        return read_checkpoint(f, map_location)
+
+
+mmengine_checkpoint.torch = _RestrictedTorch('torch')
+mmengine_checkpoint.load_from_http = load_from_http

@@ -6,84 +6,325 @@ in for ``pickle`` in ``torch.load(..., pickle_module=restricted_pickle)`` and
 knows tensors, numpy arrays and scalars, plain containers and MMEngine's
 ``HistoryBuffer``, which is what ``weights_only=True`` lacks for resuming.
 It also works on PyTorch releases whose ``weights_only`` has no allow-list.
+
+A file can do three things only, each with a list of its own below: call
+something (``_CALLED``), refer to something that it cannot call (``_NAMED``,
+``_METHODS``), and fill an object that it has made (``_FILLED``).
 """
 
+import argparse
+import codecs
+import collections
+import datetime
+import math
+import pathlib
 import pickle
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Dict, Optional
 
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 UnpicklingError = pickle.UnpicklingError
-
-_ALLOWED = {
-    'collections': {'OrderedDict', 'defaultdict'},
-    'builtins': {
-        'set',
-        'frozenset',
-        'complex',
-        'slice',
-        'range',
-        'bytearray',
-        'bytes',
-        'int',
-        'dict',
-    },
-    'argparse': {'Namespace'},
-    '_codecs': {'encode'},
-    'torch': {'Size', 'device', 'Tensor'},
-    'torch._utils': {
-        '_rebuild_tensor',
-        '_rebuild_tensor_v2',
-        '_rebuild_parameter',
-        '_rebuild_parameter_with_state',
-    },
-    'torch.nn.parameter': {'Parameter'},
-    'torch.serialization': {'_get_layout'},
-    'torch.storage': {'TypedStorage', 'UntypedStorage'},
-    'numpy': {'ndarray', 'dtype'},
-    'numpy.core.multiarray': {'_reconstruct', 'scalar'},
-    'numpy.core.numeric': {'_frombuffer'},
-    'mmengine.logging.history_buffer': {'HistoryBuffer'},
-}
+_make_scalar = np.float64().__reduce__()[0]  # in a module that numpy 2 renamed
 
 
-class ForbiddenGlobalError(UnpicklingError):
-    """The pickle asks for something that is not on the list."""
+class RefusedError(UnpicklingError):
+    """The pickle asks for something that is not on the lists."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(ascii(what)[1:-1][:120])  # the file chose the text: keep it one line
 
 
-def _history_buffer_method(owner: Any, name: str) -> Any:
-    """What ``getattr`` becomes: MMEngine pickles a buffer's statistics methods
-    by it, and nothing else may be reached through it."""
-    if owner is not HistoryBuffer or name.startswith('_'):
-        raise ForbiddenGlobalError(f'getattr of {owner!r}')
+# What is called in place of functions that could do harm. numpy's and torch's
+# own trust their arguments: with wrong ones they would corrupt memory.
+
+
+def _method(owner: Any, name: str) -> Any:
+    """``getattr``, by which Python pickles the functions inside a class."""
+    if not isinstance(owner, type) or name not in _METHODS.get(owner, ()):
+        raise RefusedError(f'getattr of {name} in {getattr(owner, "__name__", type(owner))}')
     return getattr(owner, name)
 
 
-class Unpickler(pickle.Unpickler):
+def _dtype(name: str, *_align_copy: Any) -> np.dtype:
+    dtype = np.dtype(str(name), False, True)  # a copy: its byte order may be set later
+    if dtype.kind not in 'biufcSU':  # no Python objects, no structures
+        raise RefusedError(f'numpy.dtype {name}')
+    return dtype
+
+
+def _empty_array(kind: Any, *_shape_dtype: Any) -> np.ndarray:
+    if kind is not np.ndarray:
+        raise RefusedError(f'an array of type {kind}')
+    return np.empty(0, 'b')  # _fill_array does the rest
+
+
+def _array(data: bytes, dtype: np.dtype, shape: tuple, order: str = 'C') -> np.ndarray:
+    array = np.frombuffer(bytes(data), _checked(dtype))
+    return array.reshape(shape, order=order).copy(order)
+
+
+def _scalar(dtype: np.dtype, data: bytes) -> np.generic:
+    if type(data) is not bytes or len(data) != _checked(dtype).itemsize:
+        raise RefusedError('a numpy scalar of another size than its data')
+    return _make_scalar(dtype, data)
+
+
+def _checked(dtype: Any) -> np.dtype:
+    if not isinstance(dtype, np.dtype):  # those that exist come from _dtype
+        raise RefusedError('an array without a dtype')
+    return dtype
+
+
+def _tensor_with_attributes(rebuild: Any, kind: Any, args: tuple, _state: Any) -> torch.Tensor:
+    """A tensor without the attributes that it had, which no loading needs."""
+    if rebuild not in _REBUILD or kind not in (torch.Tensor, torch.nn.Parameter):
+        raise RefusedError(f'a tensor of type {kind} by {rebuild}')
+    tensor = rebuild(*args)
+    return tensor if type(tensor) is kind else tensor.as_subclass(kind)
+
+
+def _parameter(data: torch.Tensor, requires_grad: bool, *_hooks_state: Any) -> torch.nn.Parameter:
+    if not isinstance(data, torch.Tensor):
+        raise RefusedError('a parameter of no tensor')
+    return torch.nn.Parameter(data, bool(requires_grad))
+
+
+_REBUILD = (torch._utils._rebuild_tensor, torch._utils._rebuild_tensor_v2, _parameter)
+
+_CALLED = {
+    **{
+        f'builtins.{kind.__name__}': kind
+        for kind in (bytes, bytearray, complex, frozenset, range, set, slice)
+    },
+    'builtins.xrange': range,  # Python 2's name, as PyTorch's pickles (protocol 2) have it
+    'builtins.getattr': _method,
+    '_codecs.encode': codecs.encode,  # bytes
+    **{
+        f'{kind.__module__}.{kind.__name__}': kind
+        for kind in (collections.OrderedDict, collections.defaultdict)
+        + (collections.Counter, collections.deque, argparse.Namespace)
+        + (datetime.datetime, datetime.date, datetime.time)
+        + (datetime.timedelta, datetime.timezone)
+    },
+    'pathlib.PosixPath': pathlib.PurePath,  # a path as such, on any system
+    'pathlib.PurePosixPath': pathlib.PurePosixPath,
+    'pathlib.WindowsPath': pathlib.PureWindowsPath,
+    'pathlib.PureWindowsPath': pathlib.PureWindowsPath,
+    'torch.Size': torch.Size,
+    'torch.device': torch.device,
+    'torch.serialization._get_layout': torch.serialization._get_layout,
+    'torch._utils._rebuild_tensor': torch._utils._rebuild_tensor,
+    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+    'torch._utils._rebuild_parameter': _parameter,
+    'torch._utils._rebuild_parameter_with_state': _parameter,
+    'torch._tensor._rebuild_from_type_v2': _tensor_with_attributes,
+    'numpy.dtype': _dtype,
+    'numpy.core.multiarray._reconstruct': _empty_array,
+    'numpy.core.multiarray.scalar': _scalar,
+    'numpy.core.numeric._frombuffer': _array,
+    'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+    'mmengine.config.config.ConfigDict': ConfigDict,
+}
+
+_NAMED = {
+    **{f'builtins.{kind.__name__}': kind for kind in (bool, int, float, str, dict, list, tuple)},
+    'builtins.long': int,
+    'builtins.unicode': str,
+    'torch.Tensor': torch.Tensor,
+    'torch.nn.parameter.Parameter': torch.nn.Parameter,
+    'numpy.ndarray': np.ndarray,
+    'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler': OneCycleParamScheduler,
+}  # and every dtype of torch and numpy
+
+_METHODS = {
+    HistoryBuffer: ('min', 'max', 'mean', 'current'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
+
+
+def _fill_attributes(target: Any, state: dict) -> None:
+    vars(target).update(state)  # such as a state_dict's _metadata
+
+
+def _fill_history(history: HistoryBuffer, state: dict) -> None:
+    # Not statistics_methods: __setstate__ would set them for every other buffer.
+    names = ('max_length', '_log_history', '_count_history')
+    history.__setstate__({name: state[name] for name in names})
+
+
+def _fill_dtype(dtype: np.dtype, state: tuple) -> None:
+    order, extras = state[1], state[2:5] + state[8:]
+    if order not in ('<', '>', '|', '=') or any(extra is not None for extra in extras):
+        raise RefusedError('a structured numpy.dtype')
+    # of what the file says, the byte order only
+    dtype.__setstate__(dtype.newbyteorder(order).__reduce__()[2])
+
+
+def _fill_array(array: np.ndarray, state: tuple) -> None:
+    _, shape, dtype, fortran, data = state
+    whole = type(data) is bytes and all(type(n) is int and n >= 0 for n in shape)
+    if array.size or not whole or math.prod(shape) * _checked(dtype).itemsize != len(data):
+        raise RefusedError('an array of another size than its data')
+    array.__setstate__((1, tuple(shape), dtype, bool(fortran), data))
+
+
+_FILLED = {
+    collections.OrderedDict: _fill_attributes,
+    argparse.Namespace: _fill_attributes,
+    HistoryBuffer: _fill_history,
+    np.dtype: _fill_dtype,
+    np.ndarray: _fill_array,
+}
+
+
+_DEPTH = {'load_append': 2, 'load_setitem': 3}  # the others' items lie on a stack of their own
+
+
+def _into(opcode: Any, *kinds: type) -> Any:
+    """An opcode that adds items, to these containers only: what else has
+    ``append`` or ``[]`` is not to be reached."""
+
+    def checked(self) -> None:
+        depth = _DEPTH.get(opcode.__name__)
+        target = self.stack[-depth] if depth else self.metastack[-1][-1]
+        if not isinstance(target, kinds):
+            raise RefusedError(f'items in {type(target)}')
+        opcode(self)
+
+    return checked
+
+
+def _tuple(opcode: Any) -> Any:
+    """An opcode that makes a tuple. Python crashes on the hash of a deep one."""
+
+    def checked(self) -> None:
+        opcode(self)
+        made = self.stack[-1]
+        inner = [self.depths.get(id(item), (0,))[0] for item in made if type(item) is tuple]
+        depth = 1 + max(inner, default=0)
+        if depth > 100:
+            raise RecursionError('tuples within tuples')
+        self.depths[id(made)] = depth, made  # which keeps it, and so its id, alive
+
+    return checked
+
+
+def _refuse(_unpickler: Any) -> None:
+    raise RefusedError('a kind of pickle that PyTorch does not write')
+
+
+class Unpickler(pickle._Unpickler):
+    """Python's own in Python, for that in C cannot be told what to refuse."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+    # Of the file's storages, in bytes; None where torch looks itself (see load_binpersid).
+    sizes: Optional[Dict[str, int]] = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.depths: Dict[int, tuple] = {}
+
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace('__builtin__', 'builtins').replace('numpy._core', 'numpy.core')
-        if (module, name) == ('builtins', 'getattr'):
-            return _history_buffer_method
-        allowed = name in _ALLOWED.get(module, ())
-        if module == 'torch' and '.' not in name:
+        module = module.replace('pathlib._local', 'pathlib')  # Python 3.13
+        full = f'{module}.{name}'
+        for allowed in (_CALLED, _NAMED):
+            if full in allowed:
+                return allowed[full]
+        owner, _, method = full.rpartition('.')  # protocol 4 has a class's functions by name
+        if owner in _CALLED or owner in _NAMED:
+            return _method(_CALLED.get(owner, _NAMED.get(owner)), method)
+        value = None
+        if module == 'torch':
             value = getattr(torch, name, None)
-            allowed |= isinstance(value, torch.dtype) or name.endswith('Storage')
-        elif module in ('numpy', 'numpy.dtypes') and '.' not in name:
+        elif module in ('numpy', 'numpy.dtypes'):
             value = getattr(np, name, getattr(getattr(np, 'dtypes', None), name, None))
-            allowed |= isinstance(value, type) and issubclass(value, (np.generic, np.dtype))
-        if not allowed:
-            raise ForbiddenGlobalError(f'{module}.{name}')
-        if module.startswith('numpy.core'):
-            module = _NUMPY_CORE + module[len('numpy.core') :]
-        return super().find_class(module, name)
+        is_type = isinstance(value, type) and issubclass(value, (np.generic, np.dtype))
+        if not is_type and not isinstance(value, torch.dtype):
+            raise RefusedError(full)
+        return value
 
+    def load_global(self) -> None:
+        module, name = self.readline(), self.readline()
+        if not name.endswith(b'\n'):  # Python's own takes half a name at the end of a cut file
+            raise EOFError
+        self.append(self.find_class(module[:-1].decode(), name[:-1].decode()))
 
-# numpy 2 moved numpy.core; its old name warns.
-_NUMPY_CORE = 'numpy._core' if hasattr(np, '_core') else 'numpy.core'
+    def load_reduce(self) -> None:
+        function = self.stack[-2]
+        if not any(function is allowed for allowed in _CALLED.values()):
+            raise RefusedError(f'a call of {function}')
+        super().load_reduce()
+
+    def load_newobj(self) -> None:
+        kind = self.stack[-2]
+        if not isinstance(kind, type) or kind not in _CALLED.values():
+            raise RefusedError(f'an instance of {kind}')
+        super().load_newobj()
+
+    def load_build(self) -> None:
+        """Python's own sets any attribute of anything, functions and classes too."""
+        state = self.stack.pop()
+        target = self.stack[-1]
+        kind = np.dtype if isinstance(target, np.dtype) else type(target)
+        if kind not in _FILLED:
+            raise RefusedError(f'a change of {getattr(target, "__name__", kind)}')
+        _FILLED[kind](target, state)
+
+    def load_binpersid(self) -> None:
+        """A storage. Older formats have other things, by which PyTorch writes files."""
+        what, *rest = self.stack[-1]
+        if what not in ('storage', b'storage'):
+            raise RefusedError(f'a persistent {what}')
+        kind, key, _, count, *view = rest
+        if any(item is not None for item in view):
+            raise RefusedError('a view of a storage')
+        # PyTorch 2.1 believes the count and reads or writes beyond what the file holds.
+        if self.sizes is not None:
+            size = count * torch.empty(0, dtype=kind.dtype).element_size()
+            if size != self.sizes[f'data/{key}']:
+                raise RefusedError('a storage of another size than its data')
+        super().load_binpersid()
+
+    dispatch.update(
+        {
+            pickle.GLOBAL[0]: load_global,
+            pickle.REDUCE[0]: load_reduce,
+            pickle.NEWOBJ[0]: load_newobj,
+            pickle.BUILD[0]: load_build,
+            pickle.BINPERSID[0]: load_binpersid,
+            pickle.APPEND[0]: _into(pickle._Unpickler.load_append, list, collections.deque),
+            pickle.APPENDS[0]: _into(pickle._Unpickler.load_appends, list, collections.deque),
+            pickle.SETITEM[0]: _into(pickle._Unpickler.load_setitem, dict),
+            pickle.SETITEMS[0]: _into(pickle._Unpickler.load_setitems, dict),
+            pickle.ADDITEMS[0]: _into(pickle._Unpickler.load_additems, set),
+            pickle.TUPLE[0]: _tuple(pickle._Unpickler.load_tuple),
+            pickle.TUPLE1[0]: _tuple(pickle._Unpickler.load_tuple1),
+            pickle.TUPLE2[0]: _tuple(pickle._Unpickler.load_tuple2),
+            pickle.TUPLE3[0]: _tuple(pickle._Unpickler.load_tuple3),
+            # by keyword arguments (NEWOBJ_EX) torch takes raw pointers
+            pickle.NEWOBJ_EX[0]: _refuse,
+            pickle.INST[0]: _refuse,
+            pickle.OBJ[0]: _refuse,
+            pickle.PERSID[0]: _refuse,
+            pickle.EXT1[0]: _refuse,
+            pickle.EXT2[0]: _refuse,
+            pickle.EXT4[0]: _refuse,
+        }
+    )
 
 
 def load(file, **kwargs) -> Any:
     """As ``pickle.load``."""
     return Unpickler(file, **kwargs).load()
+
+
+def module(sizes: Optional[Dict[str, int]]) -> Any:
+    """This module, for a file that holds storages of these sizes."""
+    unpickler = type('Unpickler', (Unpickler,), {'sizes': sizes})
+    return SimpleNamespace(__name__=__name__, Unpickler=unpickler, load=load)

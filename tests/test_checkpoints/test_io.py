@@ -1,15 +1,34 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import argparse
+import collections
+import datetime
+import io
 import os
+import pathlib
 import pickle
+import re
+import shutil
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
+from mmengine.model import BaseModel
+from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import save_checkpoint
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-from mmdense.checkpoints import read_checkpoint
+from mmdense.checkpoints import io as checkpoint_io
+from mmdense.checkpoints import read_checkpoint, recognise
+from mmdense.checkpoints.io import load_from_http
 from mmdense.utils.errors import CheckpointError
 
 
@@ -161,3 +180,429 @@ def test_what_mmengine_saves_resumes(tmp_path):
     path = str(tmp_path / 'epoch_3.pth')
     save_checkpoint(training_checkpoint(), path)
     assert CheckpointLoader.load_checkpoint(path)['meta']['epoch'] == 3
+
+
+def rewritten(path, change, legacy=False):
+    """A checkpoint whose pickle is changed by hand."""
+    if legacy:
+        head = [pickle.dumps(part, 2) for part in (MAGIC_NUMBER, PROTOCOL_VERSION, {})]
+        path.write_bytes(b''.join(head) + change(b'') + pickle.dumps([], 2))
+        return str(path)
+    buffer = io.BytesIO()
+    torch.save({'a': torch.ones(4)}, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, 'w') as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, change(content) if name.endswith('data.pkl') else content)
+    return str(path)
+
+
+def refused(path, match='refused'):
+    with pytest.raises(CheckpointError, match=match) as error:
+        read_checkpoint(path)
+    message = str(error.value)
+    assert str(path) in message and 'refused' in message and '\n' not in message
+
+
+def inner(value):
+    """The opcodes that make a plain value."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def test_torchscript_is_refused(tmp_path, monkeypatch):
+    """``torch.load`` passes it on to ``torch.jit.load``, which runs what is in it."""
+    path = str(tmp_path / 'script.pth')
+    torch.jit.script(torch.nn.Identity()).save(path)
+    monkeypatch.setattr(torch.jit, 'load', lambda *args, **kwargs: pytest.fail('it ran'))
+    refused(path, 'is a TorchScript program')
+
+
+@pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
+@pytest.mark.parametrize(
+    'target',
+    [
+        b'ctorch._utils\n_rebuild_tensor_v2\n',
+        b'ctorch.nn.parameter\nParameter\n',
+        b'cargparse\nNamespace\n',
+        b'cmmengine.logging.history_buffer\nHistoryBuffer\n',
+        b'cnumpy\ndtype\n',
+    ],
+)
+@pytest.mark.parametrize('slots', [False, True])
+def test_functions_and_classes_are_not_changed(tmp_path, target, slots, legacy):
+    """An ordinary unpickler sets attributes of anything, for the whole process."""
+    state = inner({'__defaults__': (7,), 'dump_patches': True})
+    state = b'N' + state + b'\x86' if slots else state
+    pickled = b'\x80\x02' + target + state + b'b0}.'
+    refused(rewritten(tmp_path / 'poison.pth', lambda _: pickled, legacy), 'a change of')
+    torch.save({'a': torch.ones(1)}, tmp_path / 'good.pth')
+    assert read_checkpoint(str(tmp_path / 'good.pth'))['a'] == 1
+
+
+def test_statistics_of_other_buffers_stay(tmp_path):
+    """HistoryBuffer keeps its methods in its class and would take a file's."""
+    buffer = HistoryBuffer([1.0, 3.0], [1, 1])
+    vars(buffer)['statistics_methods'] = None
+    state = dict(vars(buffer), statistics_methods=dict(mean=HistoryBuffer.max))
+
+    class Poison:
+        def __reduce__(self):
+            return HistoryBuffer, (), state
+
+    torch.save(Poison(), tmp_path / 'poison.pth')
+    assert read_checkpoint(str(tmp_path / 'poison.pth')).statistics('mean') == 2
+    assert HistoryBuffer([1.0, 3.0], [1, 1]).statistics('mean') == 2
+
+
+def test_persistent_modules_are_refused(tmp_path, monkeypatch):
+    """The old format's, by which PyTorch compares source files and writes patches."""
+    monkeypatch.chdir(tmp_path)
+    body = b'\x80\x02(' + inner('module') + b'cargparse\nNamespace\n'
+    body += inner('x.py') + inner('source') + b'tQ.'
+    refused(rewritten(tmp_path / 'module.pth', lambda _: body, legacy=True), 'persistent module')
+    assert [path.name for path in tmp_path.iterdir()] == ['module.pth']
+
+
+def test_tar_files_are_refused(tmp_path):
+    path = tmp_path / 'old.pth'
+    with tarfile.open(path, 'w') as tar:
+        for name in ('storages', 'tensors', 'pickle'):
+            tar.addfile(tarfile.TarInfo(name))
+    refused(path, 'is a tar file')
+
+
+def test_storages_have_the_size_that_is_claimed(tmp_path):
+    """PyTorch 2.1 reads on into other memory."""
+    path = rewritten(tmp_path / 'long.pth', lambda p: p.replace(b'K\x04', b'M\x00\x40'))
+    refused(path, 'of another size')
+
+
+ARRAY = np.ones(1).__reduce__()[:2]
+
+
+@pytest.mark.parametrize(
+    'function, args, state',
+    [
+        (np.dtype, ('O',), None),
+        (np.dtype, ('V8',), None),
+        (np.dtype, ('f8, O',), None),
+        (np.dtype, ('f8',), (3, '<', None, ('a',), {'a': (np.dtype('f4'), 0)}, 8, 1, 0)),
+        (np.dtype, ('f8',), (3, '<', (np.dtype('f4'), (2,)), None, None, 8, 1, 0)),
+        (np.dtype, ('f8',), (4, '<', None, None, None, -1, -1, 0, {})),
+        (np.ndarray, ((1,), np.dtype('f8'), b'A' * 8), None),
+        (*ARRAY, (1, (99,), np.dtype('f8'), False, b'A')),
+        (*ARRAY, (1, (-1, -8), np.dtype('f8'), False, b'A' * 64)),
+        (*ARRAY, (1, (1,), 'O', False, b'A' * 8)),
+        (np.float64(1).__reduce__()[0], (np.dtype('f8'), b'A'), None),
+        (tuple, ([1],), None),
+        (torch.Tensor, (3,), None),
+        (torch.UntypedStorage, (8,), None),
+        (torch.nn.Parameter, (torch.ones(1),), None),
+        (HistoryBuffer.register_statistics, (len,), None),
+    ],
+)
+def test_what_corrupts_memory_is_refused(tmp_path, function, args, state):
+    class Craft:
+        def __reduce__(self):
+            return (function, args) if state is None else (function, args, state)
+
+    path = str(tmp_path / 'craft.pth')
+    torch.save(Craft(), path)
+    refused(path)
+
+
+def test_flags_of_dtypes_are_not_believed(tmp_path):
+    class Craft:
+        def __reduce__(self):
+            return np.dtype, ('f8', False, True), (3, '>', None, None, None, 99, 99, 63)
+
+    torch.save(Craft(), tmp_path / 'craft.pth')
+    dtype = read_checkpoint(str(tmp_path / 'craft.pth'))
+    assert dtype == np.dtype('>f8') and dtype.flags == np.dtype('>f8').flags
+    assert np.dtype('f8').isnative
+
+
+def test_keyword_arguments_are_refused(tmp_path):
+    """By these torch's classes take pointers."""
+    body = b'\x80\x04ctorch\nSize\n)' + inner({'cdata': 1}) + b'\x92.'
+    refused(rewritten(tmp_path / 'pointer.pth', lambda _: body), 'does not write')
+
+
+CONFIG = b'\x80\x02cmmengine.config.config\nConfigDict\n}'
+
+
+@pytest.mark.parametrize(
+    'error, body',
+    [
+        (MemoryError, b'\x80\x02cbuiltins\nbytearray\n' + inner(2**62) + b'\x85R.'),
+        (RecursionError, b'\x80\x02cbuiltins\nset\n)' + b'\x85' * 200_000 + b'R.'),
+        (RecursionError, CONFIG + inner('a') + b']' * 5000 + b'a' * 4999 + b's\x85R.'),
+    ],
+)
+def test_greed_is_one_line(tmp_path, error, body):
+    path = rewritten(tmp_path / 'greedy.pth', lambda _: body)
+    with pytest.raises(CheckpointError, match='more memory than there is') as caught:
+        read_checkpoint(path)
+    assert '\n' not in str(caught.value) and isinstance(caught.value.__cause__, error)
+
+
+def test_names_in_messages_stay_on_the_line(tmp_path):
+    body = b'\x80\x04' + inner('os\n\x1b[2J') + inner('system') + b'\x93.'
+    refused(rewritten(tmp_path / 'name.pth', lambda _: body), r'asks for os\\n')
+
+
+def test_plain_python_values_load(tmp_path):
+    saved = dict(
+        counter=collections.Counter('aab'),
+        deque=collections.deque([1, 2], 3),
+        lists=collections.defaultdict(list, {1: [2]}),
+        ordered=collections.OrderedDict(a=1),
+        args=argparse.Namespace(lr=0.1),
+        config=ConfigDict(a=dict(b=[1, dict(c=2)])),
+        time=datetime.datetime.now(datetime.timezone.utc),
+        took=datetime.timedelta(1),
+        path=pathlib.PurePosixPath('a/b'),
+        here=pathlib.Path('a/b'),
+        types=[int, float, str, bool, list, tuple, dict],
+        others=[{1}, frozenset([1]), range(3), slice(1), 1j, b'a', bytearray(b'a'), 2**99],
+        layout=torch.strided,
+        device=torch.device('cpu'),
+        big_endian=np.arange(3, dtype='>f4'),
+        fortran=np.asfortranarray(np.ones((2, 3))),
+        scalars=[np.float32(1), np.str_('a'), np.bool_(True)],
+    )
+    saved['ordered']._metadata = {'version': 1}
+    for protocol in (2, 4, 5):
+        path = str(tmp_path / f'{protocol}.pth')
+        torch.save(saved, path, pickle_protocol=protocol)
+        loaded = read_checkpoint(path)
+        arrays = {name: loaded.pop(name) for name in ('big_endian', 'fortran')}
+        for name, array in arrays.items():
+            assert np.array_equal(array, saved[name]) and array.dtype.kind == 'f'
+            assert array.flags.writeable
+        assert loaded == {name: value for name, value in saved.items() if name not in arrays}
+        assert loaded['ordered']._metadata == {'version': 1}
+        assert type(loaded['config'].a) is ConfigDict and loaded['config'].a.b[1].c == 2
+
+
+def test_tensors_with_attributes_load(tmp_path):
+    """As ``nn.Buffer`` is."""
+    tensor, parameter = torch.ones(2), torch.nn.Parameter(torch.ones(2))
+    tensor.persistent = parameter.note = True
+    torch.save([tensor, parameter], tmp_path / 'buffer.pth')
+    loaded = read_checkpoint(str(tmp_path / 'buffer.pth'))
+    assert torch.equal(loaded[0], tensor) and type(loaded[0]) is torch.Tensor
+    assert torch.equal(loaded[1], parameter) and type(loaded[1]) is torch.nn.Parameter
+
+
+SCHEDULERS = dict(
+    Constant={},
+    CosineAnnealing=dict(T_max=4),
+    CosineRestart=dict(periods=[1, 2], restart_weights=[1, 1], eta_min=0),
+    Exponential=dict(gamma=0.9),
+    Linear={},
+    MultiStep=dict(milestones=[1, 2, 2]),
+    OneCycle=dict(eta_max=0.1, total_steps=5),
+    Poly=dict(power=2),
+    ReduceOnPlateau=dict(monitor='loss'),
+    Step=dict(step_size=2),
+)
+
+
+@pytest.mark.parametrize(
+    'name', sorted(k for k, v in PARAM_SCHEDULERS.module_dict.items() if 'mmengine' in v.__module__)
+)
+def test_every_scheduler_resumes(tmp_path, name):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+    kind = re.match('(.*)(LR|Momentum|ParamScheduler)$', name)
+    cfg = dict(type=name, optimizer=optimizer, **SCHEDULERS[kind.group(1)])
+    if kind.group(2) == 'ParamScheduler':
+        cfg['param_name'] = 'lr'
+    saved = PARAM_SCHEDULERS.build(cfg).state_dict()
+    torch.save(saved, tmp_path / 'scheduler.pth')
+    assert read_checkpoint(str(tmp_path / 'scheduler.pth')) == saved
+
+
+class Toy(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+        self.norm = torch.nn.BatchNorm1d(2)
+
+    def forward(self, *inputs, mode='loss'):
+        return dict(loss=self.norm(self.layer(torch.stack(inputs))).sum())
+
+
+def test_what_a_runner_saves_resumes(tmp_path):
+    def runner(**kwargs):
+        return Runner(
+            Toy(),
+            str(tmp_path),
+            train_dataloader=dict(
+                dataset=[torch.randn(2) for _ in range(4)],
+                sampler=dict(type='DefaultSampler', shuffle=True),
+                batch_size=2,
+                collate_fn=dict(type='pseudo_collate'),
+            ),
+            train_cfg=dict(by_epoch=True, max_epochs=kwargs.pop('epochs')),
+            optim_wrapper=dict(optimizer=dict(type='Adam', lr=0.1)),
+            param_scheduler=[
+                dict(type='MultiStepLR', milestones=[1]),
+                dict(type='OneCycleLR', eta_max=0.1, total_steps=9, by_epoch=False),
+            ],
+            custom_hooks=[dict(type='EMAHook')],
+            default_scope='mmengine',
+            experiment_name=f'toy{len(kwargs)}_{tmp_path.name}',
+            **kwargs,
+        )
+
+    runner(epochs=1).train()
+    path = str(tmp_path / 'epoch_1.pth')
+    assert read_checkpoint(path).keys() >= {'message_hub', 'param_schedulers', 'ema_state_dict'}
+    resumed = runner(epochs=2, load_from=path, resume=True)
+    resumed.train()
+    assert resumed.epoch == 2
+
+
+@pytest.fixture
+def cached_bomb(tmp_path, monkeypatch):
+    """Puts a bomb where torch.hub keeps its downloads."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    monkeypatch.setattr(torch.hub, '_hub_dir', None)
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda *_, **__: pytest.fail('network'))
+    folder = tmp_path / 'torch' / 'hub' / 'checkpoints'
+    folder.mkdir(parents=True)
+
+    def put(url, folder=folder):
+        torch.save(dict(state_dict={}, x=Bomb(tmp_path / 'it_ran')), folder / url.rsplit('/')[-1])
+
+    yield put
+    assert not (tmp_path / 'it_ran').exists()
+
+
+def load_refused(url, match='asks for .*system.*refused'):
+    with pytest.raises(CheckpointError, match=match) as error:
+        CheckpointLoader.load_checkpoint(url)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        'https://example.org/bomb.pth',
+        'torchvision://resnet18',
+        'modelzoo://resnet18',
+        'mmcls://resnet50',
+        'open-mmlab://detectron2/resnet50_caffe',
+        'openmmlab://detectron2/resnet50_caffe',
+    ],
+)
+def test_code_is_refused_under_every_scheme(url, cached_bomb):
+    scheme, name = url.split('://')
+    models = {
+        'https': lambda: {name: url},
+        'mmcls': mmengine_checkpoint.get_mmcls_models,
+        'torchvision': mmengine_checkpoint.get_torchvision_models,
+        'modelzoo': mmengine_checkpoint.get_torchvision_models,
+    }.get(scheme, mmengine_checkpoint.get_external_models)()
+    cached_bomb(models[name])
+    load_refused(url)
+
+
+def test_code_is_refused_in_model_homes(tmp_path, cached_bomb, monkeypatch):
+    monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
+    (tmp_path / 'open_mmlab.json').write_text('{"own": "bomb.pth"}')
+    cached_bomb('bomb.pth', tmp_path)
+    load_refused('openmmlab://own')
+
+
+@pytest.mark.parametrize(
+    'url', ['s3://bucket/bomb.pth', 'petrel://b/bomb.pth', 'a:s3://b/bomb.pth']
+)
+def test_code_is_refused_from_object_storage(url, tmp_path, cached_bomb, monkeypatch):
+    cached_bomb('bomb.pth', tmp_path)
+    backend = SimpleNamespace(get=lambda url: (tmp_path / 'bomb.pth').read_bytes())
+    monkeypatch.setattr(checkpoint_io, 'get_file_backend', lambda *_, **__: backend)
+    load_refused(url, f'{url} asks for .*system.*refused')
+
+
+def test_code_is_refused_from_pavi(tmp_path, cached_bomb, monkeypatch):
+    cached_bomb('bomb.pth', tmp_path)
+    model = SimpleNamespace(
+        name='bomb.pth', download=lambda to: shutil.copy(tmp_path / 'bomb.pth', to)
+    )
+    modelcloud = SimpleNamespace(get=lambda path: model)
+    monkeypatch.setitem(sys.modules, 'pavi', SimpleNamespace(modelcloud=modelcloud))
+    load_refused('pavi://bomb.pth')
+
+
+URL = 'https://example.org/files/weights.pth?download=1'
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """A web of one file; ``web.events`` is what happened, in order."""
+    web = SimpleNamespace(content=b'', rank=0, events=[], path=tmp_path / 'weights.pth')
+
+    def download(url, path, progress):
+        web.events.append('download')
+        if web.content is None:
+            raise OSError('404\nNot found')
+        Path(path).write_bytes(web.content)
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    monkeypatch.setattr(checkpoint_io, 'get_rank', lambda: web.rank)
+    monkeypatch.setattr(checkpoint_io, 'barrier', lambda: web.events.append('barrier'))
+    buffer = io.BytesIO()
+    torch.save({'a': torch.ones(1)}, buffer)
+    web.good = buffer.getvalue()
+    web.load = lambda: load_from_http(URL, model_dir=str(tmp_path))
+    return web
+
+
+def test_each_node_downloads_once(web):
+    web.content = web.good
+    assert web.load()['a'] == 1 and web.load()['a'] == 1
+    assert web.events == ['download', 'barrier', 'barrier', 'barrier', 'barrier']
+    web.path.unlink()
+    web.rank, web.events[:] = 8, []  # the first of another node
+    assert web.load()['a'] == 1
+    assert web.events == ['barrier', 'download', 'barrier']
+
+
+def test_a_failed_download_leaves_no_rank_waiting(web):
+    web.content = None
+    with pytest.raises(CheckpointError, match='could not be downloaded.*404 Not found'):
+        web.load()
+    assert web.events == ['download', 'barrier', 'barrier']
+
+
+@pytest.mark.parametrize('bad', [b'<html>404</html>', b'', b'{}', 'cut'])
+def test_what_is_no_checkpoint_does_not_stay_in_the_cache(web, bad):
+    web.content = web.good[:-100] if bad == 'cut' else bad
+    with pytest.raises(CheckpointError, match='the copy is deleted') as error:
+        web.load()
+    assert URL in str(error.value) and '\n' not in str(error.value)
+    assert not web.path.exists() and web.events[-1] == 'barrier'
+    web.content = web.good
+    assert web.load()['a'] == 1
+
+
+@pytest.mark.parametrize(
+    'key', ['encoder_q.conv1.weight', 'queue', 'neck.0.weight', 'head.w', 'projector.0', 'center']
+)
+def test_unknown_writers_are_refused(key):
+    tensors = {'conv1.weight': torch.ones(1), key: torch.ones(1)}
+    with pytest.raises(CheckpointError, match='f.pth .*writer is not known yet.*prefix=') as error:
+        recognise(dict(state_dict=tensors), name='f.pth')
+    assert '\n' not in str(error.value)
+    assert recognise(tensors, prefix='').backbone.keys() == tensors.keys()
+    moco = {'module.encoder_q.conv1.weight': torch.ones(1), 'module.queue': torch.ones(1)}
+    assert recognise(dict(state_dict=moco), prefix='encoder_q').backbone.keys() == {'conv1.weight'}
+
+
+@pytest.mark.parametrize('meta', [None, 'DenseCL', ['a'], dict(mmdense='a')])
+def test_extracted_backbones_are_taken(meta):
+    tensors = {'conv1.weight': torch.ones(1), 'fc.weight': torch.ones(1)}
+    found = recognise(dict(state_dict=tensors, author='DenseCL', meta=meta))
+    assert found.backbone.keys() == tensors.keys()
