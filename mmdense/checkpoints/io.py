@@ -85,7 +85,7 @@ def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
     except restricted_pickle.RefusedError as error:
         raise CheckpointError(
             f'checkpoint {name} asks for {error} when it is loaded, which weights never need and '
-            'which can be an attack: refused. Ask its author for a file of tensors only'
+            'which can run any code: refused. Ask its author for a file of tensors only'
         ) from None
     except (MemoryError, RecursionError) as error:
         raise CheckpointError(

@@ -52,6 +52,8 @@ def test_state_survives():
     queue.enqueue(torch.randn(7, 4))
     other = KeyQueue(4, 10)
     other.load_state_dict(queue.state_dict())
+    for key, value in queue.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key])
     for a in (queue, other):
         a.enqueue(torch.ones(6, 4))
     assert torch.equal(queue.keys, other.keys) and int(other.ptr) == 3 and int(other.filled) == 10

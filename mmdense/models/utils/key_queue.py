@@ -74,7 +74,8 @@ class KeyQueue(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         keys = state_dict.get(f'{prefix}keys')
-        if keys is not None and keys.shape[:1] == self.keys.shape[:1] != keys.shape:
+        same_kind = keys is not None and keys.dim() == 2 and keys.size(0) == self.feat_dim
+        if same_kind and keys.size(1) != self.queue_len:
             # A queue of another length: as many of its newest keys as there is room for.
             length, ptr = keys.size(1), int(state_dict[f'{prefix}ptr'])
             filled = min(int(state_dict[f'{prefix}filled']), length, self.queue_len)
