@@ -29,19 +29,21 @@ def repo() -> Path:
     return REPO
 
 
+def _missing(reason: str) -> None:
+    """Skips what a stranger cannot run; fails where CI=true, for a skip there
+    would hide that nothing was tested."""
+    pytest.fail(reason) if os.environ.get('CI') == 'true' else pytest.skip(reason)
+
+
 @pytest.fixture(scope='session')
 def data_root() -> Path:
     """The folder of real images: coco/, camvid/, bccd/, unlabeled/.
 
-    A stranger has none and these tests are skipped; where CI=true that would
-    hide that nothing was tested, so there it fails.
+    A stranger has none, and these tests are skipped.
     """
     root = Path(os.environ.get('MMDENSE_DATA') or REPO / '..' / 'shared' / 'data').resolve()
     if not root.is_dir():
-        reason = f'no test data in {root} (MMDENSE_DATA says where it is)'
-        if os.environ.get('CI') == 'true':
-            pytest.fail(reason)
-        pytest.skip(reason)
+        _missing(f'no test data in {root} (MMDENSE_DATA says where it is)')
     return root
 
 
@@ -51,8 +53,7 @@ def require():
 
     def check(package: str) -> None:
         if importlib.util.find_spec(package) is None:
-            reason = f'{package} is not installed'
-            pytest.fail(reason) if os.environ.get('CI') == 'true' else pytest.skip(reason)
+            _missing(f'{package} is not installed')
 
     return check
 

@@ -3,7 +3,7 @@ import os.path as osp
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmpretrain.utils import get_ori_model
 
 from mmdense.checkpoints import describe_product, save_backbone
 from mmdense.registry import HOOKS
@@ -24,13 +24,13 @@ class BackboneExportHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Adds ``meta['mmdense']``."""
-        model = _algorithm(runner)
+        model = get_ori_model(runner.model)
         if hasattr(model, 'product'):
             checkpoint['meta']['mmdense'] = describe_product(model)
 
     def after_train(self, runner) -> None:
         """Writes the backbone, if anything was trained."""
-        model = _algorithm(runner)
+        model = get_ori_model(runner.model)
         if self.filename is None or not hasattr(model, 'product') or not is_main_process():
             return
         if runner.iter == 0:
@@ -44,7 +44,3 @@ class BackboneExportHook(Hook):
             f'Backbone alone: {path}. In mmdet or mmseg: backbone=dict(init_cfg=dict('
             f"type='mmdense.SelfSupPretrained', checkpoint='{path}'))"
         )
-
-
-def _algorithm(runner):
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -4,7 +4,7 @@ from typing import Optional
 
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.model import is_model_wrapper
+from mmpretrain.utils import get_ori_model
 
 from mmdense.models.utils import KeyQueue
 from mmdense.registry import HOOKS
@@ -24,7 +24,7 @@ class KeyQueueLogHook(Hook):
 
     def before_train(self, runner) -> None:
         """Says what to expect."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = get_ori_model(runner.model)
         queues = [m for m in model.modules() if isinstance(m, KeyQueue)]
         # Queues of one model advance together; the longest is full last.
         self.queue = max(queues, key=lambda queue: queue.queue_len, default=None)

@@ -2,7 +2,7 @@
 from typing import Optional
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmpretrain.utils import get_ori_model
 
 from mmdense.registry import HOOKS
 from mmdense.utils.errors import InputError
@@ -27,7 +27,7 @@ class LambdaWarmupHook(Hook):
 
     def before_train(self, runner) -> None:
         """Remembers the λ of the config."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = get_ori_model(runner.model)
         if not hasattr(model, 'loss_lambda'):
             raise InputError(f'LambdaWarmupHook: {type(model).__name__} has no loss_lambda')
         self.model, self.loss_lambda = model, model.loss_lambda
