@@ -80,6 +80,37 @@ def mmdense_scope():
         yield
 
 
+@pytest.fixture(scope='session')
+def boxed():
+    """Data samples with the boxes of views: N×4 tensors, one a view."""
+    import torch
+    from mmpretrain.structures import DataSample
+
+    def samples(*boxes):
+        return [DataSample(metainfo=dict(view_boxes=b)) for b in torch.stack(boxes, dim=1)]
+
+    return samples
+
+
+@pytest.fixture(scope='session')
+def two_views(boxed):
+    """A batch: two views of random images, cropped and mirrored at random."""
+    import torch
+
+    def batch(n=4, size=64, seed=None):
+        rng = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
+        boxes = []
+        for _ in range(2):
+            start = torch.rand(n, 2, generator=rng) * 0.4
+            end = start + 0.3 + torch.rand(n, 2, generator=rng) * 0.3
+            box = torch.cat([start, end], dim=1)
+            mirrored = torch.rand(n, 1, generator=rng) < 0.5
+            boxes.append(torch.where(mirrored, box[:, [2, 1, 0, 3]], box))
+        return [torch.randn(n, 3, size, size, generator=rng) for _ in range(2)], boxed(*boxes)
+
+    return batch
+
+
 # A recipe's real config, at a size that a test can afford.
 TINY = dict(
     config='configs/densecl_r50_coco.py',

@@ -2,7 +2,6 @@
 from .correspondence import (
     Matches,
     Panel,
-    cell_centres,
     cut_view,
     draw_correspondence,
     match_errors,
@@ -13,7 +12,6 @@ from .correspondence import (
 __all__ = [
     'Matches',
     'Panel',
-    'cell_centres',
     'cut_view',
     'draw_correspondence',
     'match_errors',

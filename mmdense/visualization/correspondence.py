@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mmdense.models.utils import gather_cells, match_cells
+from mmdense.models.utils import cell_centres, gather_cells, match_cells, to_view
 
 Box = Sequence[float]
 
@@ -82,12 +82,6 @@ def cut_view(image: Image.Image, box: Box, size: int) -> Image.Image:
     return view.transpose(Image.FLIP_LEFT_RIGHT) if x0 > x1 else view
 
 
-def cell_centres(grid: Tuple[int, int]) -> Tensor:
-    """S×2, (x, y) of the centres of a grid's cells, in cells: 0.5, 1.5, …"""
-    y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing='ij')
-    return torch.stack([x, y], dim=-1).flatten(0, 1) + 0.5
-
-
 def true_places(
     box_a: Box, box_b: Box, grid_a: Tuple[int, int], grid_b: Tuple[int, int]
 ) -> Tuple[Tensor, Tensor]:
@@ -103,11 +97,10 @@ def true_places(
         tuple[Tensor, Tensor]: S×2, (x, y) of the centre of every cell of a, in
         cells of b; and S, whether that lies within b.
     """
-    box_a, box_b = torch.as_tensor([box_a, box_b], dtype=torch.float64)
-    size_a, size_b = (torch.tensor(grid[::-1], dtype=torch.float64) for grid in (grid_a, grid_b))
-    # cells of a → image → cells of b; a mirrored box has a negative width
-    in_image = box_a[:2] + cell_centres(grid_a) / size_a * (box_a[2:] - box_a[:2])
-    in_b = (in_image - box_b[:2]) / (box_b[2:] - box_b[:2]) * size_b
+    box_a, box_b = torch.tensor([[box_a], [box_b]], dtype=torch.float64)
+    # cells of a → image → cells of b
+    size_b = torch.tensor(grid_b[::-1], dtype=torch.float64)
+    in_b = to_view(cell_centres(box_a, grid_a), box_b)[0] * size_b
     return in_b, ((in_b >= 0) & (in_b <= size_b)).all(dim=1)
 
 
@@ -125,7 +118,7 @@ def match_errors(
         place, in cells of b; NaN for cells that are not in view b.
     """
     places, visible = true_places(box_a, box_b, grid_a, grid_b)
-    errors = (cell_centres(grid_b)[match.cpu()] - places).norm(dim=1)
+    errors = (_centres_in_cells(grid_b)[match.cpu()] - places).norm(dim=1)
     return errors.masked_fill(~visible, float('nan'))
 
 
@@ -192,8 +185,8 @@ def draw_correspondence(
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_ylabel(name, fontsize=12)
-        start = cell_centres(grid_a) * _cell_size(view_a, grid_a) - 0.5
-        end = cell_centres(grid_b)[panel.match.cpu()] * _cell_size(view_b, grid_b) - 0.5
+        start = _centres_in_cells(grid_a) * _cell_size(view_a, grid_a) - 0.5
+        end = _centres_in_cells(grid_b)[panel.match.cpu()] * _cell_size(view_b, grid_b) - 0.5
         for cell in cells.tolist():
             right = bool(panel.errors[cell] <= tolerance)
             _draw_line(
@@ -219,6 +212,12 @@ def draw_correspondence(
     if path is not None:
         figure.savefig(path)
     return figure
+
+
+def _centres_in_cells(grid: Tuple[int, int]) -> Tensor:
+    """S×2, (x, y) of the centres of a grid's cells: 0.5, 1.5, …"""
+    whole = torch.tensor([[0, 0, grid[1], grid[0]]], dtype=torch.float64)
+    return cell_centres(whole, grid)[0]
 
 
 def _spread(errors: Tensor, max_lines: int) -> Tensor:

@@ -1,12 +1,10 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from math import inf
-
 from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmdense.models.losses import info_nce
 from mmdense.registry import MODELS
-from mmdense.utils.errors import InputError
+from mmdense.utils.checks import check_above_zero
 
 
 @MODELS.register_module()
@@ -20,8 +18,7 @@ class InfoNCEHead(BaseModule):
 
     def __init__(self, temperature: float = 0.2) -> None:
         super().__init__()
-        if not isinstance(temperature, (int, float)) or not 0 < temperature < inf:
-            raise InputError(f'temperature must be a number above 0, got {temperature!r}')
+        check_above_zero(temperature=temperature)
         self.temperature = temperature
 
     def loss(self, query: Tensor, key: Tensor, queue: Tensor) -> Tensor:

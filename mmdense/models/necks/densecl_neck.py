@@ -5,6 +5,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmdense.registry import MODELS
+from mmdense.utils.checks import check_counts
 from mmdense.utils.errors import InputError
 
 
@@ -40,12 +41,9 @@ class DenseCLNeck(BaseModule):
         ),
     ) -> None:
         super().__init__(init_cfg)
-        sizes = dict(in_channels=in_channels, hid_channels=hid_channels, out_channels=out_channels)
+        check_counts(in_channels=in_channels, hid_channels=hid_channels, out_channels=out_channels)
         if num_grid is not None:
-            sizes['num_grid'] = num_grid
-        for name, value in sizes.items():
-            if type(value) is not int or value < 1:
-                raise InputError(f'{name} must be a whole number of at least 1, got {value!r}')
+            check_counts(num_grid=num_grid)
         self.in_channels = in_channels
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.mlp = nn.Sequential(

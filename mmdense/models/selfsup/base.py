@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import List
+from typing import List, Tuple
 
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
@@ -44,6 +44,10 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
     def get_product(self) -> nn.Module:
         """The module that :attr:`product` names."""
         return self.get_submodule(self.product)
+
+    def extract_feat(self, inputs: Tensor) -> Tuple[Tensor, ...]:
+        """The product's maps of N×3×H×W images."""
+        return self.get_product()(inputs)
 
     def check_views(self, inputs: List[Tensor], num_views: int) -> None:
         """Says in one line what is wrong with a batch of views.

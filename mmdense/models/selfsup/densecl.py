@@ -13,6 +13,7 @@ from mmdense.models.utils import (
     shuffled_forward,
 )
 from mmdense.registry import MODELS
+from mmdense.utils.checks import check_fractions
 from mmdense.utils.errors import InputError
 
 from .base import DenseSelfSupervisor
@@ -57,8 +58,7 @@ class DenseCL(DenseSelfSupervisor):
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[dict] = None,
     ) -> None:
-        if not isinstance(loss_lambda, (int, float)) or not 0 <= loss_lambda <= 1:
-            raise InputError(f'loss_lambda must be in [0, 1], got {loss_lambda!r}')
+        check_fractions(loss_lambda=loss_lambda)
         super().__init__(
             backbone=backbone,
             neck=neck,

@@ -1,14 +1,36 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .correspondence import gather_cells, match_cells
+from .gather import gather_rows
+from .geometry import (
+    align_maps,
+    cell_centres,
+    cell_distances,
+    from_view,
+    is_flipped,
+    overlap_in_view,
+    to_view,
+    view_boxes,
+)
 from .key_queue import KeyQueue, unflatten_queues
 from .momentum_encoder import MomentumEncoder
 from .shuffled_bn import shuffled_forward
+from .teacher_center import TeacherCenter
 
 __all__ = [
     'KeyQueue',
     'MomentumEncoder',
+    'TeacherCenter',
+    'align_maps',
+    'cell_centres',
+    'cell_distances',
+    'from_view',
     'gather_cells',
+    'gather_rows',
+    'is_flipped',
     'match_cells',
+    'overlap_in_view',
     'shuffled_forward',
+    'to_view',
     'unflatten_queues',
+    'view_boxes',
 ]

@@ -4,6 +4,7 @@ from mmengine.dist import all_gather
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdense.utils.checks import check_counts
 from mmdense.utils.errors import InputError
 
 
@@ -27,9 +28,7 @@ class KeyQueue(nn.Module):
 
     def __init__(self, feat_dim: int, queue_len: int) -> None:
         super().__init__()
-        for name, value in (('feat_dim', feat_dim), ('queue_len', queue_len)):
-            if type(value) is not int or value < 1:
-                raise InputError(f'{name} must be a whole number of at least 1, got {value!r}')
+        check_counts(feat_dim=feat_dim, queue_len=queue_len)
         self.register_buffer('keys', F.normalize(torch.randn(feat_dim, queue_len), dim=0))
         self.register_buffer('ptr', torch.zeros(1, dtype=torch.long))
         self.register_buffer('filled', torch.zeros(1, dtype=torch.long))

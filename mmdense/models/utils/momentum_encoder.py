@@ -60,7 +60,12 @@ class MomentumEncoder(ExponentialMovingAverage):
         if self.end_momentum is None:
             return self.momentum
         total = self.total_steps or MessageHub.get_current_instance().get_info('max_iters')
-        weight = (cos(pi * self._count() / total) + 1) / 2
+        if not total:
+            raise InputError(
+                'the momentum schedule needs the number of steps of the run: set total_steps, or '
+                "train by MMEngine's runner, which knows it"
+            )
+        weight = (cos(pi * min(self._count() / total, 1)) + 1) / 2
         return self.end_momentum + (self.momentum - self.end_momentum) * weight
 
     @torch.no_grad()

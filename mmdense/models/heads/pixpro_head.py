@@ -1,0 +1,183 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Optional, Union
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from mmdense.models.losses import pixel_consistency, pixel_contrast
+from mmdense.models.necks import ProjectionMLP
+from mmdense.models.utils import cell_distances
+from mmdense.registry import MODELS
+from mmdense.utils.checks import check_above_zero, check_counts
+from mmdense.utils.errors import InputError
+
+
+class PixelHead(BaseModule):
+    """What PixPro's and PixContrast's heads have in common: cells are a positive
+    pair when they are close in the image.
+
+    Args:
+        pos_ratio (float): Largest distance of the centres of a positive pair,
+            in diagonals of the larger cell (exclusive). Defaults to 0.7.
+        init_cfg (dict or list[dict], optional): As everywhere.
+    """
+
+    def __init__(
+        self, pos_ratio: float = 0.7, init_cfg: Optional[Union[dict, list]] = None
+    ) -> None:
+        super().__init__(init_cfg)
+        check_above_zero(pos_ratio=pos_ratio)
+        self.pos_ratio = pos_ratio
+
+    def loss(self, z: Tensor, target: Tensor, box: Tensor, target_box: Tensor) -> Tensor:
+        """One direction, from a view of the student to the teacher's other.
+
+        Args:
+            z (Tensor): N×C×H×W, the student's projections.
+            target (Tensor): N×C×H'×W', the teacher's of the other view.
+            box (Tensor): N×4, signed boxes of the student's view.
+            target_box (Tensor): N×4, of the teacher's.
+
+        Returns:
+            Tensor: A scalar.
+        """
+        distance = cell_distances(box, target_box, z.shape[2:], target.shape[2:])  # NxSxT
+        return self.compare(z, _cells(target), positive=distance < self.pos_ratio)
+
+    def compare(self, z: Tensor, target: Tensor, positive: Tensor) -> Tensor:
+        """The loss, given N×S×T positive pairs and N×C×T normalised targets."""
+        raise NotImplementedError
+
+
+@MODELS.register_module()
+class PixContrastHead(PixelHead):
+    """Plain contrast of cells, PixPro's predecessor in the same paper:
+    :func:`mmdense.models.losses.pixel_contrast`.
+
+    `Propagate Yourself <https://arxiv.org/abs/2011.10043>`_ (CVPR 2021),
+    section 3.1.
+
+    Args:
+        temperature (float): τ, above 0. Defaults to 0.3.
+        pos_ratio (float): As in :class:`PixelHead`. Defaults to 0.7.
+    """
+
+    def __init__(self, temperature: float = 0.3, pos_ratio: float = 0.7) -> None:
+        super().__init__(pos_ratio)
+        check_above_zero(temperature=temperature)
+        self.temperature = temperature
+
+    def compare(self, z: Tensor, target: Tensor, positive: Tensor) -> Tensor:
+        """As in :class:`PixelHead`."""
+        return pixel_contrast(_cells(z), target, positive, self.temperature)
+
+
+@MODELS.register_module()
+class PixProHead(PixelHead):
+    r"""Pixel-to-propagation consistency.
+
+    `Propagate Yourself <https://arxiv.org/abs/2011.10043>`_ (CVPR 2021),
+    section 3.2: each of the student's cells is replaced by what similar cells
+    of its view pass on to it (equations 3 and 4),
+
+    .. math:: y_i = \sum_j \max(\cos(z_i, z_j), \mathrm{clamp})^p \, g(z_j)
+
+    and that is made alike to the teacher's cells in the same place
+    (:func:`mmdense.models.losses.pixel_consistency`).
+
+    Args:
+        in_channels (int): Channels C of the projections. Defaults to 256.
+        num_layers (int): Layers of the transform g, whose output is
+            normalised: 0 (none), 1 (1×1 convolution) or 2 (convolution, BN,
+            ReLU, convolution). Defaults to 1.
+        power (float): p, above 0: the larger, the more local. Defaults to 2.
+        clamp (float): Least similarity that counts. Defaults to 0.
+        pos_ratio (float): As in :class:`PixelHead`. Defaults to 0.7.
+        norm_cfg (dict): Of g with two layers. Defaults to ``dict(type='BN')``,
+            which the published code does not synchronise.
+        init_cfg (dict or list[dict], optional): None is PyTorch's default.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 256,
+        num_layers: int = 1,
+        power: float = 2,
+        clamp: float = 0,
+        pos_ratio: float = 0.7,
+        norm_cfg: Optional[dict] = None,
+        init_cfg: Optional[Union[dict, list]] = None,
+    ) -> None:
+        super().__init__(pos_ratio, init_cfg)
+        check_counts(in_channels=in_channels)
+        check_above_zero(power=power)
+        if not isinstance(clamp, (int, float)) or not 0 <= clamp < 1:
+            raise InputError(f'clamp must be in [0, 1), got {clamp!r}')
+        self.power = power
+        self.clamp = clamp
+        if num_layers == 0:
+            self.value_transform = nn.Identity()
+        elif num_layers == 1:
+            self.value_transform = nn.Conv2d(in_channels, in_channels, 1)
+        elif num_layers == 2:
+            self.value_transform = ProjectionMLP(
+                in_channels, in_channels, in_channels, norm_cfg=norm_cfg
+            )
+        else:
+            raise InputError(f'num_layers must be 0, 1 or 2, got {num_layers!r}')
+
+    def propagate(self, z: Tensor) -> Tensor:
+        """Pixel propagation.
+
+        Args:
+            z (Tensor): N×C×H×W, projections.
+
+        Returns:
+            Tensor: N×C×H×W, not normalised.
+        """
+        value, cells = _cells(self.value_transform(z)), _cells(z)  # NxCxS
+        similarity = torch.bmm(cells.transpose(1, 2), cells).clamp(min=self.clamp)  # NxSxS
+        if self.power < 1:
+            similarity = similarity + 1e-6  # whose power has a finite derivative
+        return torch.bmm(value, similarity.pow(self.power).to(value.dtype)).view_as(z)
+
+    def compare(self, z: Tensor, target: Tensor, positive: Tensor) -> Tensor:
+        """As in :class:`PixelHead`."""
+        return pixel_consistency(_cells(self.propagate(z)), target, positive)
+
+
+@MODELS.register_module()
+class InstanceConsistencyHead(BaseModule):
+    """PixPro's optional instance branch: whole images are made alike too.
+
+    The predictor works on the map, before the average pool (so does the
+    published code). Section 3.4 of https://arxiv.org/abs/2011.10043.
+
+    Args:
+        predictor (dict): :class:`mmdense.models.necks.ProjectionMLP`.
+        init_cfg (dict or list[dict], optional): As everywhere.
+    """
+
+    def __init__(self, predictor: dict, init_cfg: Optional[Union[dict, list]] = None) -> None:
+        super().__init__(init_cfg)
+        self.predictor = MODELS.build(predictor)
+
+    def loss(self, z: Tensor, target: Tensor) -> Tensor:
+        """−2·cosine, one direction.
+
+        Args:
+            z (Tensor): N×C×H×W, the student's projections.
+            target (Tensor): N×C×H'×W', the teacher's of the other view.
+
+        Returns:
+            Tensor: A scalar in [−2, 2].
+        """
+        query, key = (normalize(x.mean((2, 3)), dim=1) for x in (self.predictor(z), target))
+        return -2 * (query * key).sum(1).mean()
+
+
+def _cells(maps: Tensor) -> Tensor:
+    """N×C×H×W to N×C×S, each cell normalised."""
+    return normalize(maps.flatten(2), dim=1)

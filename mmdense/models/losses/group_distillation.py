@@ -1,0 +1,34 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from torch import Tensor
+from torch.nn.functional import cross_entropy, softmax
+
+
+def group_distillation(
+    student: Tensor,
+    teacher: Tensor,
+    center: Tensor,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.07,
+) -> Tensor:
+    r"""Makes the student assign a place to the prototypes as the teacher does.
+
+    SlotCon (https://arxiv.org/abs/2205.15288), equation 4, one direction; the
+    centering is DINO's (https://arxiv.org/abs/2104.14294):
+
+    .. math:: -\sum_p \mathrm{softmax}\left(\frac{t - c}{\tau_t}\right)_p
+              \log \mathrm{softmax}\left(\frac{s}{\tau_s}\right)_p
+
+    Args:
+        student (Tensor): N×P×…, cosines to the P prototypes.
+        teacher (Tensor): The same of the teacher, cell by cell in the same
+            place. Gets no gradient.
+        center (Tensor): P, subtracted from the teacher's.
+        student_temperature (float): τ_s.
+        teacher_temperature (float): τ_t; the smaller, the sharper.
+
+    Returns:
+        Tensor: A scalar, the mean over all cells.
+    """
+    center = center.view(-1, *[1] * (teacher.dim() - 2))
+    target = softmax((teacher.detach().float() - center) / teacher_temperature, dim=1)
+    return cross_entropy(student.float() / student_temperature, target)

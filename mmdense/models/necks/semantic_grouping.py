@@ -1,0 +1,62 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Tuple
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from mmdense.registry import MODELS
+from mmdense.utils.checks import check_above_zero, check_counts
+
+
+@MODELS.register_module()
+class SemanticGrouping(BaseModule):
+    r"""Assigns cells to prototypes, and pools each prototype's cells to a slot.
+
+    SlotCon (https://arxiv.org/abs/2205.15288), equations 1 and 2:
+
+    .. math:: A = \mathrm{softmax}_p(\langle \bar c_p, \bar z \rangle / \tau) + 10^{-6},
+              \quad s_p = \sum_{hw} A_{phw} z_{hw} / \sum_{hw} A_{phw}
+
+    Args:
+        num_prototypes (int): P.
+        feat_dim (int): Channels C of the projections. Defaults to 256.
+        temperature (float): τ of the assignment, above 0. Defaults to 0.07.
+
+    Attributes:
+        slot_embed (nn.Embedding): P×C, the prototypes, from N(0, 1).
+    """
+
+    def __init__(self, num_prototypes: int, feat_dim: int = 256, temperature: float = 0.07) -> None:
+        super().__init__()
+        check_counts(num_prototypes=num_prototypes, feat_dim=feat_dim)
+        check_above_zero(temperature=temperature)
+        self.temperature = temperature
+        self.slot_embed = nn.Embedding(num_prototypes, feat_dim)
+
+    def scores(self, z: Tensor) -> Tensor:
+        """Cosines of cells and prototypes.
+
+        Args:
+            z (Tensor): N×C×H×W, not normalised.
+
+        Returns:
+            Tensor: N×P×H×W.
+        """
+        prototypes = normalize(self.slot_embed.weight, dim=1)
+        return torch.einsum('pc,nchw->nphw', prototypes, normalize(z, dim=1))
+
+    def forward(self, z: Tensor) -> Tuple[Tensor, Tensor]:
+        """Groups a batch of maps.
+
+        Args:
+            z (Tensor): N×C×H×W, not normalised.
+
+        Returns:
+            tuple[Tensor, Tensor]: Slots N×P×C and scores N×P×H×W.
+        """
+        scores = self.scores(z)
+        attention = (scores.flatten(2) / self.temperature).softmax(dim=1) + 1e-6  # NxPxS
+        slots = torch.bmm(attention, z.flatten(2).transpose(1, 2).to(attention.dtype))
+        return slots / attention.sum(2, keepdim=True), scores

@@ -1,0 +1,148 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Dict, List, Optional, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from mmdense.models.losses import group_distillation
+from mmdense.models.necks import SemanticGrouping
+from mmdense.models.utils import MomentumEncoder, TeacherCenter, align_maps, view_boxes
+from mmdense.registry import MODELS
+from mmdense.utils.checks import check_above_zero, check_fractions
+from mmdense.utils.errors import InputError
+
+from .base import DenseSelfSupervisor
+
+
+@MODELS.register_module()
+class SlotCon(DenseSelfSupervisor):
+    """SlotCon: cells are grouped by prototypes, and the groups contrasted.
+
+    `Self-Supervised Visual Representation Learning with Semantic Grouping
+    <https://arxiv.org/abs/2205.15288>`_ (NeurIPS 2022). The product is the
+    TEACHER's backbone, with BatchNorm statistics of its own.
+
+    Args:
+        backbone (dict): Any backbone that returns feature maps; the last one
+            is used.
+        neck (dict): The projector, :class:`mmdense.models.necks.ProjectionMLP`.
+        head (dict): :class:`mmdense.models.heads.SlotContrastHead`.
+        num_prototypes (int): P. Defaults to 256, for COCO; ImageNet has 2048.
+        student_temperature (float): Of the grouping loss. Defaults to 0.1.
+        teacher_temperature (float): Of the grouping loss, and of the
+            assignment of student and teacher. Defaults to 0.07.
+        center_momentum (float): In [0, 1]. Defaults to 0.9.
+        group_weight (float): Weight w in [0, 1] of the grouping loss; the slot
+            loss gets 1 − w. Defaults to 0.5.
+        momentum (float): Of the twin at the first step, one minus the paper's.
+            Defaults to 0.01 (the paper's 0.99).
+        end_momentum (float, optional): At the last step, along a cosine.
+            Defaults to 0 (the paper's 1). None: constant.
+        total_steps (int, optional): Steps of the whole run. None takes those of
+            MMEngine's runner.
+        pretrained (str, optional): Checkpoint whose backbone to start from.
+        data_preprocessor (dict, optional): Defaults to mmpretrain's
+            ``SelfSupDataPreprocessor``.
+        init_cfg (dict or list[dict], optional): As everywhere.
+    """
+
+    product = 'encoder_k.module.backbone'
+
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict,
+        head: dict,
+        num_prototypes: int = 256,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.07,
+        center_momentum: float = 0.9,
+        group_weight: float = 0.5,
+        momentum: float = 0.01,
+        end_momentum: Optional[float] = 0.0,
+        total_steps: Optional[int] = None,
+        pretrained: Optional[str] = None,
+        data_preprocessor: Optional[dict] = None,
+        init_cfg: Optional[Union[dict, list]] = None,
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            head=head,
+            pretrained=pretrained,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg,
+        )
+        if neck is None or head is None:
+            raise InputError('SlotCon needs a neck and a head')
+        check_above_zero(student_temperature=student_temperature)
+        check_fractions(group_weight=group_weight)
+        self.grouping = SemanticGrouping(
+            num_prototypes, self.neck.out_channels, teacher_temperature
+        )
+        self.encoder_k = MomentumEncoder(self._online(), momentum, end_momentum, total_steps)
+        self.center = TeacherCenter(num_prototypes, center_momentum)
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
+        self.group_weight = group_weight
+
+    def loss(
+        self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs
+    ) -> Dict[str, Tensor]:
+        """One step (paper, section 3).
+
+        Args:
+            inputs (List[Tensor]): Two views of every image, each N×3×H×W.
+            data_samples (List[DataSample]): N, each with ``view_boxes``, 2×4.
+
+        Returns:
+            Dict[str, Tensor]: ``loss_group`` and ``loss_slot``, each the sum
+            of two directions, weighted by w and 1 − w; their sum is the
+            paper's loss (equation 7).
+        """
+        self.check_views(inputs, 2)
+        view_1, view_2 = inputs
+        box_1, box_2 = view_boxes(data_samples, 2, like=view_1)  # Nx4
+
+        # student: slots NxPxC, scores NxPxHxW
+        online = self._online()
+        slots_q1, scores_q1 = self._group(online, view_1)
+        slots_q2, scores_q2 = self._group(online, view_2)
+
+        # teacher
+        with torch.no_grad():
+            self.encoder_k.update_parameters(online)
+            slots_k1, scores_k1 = self._group(self.encoder_k.module, view_1)
+            slots_k2, scores_k2 = self._group(self.encoder_k.module, view_2)
+
+        # the same place is assigned to the same prototypes
+        loss_group = self._distil(
+            align_maps(scores_q1, box_1, box_2), align_maps(scores_k2, box_2, box_1)
+        ) + self._distil(align_maps(scores_q2, box_2, box_1), align_maps(scores_k1, box_1, box_2))
+        self.center.update(scores_k1, scores_k2)
+
+        # a slot that both views have is told from all other slots
+        loss_slot = self.head.loss(slots_q1, slots_k2, scores_q1, scores_k2) + self.head.loss(
+            slots_q2, slots_k1, scores_q2, scores_k1
+        )
+        return dict(
+            loss_group=self.group_weight * loss_group,
+            loss_slot=(1 - self.group_weight) * loss_slot,
+        )
+
+    def _online(self) -> nn.ModuleDict:
+        """What has a momentum twin."""
+        return nn.ModuleDict(dict(backbone=self.backbone, neck=self.neck, grouping=self.grouping))
+
+    @staticmethod
+    def _group(encoder: nn.ModuleDict, x: Tensor) -> Tuple[Tensor, Tensor]:
+        return encoder['grouping'](encoder['neck'](encoder['backbone'](x)))
+
+    def _distil(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return group_distillation(
+            student,
+            teacher,
+            self.center.value,
+            self.student_temperature,
+            self.teacher_temperature,
+        )

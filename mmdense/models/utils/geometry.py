@@ -1,0 +1,179 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""From the boxes of two views to what their cells have to do with each other.
+
+A view is a signed box ``(x0, y0, x1, y1)`` of its image, in [0, 1] by width and
+height; x0 > x1 says that it is mirrored, y0 > y1 that it is upside down. A
+view's map has S = H·W cells, numbered row by row. Nothing here has a gradient
+but :func:`align_maps`, which has one for the maps. All arithmetic on boxes is
+in this file; transforms of images make the boxes.
+"""
+
+from typing import List, Sequence, Tuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from mmdense.utils.errors import InputError
+
+Grid = Tuple[int, int]
+
+
+def view_boxes(data_samples: Sequence, num_views: int, like: Tensor) -> List[Tensor]:
+    """The boxes of a batch's views, from its data samples.
+
+    Args:
+        data_samples (Sequence[DataSample]): N, each with ``view_boxes``, V×4,
+            as :class:`mmdense.datasets.MultiView` makes it and PackInputs
+            packs it.
+        num_views (int): V.
+        like (Tensor): The boxes go to its device.
+
+    Returns:
+        List[Tensor]: V tensors N×4, float32.
+
+    Raises:
+        InputError: When a sample has no boxes, or not V.
+    """
+    try:
+        boxes = [torch.as_tensor(sample.view_boxes) for sample in data_samples]
+    except (AttributeError, TypeError):
+        raise InputError(
+            "the data samples carry no boxes of the views: use mmdense's RandomResizedCrop, "
+            "RandomFlip and MultiView in the training pipeline, and list 'view_boxes' in the "
+            'meta_keys of PackInputs'
+        ) from None
+    if any(box.shape != (num_views, 4) for box in boxes):
+        shapes = sorted({tuple(box.shape) for box in boxes})
+        raise InputError(f'view_boxes must be {num_views}×4, one box a view, got {shapes}')
+    # one copy to the device for the whole batch
+    return list(torch.stack(boxes, dim=1).float().to(like.device, non_blocking=True))
+
+
+def cell_centres(box: Tensor, grid: Grid) -> Tensor:
+    """Where the centres of a view's cells are in the image.
+
+    Args:
+        box (Tensor): N×4, signed boxes.
+        grid (tuple[int, int]): Rows H and columns W of cells.
+
+    Returns:
+        Tensor: N×(H·W)×2, (x, y) in the coordinates of the box.
+    """
+    rows, columns = (torch.arange(n, dtype=box.dtype, device=box.device) + 0.5 for n in grid)
+    y, x = torch.meshgrid(rows / grid[0], columns / grid[1], indexing='ij')
+    fraction = torch.stack([x, y], dim=-1).flatten(0, 1)  # Sx2, in the view
+    return from_view(fraction.expand(len(box), -1, -1), box)
+
+
+def from_view(points: Tensor, box: Tensor) -> Tensor:
+    """Points of a view, in fractions of its sides, to image coordinates.
+
+    Args:
+        points (Tensor): N×M×2, (x, y); the view is [0, 1]².
+        box (Tensor): N×4, signed boxes.
+
+    Returns:
+        Tensor: N×M×2.
+    """
+    start, end = box[:, None, :2], box[:, None, 2:]
+    return start + points * (end - start)
+
+
+def to_view(points: Tensor, box: Tensor) -> Tensor:
+    """The inverse of :func:`from_view`: image coordinates to fractions of a
+    view's sides, outside [0, 1] for points that the view does not show."""
+    start, end = box[:, None, :2], box[:, None, 2:]
+    return (points - start) / (end - start)
+
+
+def cell_distances(box_q: Tensor, box_k: Tensor, grid_q: Grid, grid_k: Grid) -> Tensor:
+    """Distance of every cell of one view to every cell of the other.
+
+    Between centres in the image, divided by the larger of the two cells'
+    diagonals. PixPro (https://arxiv.org/abs/2011.10043), equation 1.
+
+    Args:
+        box_q, box_k (Tensor): N×4, signed boxes.
+        grid_q, grid_k (tuple[int, int]): Cells, S and T in all.
+
+    Returns:
+        Tensor: N×S×T, 0 for cells in the same place.
+    """
+    centre_q, centre_k = cell_centres(box_q, grid_q), cell_centres(box_k, grid_k)
+    dx = centre_q[:, :, None, 0] - centre_k[:, None, :, 0]
+    dy = centre_q[:, :, None, 1] - centre_k[:, None, :, 1]
+    diagonal = torch.maximum(_cell_diagonal(box_q, grid_q), _cell_diagonal(box_k, grid_k))
+    # dx and dy are not needed again; torch.cdist would lose digits to a matrix product
+    return dx.square_().add_(dy.square_()).sqrt_().div_(diagonal[:, None, None])
+
+
+def _cell_diagonal(box: Tensor, grid: Grid) -> Tensor:
+    """N."""
+    width, height = (box[:, 2] - box[:, 0]) / grid[1], (box[:, 3] - box[:, 1]) / grid[0]
+    return torch.hypot(width, height)
+
+
+def is_flipped(box: Tensor) -> Tuple[Tensor, Tensor]:
+    """Whether views are mirrored, and whether they are upside down.
+
+    Args:
+        box (Tensor): N×4, signed boxes.
+
+    Returns:
+        tuple[Tensor, Tensor]: N and N, bool.
+    """
+    return box[:, 0] > box[:, 2], box[:, 1] > box[:, 3]
+
+
+def overlap_in_view(box: Tensor, other: Tensor) -> Tensor:
+    """The part of a view that another view shows too.
+
+    Args:
+        box (Tensor): N×4, signed boxes of the view.
+        other (Tensor): N×4, those of the other.
+
+    Returns:
+        Tensor: N×4, ``(x0, y0, x1, y1)`` with x0 ≤ x1 and y0 ≤ y1 as the view
+        itself shows it (mirrored where it is), in fractions of its sides.
+        Without overlap x0 > x1 or y0 > y1.
+    """
+    low, high = torch.minimum(box[:, :2], box[:, 2:]), torch.maximum(box[:, :2], box[:, 2:])
+    low_other = torch.minimum(other[:, :2], other[:, 2:])
+    high_other = torch.maximum(other[:, :2], other[:, 2:])
+    start, end = torch.maximum(low, low_other), torch.minimum(high, high_other)
+    # in the unflipped frame of the view, then from the other side where it is flipped
+    start, end = (start - low) / (high - low), (end - low) / (high - low)
+    flipped = torch.stack(is_flipped(box), dim=1)
+    start, end = torch.where(flipped, 1 - end, start), torch.where(flipped, 1 - start, end)
+    return torch.cat([start, end], dim=1)
+
+
+def align_maps(maps: Tensor, box: Tensor, other: Tensor) -> Tensor:
+    """What two views share, cut out of one view's maps: cell by cell the same
+    place as ``align_maps`` of the other's.
+
+    SlotCon (https://arxiv.org/abs/2205.15288), section 3.2: RoIAlign of the
+    overlap, then the flip undone.
+
+    Args:
+        maps (Tensor): N×C×H×W, of the view.
+        box (Tensor): N×4, signed boxes of the view.
+        other (Tensor): N×4, those of the other.
+
+    Returns:
+        Tensor: N×C×H×W, in the image's orientation; zeros for images whose
+        views do not overlap.
+    """
+    height, width = maps.shape[2:]
+    size = box.new_tensor([width, height, width, height])
+    # Above the map's size by one rounding, RoIAlign would take 2×2 samples a cell, and not one.
+    regions = (overlap_in_view(box, other) * size).clamp(min=0).minimum(size)
+    index = torch.arange(len(maps), dtype=box.dtype, device=box.device).unsqueeze(1)
+    regions = torch.cat([index, regions], dim=1)
+    # in the boxes' precision: half would move them by a hundredth of a cell
+    maps = maps.to(box.dtype)
+    aligned = roi_align(maps, regions, (height, width), sampling_ratio=-1, aligned=True)
+    mirrored, upside_down = (f[:, None, None, None] for f in is_flipped(box))
+    aligned = torch.where(mirrored, aligned.flip(3), aligned)
+    return torch.where(upside_down, aligned.flip(2), aligned)
