@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Two processes over gloo."""
+"""Two processes over gloo, beside one with the joined batch."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import DefaultScope
 from torch import distributed, nn
 
-from mmdense.models.utils import KeyQueue, shuffled_forward
+from mmdense.models.utils import KeyQueue, gather_rows, shuffled_forward
 
 WORLD = 2
 
@@ -76,6 +76,123 @@ def pretrain(rank):
     state = model.state_dict()
     same = ('queue', 'encoder_k.module.0.conv1.weight', 'backbone.conv1', 'neck', 'encoder_k.steps')
     return {k: v for k, v in state.items() if k.startswith(same)}
+
+
+MLP = dict(type='ProjectionMLP', hid_channels=16, out_channels=8)
+# There is no synchronised BatchNorm on the CPU: a norm that does not look at other images.
+NORM = dict(type='GN', num_groups=4)
+
+
+def geometric(algorithm):
+    """PixPro or SlotCon, tiny, without BatchNorm."""
+    from mmdense.registry import MODELS
+
+    mlp = dict(MLP, norm_cfg=NORM)
+    if algorithm == 'PixPro':
+        parts = dict(
+            head=dict(type='PixProHead', in_channels=8),
+            instance_neck=dict(mlp, in_channels=512),
+            instance_head=dict(type='InstanceConsistencyHead', predictor=dict(mlp, in_channels=8)),
+        )
+    elif algorithm == 'PixContrast':
+        algorithm, parts = 'PixPro', dict(head=dict(type='PixContrastHead'))
+    else:
+        predictor = dict(mlp, in_channels=8, dense=False, num_layers=3)
+        parts = dict(num_prototypes=12, head=dict(type='SlotContrastHead', predictor=predictor))
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdense'):
+        model = MODELS.build(
+            dict(
+                type=algorithm,
+                backbone=dict(type='mmpretrain.ResNet', depth=18, norm_cfg=NORM),
+                neck=dict(mlp, in_channels=512),
+                total_steps=10,
+                **parts,
+            )
+        )
+    model.init_weights()
+    return model
+
+
+def joined_batch():
+    """Two views of six images, with boxes. The first three hardly overlap and
+    the last three do, so that processes have differently many positives."""
+    from mmpretrain.structures import DataSample
+
+    rng = torch.Generator().manual_seed(1)
+    views = list(torch.randn(2, 6, 3, 96, 96, generator=rng))
+    boxes = torch.tensor([[0.1, 0.1, 0.7, 0.8], [0.9, 0.2, 0.3, 0.9]]).repeat(6, 1, 1)
+    boxes[:2, 0] = torch.tensor([0.0, 0.0, 0.2, 0.3])
+    boxes += 0.02 * torch.rand(6, 2, 4, generator=rng)
+    return views, [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
+
+
+def steps(model, views, samples, algorithm):
+    """Two steps: losses, gradients of the first, and the state after them."""
+    call = model
+    if distributed.is_initialized():
+        call = MMDistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    history, grads = [], {}
+    for _ in range(2):
+        losses = call(views, samples, mode='loss')
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        history.append({k: v.item() for k, v in losses.items()})
+        if not grads:
+            grads = {k: p.grad.clone() for k, p in model.named_parameters() if p.requires_grad}
+        optimizer.step()
+    center = model.center.value if algorithm == 'SlotCon' else torch.zeros(1)
+    return history, grads, center
+
+
+def half(rank, algorithm):
+    views, samples = joined_batch()
+    mine = slice(3 * rank, 3 * rank + 3)
+    return steps(geometric(algorithm), [v[mine] for v in views], samples[mine], algorithm)
+
+
+def half_pixpro(rank):
+    return half(rank, 'PixPro')
+
+
+def half_pixcontrast(rank):
+    return half(rank, 'PixContrast')
+
+
+def half_slotcon(rank):
+    return half(rank, 'SlotCon')
+
+
+def gather_unequal(rank):
+    rows, first = gather_rows(torch.full((1 + 2 * rank, 2), float(rank)))
+    empty, start = gather_rows(torch.ones(rank, 2))
+    return rows.tolist(), first, empty.tolist(), start
+
+
+def test_rows_of_unequal_number(in_two_processes):
+    (rows, first, empty, start), (same, second, _, start_2) = in_two_processes(gather_unequal)
+    assert rows == same == [[0, 0], [1, 1], [1, 1], [1, 1]]
+    assert (first, second, start, start_2) == (0, 1, 0, 0) and empty == [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    'function, algorithm',
+    [(half_pixpro, 'PixPro'), (half_pixcontrast, 'PixContrast'), (half_slotcon, 'SlotCon')],
+)
+def test_two_processes_equal_one_with_the_joined_batch(in_two_processes, function, algorithm):
+    """Losses, gradients after DistributedDataParallel's mean, and center."""
+    one, grads, center = steps(geometric(algorithm), *joined_batch(), algorithm)
+    (first, grads_2, center_2), (second, same_grads, same_center) = in_two_processes(function)
+    for joined, a, b in zip(one, first, second):
+        for name, value in joined.items():
+            assert (a[name] + b[name]) / 2 == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    assert first[0] != second[0]
+    for name, grad in grads.items():
+        assert torch.equal(grads_2[name], same_grads[name])
+        torch.testing.assert_close(grads_2[name], grad, rtol=1e-5, atol=1e-5, msg=name)
+    torch.testing.assert_close(center_2, center, rtol=1e-5, atol=1e-6)
+    assert torch.equal(center_2, same_center)
 
 
 def test_queue_gathers_in_order_of_process(in_two_processes):
