@@ -14,6 +14,9 @@ ALL = sorted(
 PRETRAINING = [p for p in ALL if 'transfer' not in p]
 
 
+PRODUCT = dict(DenseCL='backbone', PixPro='backbone', SlotCon='encoder_k.module.backbone')
+
+
 def load(path):
     return Config.fromfile(str(REPO / path))
 
@@ -38,17 +41,24 @@ def test_pretraining_configs_build(path):
 
     config = load(path)
     assert config.default_scope == 'mmdense'
-    config.model.queue_len = 32
+    if 'queue_len' in config.model:
+        config.model.queue_len = 32
     with DefaultScope.overwrite_default_scope('mmdense'):
         model = MODELS.build(config.model)
         for transform in config.train_dataloader.dataset.pipeline:
             TRANSFORMS.build(transform)
         for hook in config.default_hooks.values():
             HOOKS.build(hook)
-    assert model.get_product() is model.backbone
+    assert model.get_product() is model.get_submodule(PRODUCT[config.model.type])
     (schedule,) = config.param_scheduler
-    assert schedule.T_max == schedule.end == config.train_cfg.max_epochs
-    assert config.auto_scale_lr.base_batch_size == 256
+    if schedule.type == 'CosineAnnealingLR':
+        assert schedule.T_max == schedule.end == config.train_cfg.max_epochs
+    else:  # as long as the run
+        assert schedule.type == 'WarmupCosineLR' and 'end' not in schedule
+    # eight GPUs
+    if 'demo' not in path:
+        batch = 8 * config.train_dataloader.batch_size
+        assert config.auto_scale_lr.base_batch_size == batch
 
 
 @pytest.mark.parametrize(
@@ -72,3 +82,78 @@ def test_densecl_recipe(path, epochs, lr, images):
     dataset = config.train_dataloader.dataset
     assert (dataset.data_root, dataset.data_prefix) == images
     assert config.train_dataloader.batch_size * 8 == 256
+
+
+@pytest.mark.parametrize(
+    'path, epochs, images, instance',
+    [
+        ('configs/pixpro_r50_in1k.py', 100, 'train', False),
+        ('configs/pixpro/pixpro_resnet50_8xb128-coslr-400e_in1k.py', 400, 'train', False),
+        ('configs/pixpro/pixpro-instance_resnet50_8xb128-coslr-100e_in1k.py', 100, 'train', True),
+        ('configs/pixpro/pixpro-instance_resnet50_8xb128-coslr-400e_in1k.py', 400, 'train', True),
+        ('configs/pixpro_r50_coco.py', 800, 'train2017', False),
+    ],
+)
+def test_pixpro_recipe(path, epochs, images, instance):
+    config = load(path)
+    _check_lars_recipe(config, 1024, epochs, images)
+    model = config.model
+    projector = dict(
+        type='ProjectionMLP',
+        in_channels=2048,
+        hid_channels=4096,
+        out_channels=256,
+        num_layers=2,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
+    )
+    assert model.neck == projector
+    head = dict(type='PixProHead', in_channels=256, num_layers=1, power=2, clamp=0, pos_ratio=0.7)
+    assert model.head == head
+    assert ('instance_neck' in model) == instance
+    if instance:
+        assert model.instance_neck == projector and model.instance_weight == 1
+        assert model.instance_head.predictor == dict(projector, in_channels=256)
+    first, second = config.train_dataloader.dataset.pipeline[1].transforms
+    for view in (first, second):
+        assert view[0].crop_ratio_range == (0.08, 1.0) and view[0].interpolation == 'bilinear'
+        assert 'min_overlap' not in view[0]
+
+
+@pytest.mark.parametrize(
+    'path, epochs, prototypes, images',
+    [
+        ('configs/slotcon_r50_coco.py', 800, 256, 'train2017'),
+        ('configs/slotcon_r50_cocoplus.py', 800, 256, ['train2017', 'unlabeled2017']),
+        ('configs/slotcon_r50_in1k.py', 100, 2048, 'train'),
+        ('configs/slotcon/slotcon_resnet50_8xb64-coslr-200e_in1k.py', 200, 2048, 'train'),
+    ],
+)
+def test_slotcon_recipe(path, epochs, prototypes, images):
+    config = load(path)
+    _check_lars_recipe(config, 512, epochs, images)
+    model = config.model
+    assert (model.num_prototypes, model.group_weight) == (prototypes, 0.5)
+    assert (model.student_temperature, model.teacher_temperature) == (0.1, 0.07)
+    assert (model.head.temperature, model.center_momentum) == (0.2, 0.9)
+    for mlp, channels in ((model.neck, 2048), (model.head.predictor, 256)):
+        assert (mlp.in_channels, mlp.hid_channels, mlp.out_channels) == (channels, 4096, 256)
+        assert (mlp.num_layers, mlp.act_cfg.type, mlp.norm_cfg.type) == (3, 'GELU', 'SyncBN')
+        assert mlp.init_cfg.std == 0.02
+    first, second = config.train_dataloader.dataset.pipeline[1].transforms
+    for view in (first, second):
+        assert view[0].crop_ratio_range == (0.08, 1.0) and view[0].interpolation == 'bicubic'
+    assert 'min_overlap' not in first[0] and second[0].min_overlap == 0.01
+
+
+def _check_lars_recipe(config, batch, epochs, images):
+    optimizer = dict(type='LARS', lr=batch / 256, momentum=0.9, weight_decay=1e-5)
+    assert config.optim_wrapper.optimizer == optimizer
+    assert config.train_dataloader.batch_size * 8 == batch
+    assert config.train_cfg.max_epochs == epochs
+    assert config.train_dataloader.dataset.data_prefix == images
+    (schedule,) = config.param_scheduler
+    assert (schedule.warmup, schedule.start_factor, schedule.eta_min) == (5, 0.01, 1e-6)
+    assert schedule.convert_to_iter_based
+    model = config.model
+    assert (model.momentum, model.end_momentum) == (0.01, 0)
+    assert model.backbone.norm_cfg.type == 'SyncBN' and 'zero_init_residual' not in model.backbone

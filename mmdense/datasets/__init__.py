@@ -1,10 +1,20 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .collate import default_collate
-from .transforms import LoadImage, UnreadableImageError, decode_image
+from .transforms import (
+    LoadImage,
+    MultiView,
+    RandomFlip,
+    RandomResizedCrop,
+    UnreadableImageError,
+    decode_image,
+)
 from .unlabeled import UnlabeledDataset
 
 __all__ = [
     'LoadImage',
+    'MultiView',
+    'RandomFlip',
+    'RandomResizedCrop',
     'UnlabeledDataset',
     'UnreadableImageError',
     'decode_image',

@@ -26,7 +26,8 @@ class UnlabeledDataset(BaseDataset):
     its sub-folders and whatever is linked into it, for files that end in one of
     ``extensions`` in upper or lower case. Names that begin with a dot are left
     out, and a folder that links lead to twice is searched once. The order is
-    that of the sorted paths, whatever the file system.
+    that of the sorted paths, whatever the file system. Several folders are one
+    data set (COCO+ is ``data_prefix=['train2017', 'unlabeled2017']``).
 
     With ``ann_file`` the images are those it names, in its order, relative to
     ``data_root/data_prefix``: the lines of a ``.txt``, or the ``file_name`` of
@@ -44,8 +45,9 @@ class UnlabeledDataset(BaseDataset):
             relative to. Defaults to ''.
         ann_file (str): A ``.txt`` or ``.json`` that names the images. Defaults
             to '', the folder is searched.
-        data_prefix (str | dict): The folder of the images, or
-            ``dict(img_path=folder)``. Defaults to ''.
+        data_prefix (str | Sequence[str] | dict): The folder of the images, or
+            several without ``ann_file``, or ``dict(img_path=...)`` of these.
+            Defaults to ''.
         pipeline (Sequence[dict | Callable]): Transforms; the first is
             ``LoadImage``. Defaults to an empty tuple.
         extensions (Sequence[str]): The endings to search a folder for.
@@ -87,7 +89,7 @@ class UnlabeledDataset(BaseDataset):
         self,
         data_root: _PathLike = '',
         ann_file: _PathLike = '',
-        data_prefix: Union[_PathLike, dict] = '',
+        data_prefix: Union[_PathLike, Sequence[_PathLike], dict] = '',
         pipeline: Sequence = (),
         extensions: Sequence[str] = EXTENSIONS,
         recursive: bool = True,
@@ -105,7 +107,15 @@ class UnlabeledDataset(BaseDataset):
                     f'{sorted(map(str, data_prefix))}'
                 )
             data_prefix = data_prefix['img_path']
-        data_prefix = _path('data_prefix', data_prefix)
+        if isinstance(data_prefix, (list, tuple)):
+            if ann_file or not data_prefix:
+                raise DataError(
+                    'data_prefix is a list of folders only without ann_file, and not an empty one; '
+                    f'got data_prefix={data_prefix} and ann_file={ann_file!r}'
+                )
+            data_prefix = [_path('data_prefix', folder) for folder in data_prefix]
+        else:
+            data_prefix = _path('data_prefix', data_prefix)
         if not (data_root or ann_file or data_prefix):
             raise DataError('UnlabeledDataset needs data_root, data_prefix or ann_file')
         if ann_file and not ann_file.lower().endswith(('.txt', '.json')):
@@ -135,16 +145,21 @@ class UnlabeledDataset(BaseDataset):
     @property
     def source(self) -> str:
         """Where the images come from and what was looked for, for messages."""
-        folder = self.data_prefix['img_path']
+        folders = self.data_prefix['img_path']
         if self.ann_file:
-            return f'{self.ann_file} (its paths relative to {folder or os.curdir})'
+            return f'{self.ann_file} (its paths relative to {folders or os.curdir})'
+        return self._searched(' and '.join(_as_list(folders)))
+
+    def _searched(self, where: str) -> str:
         depth = 'with' if self.recursive else 'without'
-        return f'{folder} ({depth} sub-folders, files ending in {" ".join(self.extensions)})'
+        return f'{where} ({depth} sub-folders, files ending in {" ".join(self.extensions)})'
 
     def _join_prefix(self) -> None:
+        folders = self.data_prefix['img_path']
+        self.data_prefix = dict(enumerate(_as_list(folders)))  # MMEngine joins one path a key
         super()._join_prefix()
-        folder = self.data_prefix['img_path']  # joining '' has left a '/' at its end
-        self.data_prefix['img_path'] = folder.rstrip('/') or folder
+        joined = [path.rstrip('/') or path for path in self.data_prefix.values()]  # '' left a '/'
+        self.data_prefix = dict(img_path=joined if isinstance(folders, list) else joined[0])
 
     def _get_unserialized_subset(self, indices: Union[Sequence[int], int]) -> list:
         try:
@@ -160,7 +175,9 @@ class UnlabeledDataset(BaseDataset):
     def load_data_list(self) -> List[dict]:
         """list[dict]: One ``dict(img_path=...)`` an image."""
         if not self.ann_file:
-            paths = self._search_folder()
+            folders = _as_list(self.data_prefix['img_path'])
+            # once, where one folder is below another
+            paths = sorted({path for folder in folders for path in self._search(folder)})
         else:
             is_json = self.ann_file.lower().endswith('.json')
             paths = self._read_json() if is_json else self._read_list()
@@ -174,8 +191,7 @@ class UnlabeledDataset(BaseDataset):
                 )
         return [dict(img_path=path) for path in paths]
 
-    def _search_folder(self) -> List[str]:
-        folder = self.data_prefix['img_path']
+    def _search(self, folder: str) -> List[str]:
         if not osp.isdir(folder):
             what = 'is not a folder' if osp.exists(folder) else 'does not exist'
             raise DataError(f'image folder {folder} {what}; looked for {self.source}')
@@ -185,8 +201,8 @@ class UnlabeledDataset(BaseDataset):
                 osp.join(parent, name) for name in names if name.lower().endswith(self.extensions)
             )
         if not paths:
-            raise DataError(f'no image found in {self.source}')
-        return sorted(paths)
+            raise DataError(f'no image found in {self._searched(folder)}')
+        return paths
 
     def _read_list(self) -> List[str]:
         try:
@@ -288,6 +304,10 @@ def _path(name: str, value: _PathLike) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f'{name} must be a path, got {value!r}')
     return os.fspath(value)
+
+
+def _as_list(folders: Union[str, List[str]]) -> List[str]:
+    return folders if isinstance(folders, list) else [folders]
 
 
 def _extensions(extensions: Sequence[str]) -> Tuple[str, ...]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from mmdense.datasets import UnlabeledDataset
 from mmdense.utils.errors import DataError
@@ -146,6 +147,51 @@ def test_data_prefix(tmp_path):
         assert names(dataset, tmp_path) == ['train/1.jpg']
 
 
+@pytest.mark.parametrize('wrap', [list, tuple, lambda folders: dict(img_path=folders)])
+def test_several_folders(tmp_path, wrap):
+    for name in ('unlabeled/2.jpg', 'train/3.jpg', 'train/a/1.jpg', 'val/4.jpg', 'empty/5.txt'):
+        touch(tmp_path / name)
+    build = dict(type='mmdense.UnlabeledDataset', data_root=str(tmp_path))
+
+    def dataset(*folders):
+        return DATASETS.build(dict(build, data_prefix=wrap(list(folders))))
+
+    expected = ['train/3.jpg', 'train/a/1.jpg', 'unlabeled/2.jpg']
+    both = dataset('unlabeled', 'train')
+    assert names(both, tmp_path) == expected
+    assert f'{tmp_path}/unlabeled and {tmp_path}/train (with sub-folders' in both.source
+    assert names(dataset('train', 'unlabeled/', 'train/', 'train/a'), tmp_path) == expected
+    assert names(dataset(str(tmp_path / 'val')), tmp_path) == ['val/4.jpg']
+    with pytest.raises(DataError, match='image folder .*/none does not exist; looked for'):
+        dataset('train', 'none')
+    with pytest.raises(DataError, match='no image found in .*/empty .with'):
+        dataset('train', 'empty')
+
+
+def test_several_folders_do_not_go_with_a_list(tmp_path):
+    for kwargs in (dict(ann_file='a.txt', data_prefix=['a', 'b']), dict(data_prefix=[])):
+        with pytest.raises(
+            DataError, match='a list of folders only without ann_file, and not'
+        ) as e:
+            UnlabeledDataset(data_root=tmp_path, **kwargs)
+        assert '\n' not in str(e.value)
+
+
+def test_several_folders_are_one_data_set_to_the_hook(tmp_path):
+    from mmdense.engine.hooks.unreadable_images import check_enough_images
+
+    for name in ('a', 'b'):
+        write_image(tmp_path / name / '1.png')
+    dataset = UnlabeledDataset(data_root=tmp_path, data_prefix=['a', 'b'], pipeline=PIPELINE)
+    check_enough_images(DataLoader(dataset, batch_size=2))
+    with pytest.raises(DataError, match='2 images are fewer .* of 3 .*/a and .*/b .with sub'):
+        check_enough_images(DataLoader(dataset, batch_size=3))
+    (tmp_path / 'b' / '1.png').write_bytes(b'')  # replaced from the other folder
+    sample = dataset[1]['data_samples']
+    assert sample.img_path == str(tmp_path / 'a' / '1.png')
+    assert sample.unreadable == [(str(tmp_path / 'b' / '1.png'), 'the file is empty')]
+
+
 @pytest.mark.parametrize('serialize_data', [True, False])
 def test_indices(tmp_path, serialize_data):
     for i in range(5):
@@ -274,6 +320,7 @@ def test_missing_annotation_file(tmp_path):
         (dict(data_root=3), 'data_root must be a path, got 3'),
         (dict(ann_file=['a.txt']), 'ann_file must be a path'),
         (dict(data_prefix=dict(img='a')), r"dict\(img_path=folder\), got the keys \['img'\]"),
+        (dict(data_prefix=['a', 1]), 'data_prefix must be a path, got 1'),
         (dict(data_prefix=dict(img_path=1)), 'data_prefix must be a path, got 1'),
         (dict(extensions='.jpg'), "extensions must be like .*, got '.jpg'"),
         (dict(extensions=()), 'extensions must be like'),

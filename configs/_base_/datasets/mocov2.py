@@ -1,5 +1,7 @@
+_base_ = './unlabeled.py'
+
 # Two views of every image under MoCo v2's augmentation (arXiv 2003.04297); the
-# flip comes last, as in DenseCL's code. A data set's file adds where the images are.
+# flip comes last, as in DenseCL's code.
 view_pipeline = [
     dict(
         type='mmpretrain.RandomResizedCrop',
@@ -43,13 +45,4 @@ train_pipeline = [
     dict(type='mmpretrain.PackInputs', meta_keys=('img_path',)),
 ]
 
-train_dataloader = dict(
-    batch_size=32,
-    num_workers=8,
-    drop_last=True,
-    persistent_workers=True,
-    pin_memory=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    collate_fn=dict(type='mmdense.default_collate'),
-    dataset=dict(type='UnlabeledDataset', pipeline=train_pipeline),
-)
+train_dataloader = dict(batch_size=32, dataset=dict(pipeline=train_pipeline))

@@ -1,17 +1,12 @@
+_base_ = './r50.py'
+
 model = dict(
     type='DenseCL',
     queue_len=65536,
     feat_dim=128,
     momentum=0.001,
     loss_lambda=0.5,
-    data_preprocessor=dict(
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        to_rgb=True,
-    ),
     backbone=dict(
-        type='mmpretrain.ResNet',
-        depth=50,
         norm_cfg=dict(type='BN'),
         zero_init_residual=False,
         init_cfg=[

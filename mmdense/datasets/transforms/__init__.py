@@ -1,4 +1,12 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .loading import LoadImage, UnreadableImageError, decode_image
+from .views import MultiView, RandomFlip, RandomResizedCrop
 
-__all__ = ['LoadImage', 'UnreadableImageError', 'decode_image']
+__all__ = [
+    'LoadImage',
+    'MultiView',
+    'RandomFlip',
+    'RandomResizedCrop',
+    'UnreadableImageError',
+    'decode_image',
+]

@@ -1,0 +1,52 @@
+_base_ = './unlabeled.py'
+
+# Two views of every image under BYOL's augmentation (arXiv 2006.07733) as PixPro uses it
+# (arXiv 2011.10043): both share these steps, then the first is always blurred and the second
+# is rarely blurred and sometimes solarized. The algorithms compare places, so crop, flip and
+# MultiView are those of mmdense, which keep the views' boxes.
+shared = [
+    dict(
+        type='RandomResizedCrop',
+        scale=224,
+        crop_ratio_range=(0.08, 1.0),
+        interpolation='bilinear',
+        backend='pillow',
+    ),
+    dict(type='RandomFlip', prob=0.5),
+    dict(
+        type='mmpretrain.RandomApply',
+        transforms=[
+            dict(
+                type='mmpretrain.ColorJitter',
+                brightness=0.4,
+                contrast=0.4,
+                saturation=0.2,
+                hue=0.1,
+                backend='pillow',
+            )
+        ],
+        prob=0.8,
+    ),
+    dict(
+        type='mmpretrain.RandomGrayscale',
+        prob=0.2,
+        keep_channels=True,
+        channel_weights=(0.114, 0.587, 0.2989),
+    ),
+]
+blur = dict(type='mmpretrain.GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf')
+
+view_pipelines = [
+    [*shared, dict(blur, prob=1.0)],
+    [*shared, dict(blur, prob=0.1), dict(type='mmpretrain.Solarize', thr=128, prob=0.2)],
+]
+del shared, blur  # no part of the config
+
+train_pipeline = [
+    dict(type='LoadImage'),
+    dict(type='MultiView', num_views=[1, 1], transforms=view_pipelines),
+    dict(type='mmpretrain.PackInputs', meta_keys=('img_path', 'view_boxes')),
+]
+
+# PixPro: 1024 images on 8 GPUs
+train_dataloader = dict(batch_size=128, dataset=dict(pipeline=train_pipeline))

@@ -1,0 +1,21 @@
+_base_ = './r50.py'
+
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+projector = dict(
+    type='ProjectionMLP',
+    in_channels=2048,
+    hid_channels=4096,
+    out_channels=256,
+    num_layers=2,
+    norm_cfg=norm_cfg,
+)
+model = dict(
+    type='PixPro',
+    # the twin's share of the student: 0.01 at first, 0 in the end, along a cosine
+    momentum=0.01,
+    end_momentum=0.0,
+    # mmpretrain's initialisation is the published one: Kaiming fan_out, last BN of a block 0
+    backbone=dict(norm_cfg=norm_cfg),
+    neck=projector,
+    head=dict(type='PixProHead', in_channels=256, num_layers=1, power=2, clamp=0, pos_ratio=0.7),
+)

@@ -1,0 +1,238 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Views of an image that know which part of it they show.
+
+A view is a signed box ``(x0, y0, x1, y1)`` in the image as loaded, in 0..1 of
+its width and height: its left edge shows x0 and its right edge x1, so that
+x0 > x1 where it is mirrored; likewise y. The box is that of the pixels' outer
+corners: the crop of w×h pixels at (left, top) of a W×H image is
+``(left/W, top/H, (left+w)/W, (top+h)/H)``.
+
+``results['view_box']`` is the box of the current ``img``, the whole image if
+absent. Every transform here composes with it, so their order and number do not
+matter, and what keeps the frame (resizing, colours, blur) needs to know nothing.
+"""
+
+import copy
+import math
+import re
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import mmcv
+import numpy as np
+from mmcv.transforms import RandomFlip as _RandomFlip
+from mmpretrain.datasets.transforms import MultiView as _MultiView
+from mmpretrain.datasets.transforms import RandomResizedCrop as _RandomResizedCrop
+
+from mmdense.registry import TRANSFORMS
+from mmdense.utils.checks import check_fractions
+from mmdense.utils.errors import InputError
+
+Box = Tuple[float, float, float, float]
+
+_WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+_FLIPPED: Dict[Optional[str], Box] = {
+    None: _WHOLE,
+    'horizontal': (1.0, 0.0, 0.0, 1.0),
+    'vertical': (0.0, 1.0, 1.0, 0.0),
+    'diagonal': (1.0, 1.0, 0.0, 0.0),
+}
+
+# What moves pixels, in the words of mmcv, the OpenMMLab packages, torchvision and albumentations.
+_MOVES = re.compile(
+    'Crop|Flip|Rotat|Shear|Translat|Affine|Perspective|Elastic|(Grid|Optical)Distortion|Mosaic|'
+    'Pad$|Transpose|Zoom|RandomShift|Expand'
+)
+
+
+@TRANSFORMS.register_module()
+class RandomResizedCrop(_RandomResizedCrop):
+    """mmpretrain's ``RandomResizedCrop``, which draws as torchvision's does,
+    keeping the box, and optionally near the first view.
+
+    With ``min_overlap`` a view after the first of a :class:`MultiView` is drawn
+    as SlotCon (NeurIPS 2022) does: up to ``max_attempts`` times a size and a
+    place, until the crop's intersection with the first view is ``min_overlap``
+    of the area that was asked for (before it is rounded to pixels; a size that
+    does not fit costs an attempt), then any crop.
+
+    **Required Keys:** ``img``, ``view_box`` (optional), ``earlier_boxes``
+    (optional, from :class:`MultiView`)
+
+    **Modified Keys:** ``img``, ``img_shape``
+
+    **Added Keys:** ``view_box`` (tuple[float, float, float, float])
+
+    Args:
+        *args: Of mmpretrain's.
+        min_overlap (float): In 0..1; SlotCon's is 0.01. Defaults to 0, any crop.
+        **kwargs: Of mmpretrain's.
+
+    Raises:
+        InputError: ``min_overlap`` is not a number in 0..1.
+    """
+
+    keeps_view_box = True
+
+    def __init__(self, *args, min_overlap: float = 0.0, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        check_fractions(min_overlap=min_overlap)
+        self.min_overlap = min_overlap
+
+    def transform(self, results: dict) -> dict:
+        """Crop and resize ``img`` and add ``view_box``."""
+        img, outer = results['img'], results.get('view_box', _WHOLE)
+        earlier = results.get('earlier_boxes', ())
+        if self.min_overlap and len(earlier):
+            top, left, h, w = self._near(img, outer, earlier[0])
+        else:
+            top, left, h, w = self.rand_crop_params(img)
+        results['view_box'] = _inside(outer, _part(img, top, left, h, w))
+        results['img'] = mmcv.imresize(
+            img[top : top + h, left : left + w],
+            tuple(self.scale[::-1]),
+            interpolation=self.interpolation,
+            backend=self.backend,
+        )
+        results['img_shape'] = results['img'].shape[:2]
+        return results
+
+    def _near(self, img: np.ndarray, outer: Box, first: Box) -> Tuple[int, int, int, int]:
+        """(top, left, h, w), overlapping ``first`` if a try does."""
+        height, width = img.shape[:2]
+        log_ratio = [math.log(ratio) for ratio in self.aspect_ratio_range]
+        for _ in range(self.max_attempts):
+            share = np.random.uniform(*self.crop_ratio_range)
+            aspect = math.exp(np.random.uniform(*log_ratio))
+            w = int(round(math.sqrt(share * height * width * aspect)))
+            h = int(round(math.sqrt(share * height * width / aspect)))
+            if not (0 < w <= width and 0 < h <= height):
+                continue
+            top = np.random.randint(0, height - h + 1)
+            left = np.random.randint(0, width - w + 1)
+            overlap = _intersection(_inside(outer, _part(img, top, left, h, w)), first)
+            if overlap >= self.min_overlap * share * _intersection(outer, outer):
+                return top, left, h, w
+        return self.rand_crop_params(img)
+
+    def __repr__(self) -> str:
+        return f'{super().__repr__()[:-1]}, min_overlap={self.min_overlap})'
+
+
+@TRANSFORMS.register_module()
+class RandomFlip(_RandomFlip):
+    """mmcv's ``RandomFlip``, keeping the box.
+
+    **Required Keys:** ``img``, ``view_box`` (optional)
+
+    **Modified Keys:** ``img``
+
+    **Added Keys:** ``flip``, ``flip_direction``, ``view_box`` (tuple[float,
+    float, float, float])
+
+    Args:
+        prob (float | list[float]): Of a flip, or of one in each direction.
+        direction (str | list[str]): 'horizontal', 'vertical' or 'diagonal'
+            (both at once). Defaults to 'horizontal'.
+    """
+
+    keeps_view_box = True
+
+    def transform(self, results: dict) -> dict:
+        """Perhaps flip ``img`` and ``view_box``."""
+        results = super().transform(results)
+        flipped = _FLIPPED[results['flip_direction']]
+        results['view_box'] = _inside(results.get('view_box', _WHOLE), flipped)
+        return results
+
+
+@TRANSFORMS.register_module()
+class MultiView(_MultiView):
+    """mmpretrain's ``MultiView``, with the boxes of the views.
+
+    Every view knows the boxes of those before it (``earlier_boxes``), for
+    :class:`RandomResizedCrop` with ``min_overlap``.
+
+    A transform that is known to move pixels without keeping the box is refused:
+    an algorithm that compares places would learn nonsense, silently. One of
+    your own that composes ``view_box`` says so by the class attribute
+    ``keeps_view_box = True``.
+
+    **Required Keys:** ``img``, ``view_box`` (optional)
+
+    **Modified Keys:** ``img`` (list[np.ndarray])
+
+    **Added Keys:** ``view_boxes`` (np.ndarray): (V, 4) float64, in the order of
+    the views. Name it in the ``meta_keys`` of ``PackInputs``.
+
+    Args:
+        transforms (list[list[dict | Callable]]): The pipelines.
+        num_views (int | list[int]): How many views each of them makes.
+
+    Raises:
+        InputError: A pipeline that moves pixels without keeping the box.
+    """
+
+    def __init__(self, transforms: List[list], num_views: Union[int, List[int]]) -> None:
+        super().__init__(transforms, num_views)
+        for i, pipeline in enumerate(self.pipelines):
+            for culprit in _movers(pipeline):
+                raise InputError(
+                    f'MultiView: pipeline {i} has {culprit}, which moves pixels without keeping '
+                    "the view's box; use RandomResizedCrop and RandomFlip of mmdense, or "
+                    "mmpretrain's MultiView where no boxes are needed"
+                )
+
+    def transform(self, results: dict) -> dict:
+        """Replace ``img`` by the list of views and add ``view_boxes``."""
+        images: List[np.ndarray] = []
+        boxes: List[Box] = []
+        for pipeline in self.transforms:
+            # With the pixels, 1/200 of a view's time: transforms may write to them.
+            view = pipeline(dict(copy.deepcopy(results), earlier_boxes=tuple(boxes)))
+            images.append(view['img'])
+            boxes.append(view.get('view_box', _WHOLE))
+        results['img'] = images
+        results['view_boxes'] = np.array(boxes, np.float64)
+        return results
+
+
+def _part(img: np.ndarray, top: int, left: int, h: int, w: int) -> Box:
+    """A crop's box in the frame of the image that it is cut from."""
+    height, width = img.shape[:2]
+    return left / width, top / height, (left + w) / width, (top + h) / height
+
+
+def _inside(outer: Sequence[float], inner: Sequence[float]) -> Box:
+    """``inner``, in the frame of the view ``outer``, in that of the image.
+
+    Edges at 0 and 1, such as those of flips, come out exactly.
+    """
+    x0, y0, x1, y1 = (
+        float((1 - t) * outer[i % 2] + t * outer[i % 2 + 2]) for i, t in enumerate(inner)
+    )
+    return x0, y0, x1, y1
+
+
+def _intersection(a: Sequence[float], b: Sequence[float]) -> float:
+    """The area that two boxes share, flipped or not, in 0..1 of the image."""
+    sides = []
+    for i in (0, 1):
+        low, high = (sorted(edges) for edges in zip(*(sorted(box[i::2]) for box in (a, b))))
+        sides.append(max(high[0] - low[1], 0))
+    return sides[0] * sides[1]
+
+
+def _movers(transform: Any) -> Iterator[str]:
+    """Names of the transforms in ``transform``, through wrappers, that move
+    pixels and do not keep the box."""
+    if isinstance(transform, (list, tuple)):
+        inner: Sequence = transform
+    elif getattr(transform, 'keeps_view_box', False):
+        return
+    else:
+        if any(_MOVES.search(base.__name__) for base in type(transform).__mro__):
+            yield type(transform).__name__
+        # of Compose, RandomApply…; mmpretrain's wrappers of torchvision's and of albumentations'
+        inner = [getattr(transform, name, ()) for name in ('transforms', 't', 'aug')]
+    for one in inner:
+        yield from _movers(one)
