@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .collate import default_collate
 from .transforms import (
+    JigsawPatches,
     LoadImage,
     MultiView,
     RandomFlip,
@@ -11,6 +12,7 @@ from .transforms import (
 from .unlabeled import UnlabeledDataset
 
 __all__ = [
+    'JigsawPatches',
     'LoadImage',
     'MultiView',
     'RandomFlip',

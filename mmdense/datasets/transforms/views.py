@@ -40,7 +40,7 @@ _FLIPPED: Dict[Optional[str], Box] = {
 # What moves pixels, in the words of mmcv, the OpenMMLab packages, torchvision and albumentations.
 _MOVES = re.compile(
     'Crop|Flip|Rotat|Shear|Translat|Affine|Perspective|Elastic|(Grid|Optical)Distortion|Mosaic|'
-    'Pad$|Transpose|Zoom|RandomShift|Expand'
+    'Pad$|Transpose|Zoom|RandomShift|Expand|Jigsaw'
 )
 
 

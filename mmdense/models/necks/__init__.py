@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .densecl_neck import DenseCLNeck
+from .detco_neck import DetCoNeck
 from .projection_mlp import ProjectionMLP
 from .semantic_grouping import SemanticGrouping
 
-__all__ = ['DenseCLNeck', 'ProjectionMLP', 'SemanticGrouping']
+__all__ = ['DenseCLNeck', 'DetCoNeck', 'ProjectionMLP', 'SemanticGrouping']

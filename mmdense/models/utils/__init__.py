@@ -13,6 +13,7 @@ from .geometry import (
 )
 from .key_queue import KeyQueue, unflatten_queues
 from .momentum_encoder import MomentumEncoder
+from .patches import split_patches
 from .shuffled_bn import shuffled_forward
 from .teacher_center import TeacherCenter
 
@@ -30,6 +31,7 @@ __all__ = [
     'match_cells',
     'overlap_in_view',
     'shuffled_forward',
+    'split_patches',
     'to_view',
     'unflatten_queues',
     'view_boxes',

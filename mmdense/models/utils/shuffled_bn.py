@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def shuffled_forward(encode: Callable[[Tensor], Tuple[Tensor, ...]], x: Tensor):
+def shuffled_forward(
+    encode: Callable[..., Tuple[Tensor, ...]], *inputs: Tensor
+) -> Tuple[Tensor, ...]:
     """Encodes keys with BatchNorm statistics of images from all processes.
 
     Shuffling BN of MoCo (https://arxiv.org/abs/1911.05722, section 3.3): a key
@@ -18,13 +20,17 @@ def shuffled_forward(encode: Callable[[Tensor], Tuple[Tensor, ...]], x: Tensor):
 
     Args:
         encode (Callable): Maps a batch to a tuple of tensors, N first.
-        x (Tensor): N×…, N the same in every process.
+        inputs (Tensor): One or more N×…, N the same in every process. All of
+            them are shuffled alike.
 
     Returns:
-        Tuple[Tensor, ...]: What ``encode`` returns for ``x``, rows in the
-        order of ``x``.
+        Tuple[Tensor, ...]: What ``encode`` returns for ``inputs``, rows in the
+        order of these.
     """
     if get_world_size() == 1:
-        return encode(x)
-    x, order = batch_shuffle_ddp(x)
-    return tuple(batch_unshuffle_ddp(y, order) for y in encode(x))
+        return encode(*inputs)
+    # as one tensor: one exchange, one order
+    rows, order = batch_shuffle_ddp(torch.cat([x.flatten(1) for x in inputs], dim=1))
+    parts = rows.split([x[0].numel() for x in inputs], dim=1)
+    shuffled = [part.view_as(x) for part, x in zip(parts, inputs)]
+    return tuple(batch_unshuffle_ddp(y, order) for y in encode(*shuffled))

@@ -1,0 +1,4 @@
+_base_ = './detco.py'
+
+# COCO train2017, 118,287 images
+train_dataloader = dict(dataset=dict(data_root='data/coco', data_prefix='train2017'))

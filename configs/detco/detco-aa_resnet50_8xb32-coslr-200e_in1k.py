@@ -1,0 +1,7 @@
+# DetCo-AA: RandAugment on the global views
+_base_ = [
+    '../_base_/models/detco_r50.py',
+    '../_base_/datasets/in1k_detco_aa.py',
+    '../_base_/schedules/sgd_coslr_200e.py',
+    '../_base_/default_runtime.py',
+]

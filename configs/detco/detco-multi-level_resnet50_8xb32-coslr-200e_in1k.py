@@ -1,0 +1,9 @@
+# Ablation: every stage, whole images only
+_base_ = [
+    '../_base_/models/detco_r50.py',
+    '../_base_/datasets/in1k_mocov2.py',
+    '../_base_/schedules/sgd_coslr_200e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(pairings=('gg',))

@@ -1,0 +1,170 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from mmdense.models.necks.detco_neck import map_channels
+from mmdense.models.utils import KeyQueue, MomentumEncoder, shuffled_forward, split_patches
+from mmdense.registry import MODELS
+from mmdense.utils.checks import check_above_zero
+from mmdense.utils.errors import InputError
+
+from .base import DenseSelfSupervisor
+
+PAIRINGS = ('gg', 'll', 'gl')
+
+
+@MODELS.register_module()
+class DetCo(DenseSelfSupervisor):
+    """DetCo: contrast at every stage of the backbone, of whole images and of
+    sets of patches.
+
+    `DetCo: Unsupervised Contrastive Learning for Object Detection
+    <https://arxiv.org/abs/2102.04803>`_ (ICCV 2021). Its authors released
+    weights and no pretraining code; this follows the paper.
+
+    Args:
+        backbone (dict): A backbone that returns a map for each stage
+            (``out_indices``); the last ``len(stage_weights)`` are used.
+        neck (dict): :class:`mmdense.models.necks.DetCoNeck`, without
+            ``in_channels``, which are read from the backbone.
+        head (dict): :class:`mmdense.models.heads.InfoNCEHead`.
+        queue_len (int): Keys K in each queue. Defaults to 65536.
+        feat_dim (int): Channels C of the projections. Defaults to 128.
+        momentum (float): Of the twin, one minus the paper's. Defaults to
+            0.001 (the paper's 0.999).
+        stage_weights (Sequence[float]): Weight of each stage, the last one
+            last, above 0. Defaults to (0.1, 0.4, 0.7, 1.0).
+        pairings (Sequence[str]): What is contrasted: 'gg' global query and
+            key, 'll' local query and key, 'gl' local query and GLOBAL key.
+            Without 'll' and 'gl' there are no patches. Defaults to all three.
+        pretrained (str, optional): Checkpoint whose backbone to start from.
+        data_preprocessor (dict, optional): Defaults to mmpretrain's
+            ``SelfSupDataPreprocessor``.
+        init_cfg (dict or list[dict], optional): As everywhere.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict,
+        head: dict,
+        queue_len: int = 65536,
+        feat_dim: int = 128,
+        momentum: float = 0.001,
+        stage_weights: Sequence[float] = (0.1, 0.4, 0.7, 1.0),
+        pairings: Sequence[str] = PAIRINGS,
+        pretrained: Optional[str] = None,
+        data_preprocessor: Optional[dict] = None,
+        init_cfg: Optional[Union[dict, list]] = None,
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            head=head,
+            pretrained=pretrained,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg,
+        )
+        if not isinstance(neck, dict) or head is None:
+            raise InputError('DetCo needs a neck, given as a dict, and a head')
+        if not set(pairings) <= set(PAIRINGS) or 'gg' not in pairings:
+            # without it nothing would train the global heads, which the other pairing's keys need
+            raise InputError(
+                f"pairings must be 'gg' and perhaps others of {PAIRINGS}, got {pairings!r}"
+            )
+        if not isinstance(stage_weights, (list, tuple)) or not stage_weights:
+            raise InputError(f'stage_weights must list a weight by stage, got {stage_weights!r}')
+        for weight in stage_weights:
+            check_above_zero(stage_weights=weight)
+        channels = map_channels(self.backbone)
+        if len(channels) < len(stage_weights):
+            raise InputError(
+                f'stage_weights has {len(stage_weights)} stages, but the backbone returns '
+                f'{len(channels)} maps: set its out_indices, or give fewer weights'
+            )
+        self.pairings = tuple(pairings)
+        self.with_local = 'll' in pairings or 'gl' in pairings
+        self.stage_weights = tuple(stage_weights)
+        # ResNet's stages are 2 to 5 in the paper, hence the last one's number
+        self.stages = range(6 - len(stage_weights), 6)
+        self.neck = MODELS.build(
+            dict(neck, in_channels=channels[-len(stage_weights) :], with_local=self.with_local)
+        )
+        self.encoder_k = MomentumEncoder(nn.Sequential(self.backbone, self.neck), momentum)
+        self.queues_global = self._queues(feat_dim, queue_len)
+        self.queues_local = self._queues(feat_dim, queue_len) if 'll' in pairings else None
+
+    def _queues(self, feat_dim: int, queue_len: int) -> nn.ModuleList:
+        return nn.ModuleList(KeyQueue(feat_dim, queue_len) for _ in self.stages)
+
+    def loss(
+        self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs
+    ) -> Dict[str, Tensor]:
+        """One step of DetCo (paper, section 3).
+
+        Args:
+            inputs (List[Tensor]): Two views of every image, each N×3×H×W, and
+                with local pairings two sets of patches, each
+                N×3×P×(grid²·P) as :class:`mmdense.datasets.JigsawPatches`
+                makes them. The first of both are the queries.
+            data_samples (list, optional): Not used.
+
+        Returns:
+            Dict[str, Tensor]: ``loss_gg_stage2`` and so on, for each pairing
+            and stage, weighted by the stage; their sum is the paper's loss
+            (equation 3).
+        """
+        self.check_views(inputs, 4 if self.with_local else 2)
+        view_q, view_k, *patches = inputs
+        patches_q, patches_k = patches or (None, None)
+
+        # queries: NxC, for each stage
+        q_global, q_local = self._encode(self.backbone, self.neck, view_q, patches_q)
+
+        # keys, from the momentum twin
+        with torch.no_grad():
+            self.encoder_k.update_parameters(nn.Sequential(self.backbone, self.neck))
+            k_global, k_local = self._keys(view_k, patches_k if 'll' in self.pairings else None)
+
+        losses = {}
+        for i, (stage, weight) in enumerate(zip(self.stages, self.stage_weights)):
+            # query, key, queue; a local query is also told by the GLOBAL key
+            pairs = dict(gg=(q_global, k_global, self.queues_global))
+            if self.with_local:
+                pairs['ll'] = (q_local, k_local, self.queues_local)
+                pairs['gl'] = (q_local, k_global, self.queues_global)
+            for pairing in self.pairings:
+                query, key, queue = pairs[pairing]
+                loss = self.head.loss(query[i], key[i], queue[i].keys)
+                losses[f'loss_{pairing}_stage{stage}'] = weight * loss
+
+        for i in range(len(self.stages)):
+            self.queues_global[i].enqueue(k_global[i])
+            if self.queues_local is not None:
+                self.queues_local[i].enqueue(k_local[i])
+        return losses
+
+    def _keys(self, view: Tensor, patches: Optional[Tensor]) -> Tuple[List[Tensor], List[Tensor]]:
+        """As :meth:`_encode`, by the twin. An image and its patches meet the
+        same others in BatchNorm: one permutation for both."""
+
+        def encode(*inputs: Tensor) -> Tuple[Tensor, ...]:
+            global_, local = self._encode(*self.encoder_k.module, *inputs)
+            return (*global_, *local)
+
+        keys = shuffled_forward(encode, view, *([] if patches is None else [patches]))
+        return list(keys[: len(self.stages)]), list(keys[len(self.stages) :])
+
+    def _encode(
+        self, backbone: nn.Module, neck: nn.Module, view: Tensor, patches: Optional[Tensor] = None
+    ) -> Tuple[List[Tensor], List[Tensor]]:
+        """N×C for each stage, normalised: of whole images, and of patches."""
+        num_stages = len(self.stages)
+        global_ = [normalize(x, dim=1) for x in neck(backbone(view)[-num_stages:])]
+        if patches is None:
+            return global_, []
+        # all patches of the batch at once
+        maps = backbone(split_patches(patches, neck.grid))[-num_stages:]
+        return global_, [normalize(x, dim=1) for x in neck.forward_local(maps)]
