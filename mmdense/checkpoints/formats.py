@@ -73,7 +73,7 @@ def _state_dict(checkpoint: Any) -> Dict[str, Tensor]:
     """The named tensors, without DistributedDataParallel's ``module.``."""
     if not isinstance(checkpoint, dict):
         return {}
-    tensors = checkpoint.get('state_dict', checkpoint)
+    tensors = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
     if not isinstance(tensors, dict):
         return {}
     tensors = {k: v for k, v in tensors.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -108,6 +108,25 @@ def _openmmlab(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     return _split('mmpretrain', tensors, 'backbone.', meta)
 
 
+def _pixpro(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """The authors' of PixPro: the student is kept, named as torchvision's."""
+    if not _has(tensors, 'encoder.', 'encoder_k.', 'projector.linear1.'):
+        return None
+    return _split('PixPro', tensors, 'encoder.', meta)
+
+
+def _slotcon(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """The authors' of SlotCon: the teacher is kept, named as torchvision's."""
+    if not _has(tensors, 'encoder_k.', 'grouping_k.slot_embed.'):
+        return None
+    return _split('SlotCon', tensors, 'encoder_k.', meta)
+
+
+def _has(tensors: Dict[str, Tensor], *prefixes: str) -> bool:
+    """Whether there is a tensor below each of the prefixes."""
+    return all(any(key.startswith(prefix) for key in tensors) for prefix in prefixes)
+
+
 def _plain(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """A backbone alone, perhaps with a classifier (``fc``)."""
     if any(key.startswith(_NO_BACKBONE) for key in tensors):
@@ -128,4 +147,4 @@ _NO_BACKBONE = (
     'center',
 )
 
-_FORMATS = (_mmdense, _openmmlab, _plain)
+_FORMATS = (_mmdense, _openmmlab, _pixpro, _slotcon, _plain)

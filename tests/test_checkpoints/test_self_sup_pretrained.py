@@ -160,14 +160,31 @@ def test_other_initialisers_beside_it_are_refused(full_checkpoint):
         build('mmpretrain', init_cfg=init_cfg)
 
 
+def published(networks, others):
+    """As PixPro's and SlotCon's authors write their training checkpoints."""
+    state = {f'{name}.{k}': v for name, net in networks.items() for k, v in net.items()}
+    state.update(others)
+    return dict(model={f'module.{k}': v for k, v in state.items()}, optimizer={}, epoch=1)
+
+
 def test_other_writers(tmp_path, full_checkpoint):
-    """mmpretrain's files, files of DistributedDataParallel, a bare state dict."""
+    """mmpretrain's files, files of DistributedDataParallel, a bare state dict,
+    PixPro's and SlotCon's."""
     backbone = full_checkpoint[1]
+    other = {k: torch.zeros_like(v) for k, v in backbone.items()}
     files = dict(
         mmpretrain=dict(meta={}, state_dict={f'backbone.{k}': v for k, v in backbone.items()}),
         ddp=dict(state_dict={f'module.backbone.{k}': v for k, v in backbone.items()}),
         densecl=dict(state_dict=backbone, author='somebody'),
         bare=backbone,
+        pixpro=published(
+            {'encoder': backbone, 'encoder_k': other},
+            {'projector.linear1.weight': torch.ones(2, 2, 1, 1)},
+        ),
+        slotcon=published(
+            {'encoder_q': other, 'encoder_k': backbone},
+            {'grouping_k.slot_embed.weight': torch.ones(2, 2), 'center': torch.ones(1, 2)},
+        ),
     )
     for name, content in files.items():
         path = str(tmp_path / f'{name}.pth')
