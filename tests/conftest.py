@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -111,21 +112,23 @@ def two_views(boxed):
     return batch
 
 
-# A recipe's real config, at a size that a test can afford.
-TINY = dict(
-    config='configs/densecl_r50_coco.py',
-    options=[
-        'model.backbone.depth=18',
-        'model.neck.in_channels=512',
-        'model.neck.hid_channels=64',
-        'model.queue_len=64',
-        'train_dataloader.batch_size=4',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.dataset.pipeline.1.transforms.0.0.scale=64',
-        'train_cfg.max_epochs=2',
-        'default_hooks.logger.interval=1',
-        'default_hooks.checkpoint.interval=1',
-    ],
+# The recipes' real configs, at a size that a test can afford.
+TINY = [
+    'model.backbone.depth=18',
+    'model.neck.in_channels=512',
+    'model.neck.hid_channels=64',
+    'train_dataloader.batch_size=4',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.dataset.pipeline.1.transforms.0.0.scale=64',
+    'train_cfg.max_epochs=2',
+    'default_hooks.logger.interval=1',
+    'default_hooks.checkpoint.interval=1',
+]
+_SECOND_VIEW = 'train_dataloader.dataset.pipeline.1.transforms.1.0.scale=64'
+TINY_OF = dict(
+    densecl=['model.queue_len=64'],
+    pixpro=[_SECOND_VIEW],
+    slotcon=[_SECOND_VIEW, 'model.num_prototypes=16', 'model.head.predictor.hid_channels=64'],
 )
 
 
@@ -143,13 +146,14 @@ def images(tmp_path_factory):
     return str(folder)
 
 
-def tiny_arguments(repo, images, work_dir, *options, flags=()):
-    """Arguments for tools/train.py: DenseCL's recipe at a tiny size."""
+def tiny_arguments(repo, images, work_dir, *options, flags=(), algorithm='densecl'):
+    """Arguments for tools/train.py: an algorithm's COCO recipe at a tiny size."""
     return [
-        str(repo / TINY['config']),
+        str(repo / f'configs/{algorithm}_r50_coco.py'),
         *('--work-dir', str(work_dir), *flags),
-        *('--cfg-options', *TINY['options'], f'train_dataloader.dataset.data_root={images}'),
-        *('train_dataloader.dataset.data_prefix=', *options),
+        *('--cfg-options', *TINY, *TINY_OF[algorithm]),
+        *(f'train_dataloader.dataset.data_root={images}', 'train_dataloader.dataset.data_prefix='),
+        *options,
     ]
 
 
@@ -164,22 +168,37 @@ def environment(*paths, **env):
 def tiny(repo, images, tmp_path):
     """Arguments for tools/train.py, and the work directory they name."""
 
-    def arguments(*options, flags=()):
-        return tiny_arguments(repo, images, arguments.work_dir, *options, flags=flags)
+    def arguments(*options, flags=(), algorithm='densecl'):
+        return tiny_arguments(
+            repo, images, arguments.work_dir, *options, flags=flags, algorithm=algorithm
+        )
 
     arguments.work_dir = tmp_path / 'work'
     return arguments
 
 
 @pytest.fixture(scope='session')
-def pretrained(tmp_path_factory, repo, images) -> Path:
-    """The checkpoint of a short run of DenseCL, R18, as tools/train.py wrote it."""
-    work_dir = tmp_path_factory.mktemp('pretrained')
-    arguments = tiny_arguments(repo, images, work_dir, 'train_cfg.max_epochs=1')
-    subprocess.run(
-        [sys.executable, 'tools/train.py', *arguments], cwd=repo, env=environment(), check=True
-    )
-    return work_dir / 'epoch_1.pth'
+def pretrained_by(tmp_path_factory, repo, images):
+    """The checkpoint of a short run of an algorithm, R18, as tools/train.py wrote it."""
+
+    @lru_cache(maxsize=None)
+    def train(algorithm: str) -> Path:
+        work_dir = tmp_path_factory.mktemp(algorithm)
+        arguments = tiny_arguments(
+            repo, images, work_dir, 'train_cfg.max_epochs=1', algorithm=algorithm
+        )
+        subprocess.run(
+            [sys.executable, 'tools/train.py', *arguments], cwd=repo, env=environment(), check=True
+        )
+        return work_dir / 'epoch_1.pth'
+
+    return train
+
+
+@pytest.fixture(scope='session')
+def pretrained(pretrained_by) -> Path:
+    """DenseCL's."""
+    return pretrained_by('densecl')
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 
 from mmdense.checkpoints import read_checkpoint
@@ -39,6 +40,57 @@ def test_trains_exports_and_explains_itself(repo, run, tiny):
     done = run(sys.executable, 'tools/export_backbone.py', tiny.work_dir / 'epoch_2.pth', out)
     assert done.returncode == 0 and f'{len(exported)} tensors' in done.stdout, done.stdout
     assert torch.load(out, weights_only=True)['state_dict'].keys() == exported.keys()
+
+
+@pytest.mark.parametrize(
+    'algorithm, parts', [('pixpro', ['pixel']), ('slotcon', ['group', 'slot'])]
+)
+def test_algorithms_of_two_boxed_views_train_and_resume(run, tiny, algorithm, parts):
+    arguments = tiny('train_cfg.max_epochs=3', flags=['--auto-scale-lr'], algorithm=algorithm)
+    done = run(sys.executable, 'tools/train.py', *arguments)
+    assert done.returncode == 0, done.stdout
+    lines = _values(done.stdout)
+    assert len(lines) == 12
+    for line in lines:
+        assert abs(line['loss'] - sum(line[f'loss_{part}'] for part in parts)) < 2e-3
+        assert math.isfinite(line['loss'])
+    # in the warm-up: a straight line by iteration, from a hundredth, to 1/64 for each image
+    rates = [line['lr'] for line in lines]
+    for t, rate in enumerate(rates):
+        assert rate == pytest.approx(4 / 256 * (1 + 99 * t / 20) / 100, rel=1e-3)
+
+    checkpoint = read_checkpoint(str(tiny.work_dir / 'epoch_3.pth'))
+    state = checkpoint['state_dict']
+    assert int(state['encoder_k.steps']) == 12
+    product = checkpoint['meta']['mmdense']['product']
+    assert product == ('encoder_k.module.backbone' if algorithm == 'slotcon' else 'backbone')
+    exported = torch.load(tiny.work_dir / 'backbone.pth', weights_only=True)['state_dict']
+    for key, value in exported.items():
+        assert torch.equal(value, state[f'{product}.{key}']), key
+    if algorithm == 'slotcon':  # the teacher, with statistics of its own
+        key = 'bn1.running_mean'
+        assert not torch.equal(exported[key], state[f'backbone.{key}'])
+        assert int(exported['bn1.num_batches_tracked']) == 24
+        assert state['center.value'].abs().max() > 0
+
+    # a resumed run goes on with the twin's schedule and the rate where they were
+    (tiny.work_dir / 'epoch_3.pth').unlink()
+    second = str(tiny.work_dir / 'epoch_2.pth')
+    arguments = tiny(
+        'train_cfg.max_epochs=3', flags=['--auto-scale-lr', '--resume', second], algorithm=algorithm
+    )
+    done = run(sys.executable, 'tools/train.py', *arguments)
+    assert done.returncode == 0, done.stdout
+    assert [line['lr'] for line in _values(done.stdout)] == rates[8:]
+    resumed = read_checkpoint(str(tiny.work_dir / 'epoch_3.pth'))['state_dict']
+    assert int(resumed['encoder_k.steps']) == 12
+
+
+def _values(log):
+    """The numbers of each line about an iteration."""
+    lines = [line for line in log.splitlines() if 'Epoch(train)' in line]
+    pairs = [re.findall(r'(\w+): (-?[\d.]+(?:e[-+]\d+)?)(?=\s|$)', line) for line in lines]
+    return [{name: float(value) for name, value in line} for line in pairs]
 
 
 def kill_all(argument):
