@@ -115,8 +115,6 @@ def two_views(boxed):
 # The recipes' real configs, at a size that a test can afford.
 TINY = [
     'model.backbone.depth=18',
-    'model.neck.in_channels=512',
-    'model.neck.hid_channels=64',
     'train_dataloader.batch_size=4',
     'train_dataloader.num_workers=0',
     'train_dataloader.dataset.pipeline.1.transforms.0.0.scale=64',
@@ -124,11 +122,18 @@ TINY = [
     'default_hooks.logger.interval=1',
     'default_hooks.checkpoint.interval=1',
 ]
-_SECOND_VIEW = 'train_dataloader.dataset.pipeline.1.transforms.1.0.scale=64'
+_NECK = ['model.neck.in_channels=512', 'model.neck.hid_channels=64']
+_OTHER_VIEW = 'train_dataloader.dataset.pipeline.1.transforms.1'
 TINY_OF = dict(
-    densecl=['model.queue_len=64'],
-    pixpro=[_SECOND_VIEW],
-    slotcon=[_SECOND_VIEW, 'model.num_prototypes=16', 'model.head.predictor.hid_channels=64'],
+    densecl=[*_NECK, 'model.queue_len=64'],
+    pixpro=[*_NECK, f'{_OTHER_VIEW}.0.scale=64'],
+    slotcon=[
+        *_NECK,
+        f'{_OTHER_VIEW}.0.scale=64',
+        'model.num_prototypes=16',
+        'model.head.predictor.hid_channels=64',
+    ],
+    detco=['model.queue_len=64', f'{_OTHER_VIEW}.0.scale=96', f'{_OTHER_VIEW}.5.patch_size=32'],
 )
 
 

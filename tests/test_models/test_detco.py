@@ -95,9 +95,7 @@ def test_loss_is_made_of_its_parts():
     losses = model.loss(inputs)
     with torch.no_grad():
         whole = [model.neck(model.backbone(v)) for v in inputs[:2]]
-        local = [
-            model.neck.forward_local(model.backbone(split_patches(p, 3))) for p in inputs[2:]
-        ]
+        local = [model.neck.forward_local(model.backbone(split_patches(p, 3))) for p in inputs[2:]]
     (qg, kg), (ql, kl) = ([[normalize(x, dim=1) for x in y] for y in z] for z in (whole, local))
     for i, weight in enumerate((0.1, 0.4, 0.7, 1.0)):
         close(losses[f'loss_gg_stage{i + 2}'], weight * info_nce(qg[i], kg[i], queues[0][i]))

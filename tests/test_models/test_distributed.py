@@ -83,40 +83,44 @@ MLP = dict(type='ProjectionMLP', hid_channels=16, out_channels=8)
 NORM = dict(type='GN', num_groups=4)
 
 
-def geometric(algorithm):
-    """PixPro or SlotCon, tiny, without BatchNorm."""
+def tiny_model(algorithm):
+    """A tiny model without BatchNorm, the same in every process."""
     from mmdense.registry import MODELS
 
     mlp = dict(MLP, norm_cfg=NORM)
-    if algorithm == 'PixPro':
+    backbone = dict(type='mmpretrain.ResNet', depth=18, norm_cfg=NORM)
+    neck = dict(mlp, in_channels=512)
+    if algorithm == 'DetCo':
+        backbone['out_indices'] = (0, 1, 2, 3)
+        neck = dict(type='DetCoNeck', out_channels=8)
+        parts = dict(queue_len=13, feat_dim=8, head=dict(type='InfoNCEHead'))
+    elif algorithm == 'PixPro':
         parts = dict(
+            total_steps=10,
             head=dict(type='PixProHead', in_channels=8),
             instance_neck=dict(mlp, in_channels=512),
             instance_head=dict(type='InstanceConsistencyHead', predictor=dict(mlp, in_channels=8)),
         )
     elif algorithm == 'PixContrast':
-        algorithm, parts = 'PixPro', dict(head=dict(type='PixContrastHead'))
+        algorithm, parts = 'PixPro', dict(total_steps=10, head=dict(type='PixContrastHead'))
     else:
         predictor = dict(mlp, in_channels=8, dense=False, num_layers=3)
-        parts = dict(num_prototypes=12, head=dict(type='SlotContrastHead', predictor=predictor))
+        parts = dict(
+            total_steps=10,
+            num_prototypes=12,
+            head=dict(type='SlotContrastHead', predictor=predictor),
+        )
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdense'):
-        model = MODELS.build(
-            dict(
-                type=algorithm,
-                backbone=dict(type='mmpretrain.ResNet', depth=18, norm_cfg=NORM),
-                neck=dict(mlp, in_channels=512),
-                total_steps=10,
-                **parts,
-            )
-        )
+        model = MODELS.build(dict(type=algorithm, backbone=backbone, neck=neck, **parts))
     model.init_weights()
     return model
 
 
-def joined_batch():
-    """Two views of six images, with boxes. The first three hardly overlap and
-    the last three do, so that processes have differently many positives."""
+def joined_batch(algorithm):
+    """Two views of six images, with boxes, and for DetCo their patches. The
+    first views hardly overlap and the others do, so that processes have
+    differently many positives."""
     from mmpretrain.structures import DataSample
 
     rng = torch.Generator().manual_seed(1)
@@ -124,11 +128,13 @@ def joined_batch():
     boxes = torch.tensor([[0.1, 0.1, 0.7, 0.8], [0.9, 0.2, 0.3, 0.9]]).repeat(6, 1, 1)
     boxes[:2, 0] = torch.tensor([0.0, 0.0, 0.2, 0.3])
     boxes += 0.02 * torch.rand(6, 2, 4, generator=rng)
+    if algorithm == 'DetCo':
+        views += list(torch.randn(2, 6, 3, 32, 288, generator=rng))
     return views, [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
 
 
-def steps(model, views, samples, algorithm):
-    """Two steps: losses, gradients of the first, and the state after them."""
+def steps(model, views, samples):
+    """Two steps: losses, gradients of the first, and buffers after them."""
     call = model
     if distributed.is_initialized():
         call = MMDistributedDataParallel(model, broadcast_buffers=False)
@@ -142,14 +148,15 @@ def steps(model, views, samples, algorithm):
         if not grads:
             grads = {k: p.grad.clone() for k, p in model.named_parameters() if p.requires_grad}
         optimizer.step()
-    center = model.center.value if algorithm == 'SlotCon' else torch.zeros(1)
-    return history, grads, center
+    # what else must agree: the center, the queues
+    state = {k: v for k, v in model.state_dict().items() if k.startswith(('center', 'queue'))}
+    return history, grads, state
 
 
 def half(rank, algorithm):
-    views, samples = joined_batch()
+    views, samples = joined_batch(algorithm)
     mine = slice(3 * rank, 3 * rank + 3)
-    return steps(geometric(algorithm), [v[mine] for v in views], samples[mine], algorithm)
+    return steps(tiny_model(algorithm), [v[mine] for v in views], samples[mine])
 
 
 def half_pixpro(rank):
@@ -162,6 +169,24 @@ def half_pixcontrast(rank):
 
 def half_slotcon(rank):
     return half(rank, 'SlotCon')
+
+
+def half_detco(rank):
+    return half(rank, 'DetCo')
+
+
+def shuffle_two(rank):
+    """Two inputs are shuffled alike: row n of one always meets row n of the other."""
+    met = []
+
+    def encode(x, y):
+        met.extend((y.flatten(1)[:, 0] - x[:, 0]).tolist())
+        return x, y.sum((1, 2))
+
+    x = torch.arange(6.0).reshape(6, 1) + 100 * rank
+    y = (x + 1000).view(6, 1, 1).expand(-1, 2, 3).contiguous()
+    out, total = shuffled_forward(encode, x, y)
+    return torch.equal(out, x) and torch.equal(total, 6 * (x[:, 0] + 1000)), met
 
 
 def gather_unequal(rank):
@@ -178,12 +203,17 @@ def test_rows_of_unequal_number(in_two_processes):
 
 @pytest.mark.parametrize(
     'function, algorithm',
-    [(half_pixpro, 'PixPro'), (half_pixcontrast, 'PixContrast'), (half_slotcon, 'SlotCon')],
+    [
+        (half_pixpro, 'PixPro'),
+        (half_pixcontrast, 'PixContrast'),
+        (half_slotcon, 'SlotCon'),
+        (half_detco, 'DetCo'),
+    ],
 )
 def test_two_processes_equal_one_with_the_joined_batch(in_two_processes, function, algorithm):
-    """Losses, gradients after DistributedDataParallel's mean, and center."""
-    one, grads, center = steps(geometric(algorithm), *joined_batch(), algorithm)
-    (first, grads_2, center_2), (second, same_grads, same_center) = in_two_processes(function)
+    """Losses, gradients after DistributedDataParallel's mean, center and queues."""
+    one, grads, state = steps(tiny_model(algorithm), *joined_batch(algorithm))
+    (first, grads_2, state_2), (second, same_grads, same_state) = in_two_processes(function)
     for joined, a, b in zip(one, first, second):
         for name, value in joined.items():
             assert (a[name] + b[name]) / 2 == pytest.approx(value, rel=1e-5, abs=1e-5), name
@@ -191,8 +221,9 @@ def test_two_processes_equal_one_with_the_joined_batch(in_two_processes, functio
     for name, grad in grads.items():
         assert torch.equal(grads_2[name], same_grads[name])
         torch.testing.assert_close(grads_2[name], grad, rtol=1e-5, atol=1e-5, msg=name)
-    torch.testing.assert_close(center_2, center, rtol=1e-5, atol=1e-6)
-    assert torch.equal(center_2, same_center)
+    for name, value in state.items():
+        torch.testing.assert_close(state_2[name], value, rtol=1e-5, atol=1e-5, msg=name)
+        assert torch.equal(state_2[name], same_state[name]), name
 
 
 def test_queue_gathers_in_order_of_process(in_two_processes):
@@ -201,6 +232,11 @@ def test_queue_gathers_in_order_of_process(in_two_processes):
     keys, ptr, filled = first
     # eight keys into seven places: the last one wrapped around
     assert keys[0] == [12, 1, 2, 2, 11, 11, 12] and (ptr, filled) == (1, 7)
+
+
+def test_two_inputs_are_shuffled_alike(in_two_processes):
+    for in_order, met in in_two_processes(shuffle_two):
+        assert in_order and met == [1000] * 6
 
 
 def test_shuffled_forward(in_two_processes):

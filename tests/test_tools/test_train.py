@@ -86,6 +86,23 @@ def test_algorithms_of_two_boxed_views_train_and_resume(run, tiny, algorithm, pa
     assert int(resumed['encoder_k.steps']) == 12
 
 
+def test_detco_trains(run, tiny):
+    """All twelve losses by name in the log, queues that fill, an export."""
+    done = run(sys.executable, 'tools/train.py', *tiny(algorithm='detco'))
+    assert done.returncode == 0, done.stdout
+    lines = _values(done.stdout)
+    assert len(lines) == 8
+    names = {f'loss_{pair}_stage{i}' for pair in ('gg', 'll', 'gl') for i in (2, 3, 4, 5)}
+    for i, line in enumerate(lines):
+        assert names == {name for name in line if name.startswith('loss_')}
+        assert abs(line['loss'] - sum(line[name] for name in names)) < 1e-2
+        assert line['queue_fill'] == min(1, (i + 1) * 4 / 64)
+    state = read_checkpoint(str(tiny.work_dir / 'epoch_2.pth'))['state_dict']
+    exported = torch.load(tiny.work_dir / 'backbone.pth', weights_only=True)['state_dict']
+    for key, value in exported.items():
+        assert torch.equal(value, state[f'backbone.{key}']), key
+
+
 def _values(log):
     """The numbers of each line about an iteration."""
     lines = [line for line in log.splitlines() if 'Epoch(train)' in line]
