@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import List, Tuple
+from typing import List, Optional, Tuple, Union
 
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
@@ -13,10 +13,14 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
 
     Args:
         backbone (dict): The backbone.
-        pretrained (str, optional): Checkpoint whose backbone to start from.
+        neck (dict, optional): The neck.
+        head (dict, optional): The head.
+        pretrained (str, optional): Checkpoint whose backbone to start from, from
+            any writer. To go on from a checkpoint of the whole algorithm, use
+            MMEngine's ``load_from``.
         data_preprocessor (dict, optional): Defaults to mmpretrain's
             ``SelfSupDataPreprocessor``.
-        args, kwargs: Of mmpretrain's ``BaseSelfSupervisor``.
+        init_cfg (dict or list[dict], optional): As everywhere.
 
     Attributes:
         product (str): Path of the sub-module that a run is for, ``backbone``
@@ -26,11 +30,15 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
     product = 'backbone'
 
     def __init__(
-        self, backbone: dict, *args, pretrained=None, data_preprocessor=None, **kwargs
+        self,
+        backbone: dict,
+        neck: Optional[dict] = None,
+        head: Optional[dict] = None,
+        pretrained: Optional[str] = None,
+        data_preprocessor: Optional[dict] = None,
+        init_cfg: Optional[Union[dict, list]] = None,
     ) -> None:
         if pretrained is not None:
-            # A backbone to start from, from any writer. A checkpoint of the whole algorithm is
-            # MMEngine's load_from.
             if not isinstance(backbone, dict):
                 raise InputError('pretrained needs a backbone that is built here, from a dict')
             init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=pretrained)
@@ -39,7 +47,13 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
             # Named in full: the look-up must not depend on the default scope.
             data_preprocessor = dict(data_preprocessor or {})
             data_preprocessor.setdefault('type', 'mmpretrain.SelfSupDataPreprocessor')
-        super().__init__(backbone, *args, data_preprocessor=data_preprocessor, **kwargs)
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            head=head,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg,
+        )
 
     def get_product(self) -> nn.Module:
         """The module that :attr:`product` names."""

@@ -38,11 +38,8 @@ class DenseCL(DenseSelfSupervisor):
             0.001 (the paper's 0.999).
         loss_lambda (float): λ in [0, 1], weight of the dense loss; the global
             one gets 1 − λ. Defaults to 0.5.
-        pretrained (str, optional): Checkpoint whose backbone to start from. To
-            go on from a checkpoint of all of DenseCL, use ``load_from``.
-        data_preprocessor (dict, optional): Defaults to mmpretrain's
-            ``SelfSupDataPreprocessor``.
-        init_cfg (dict or list[dict], optional): As everywhere.
+        kwargs: ``pretrained``, ``data_preprocessor`` and ``init_cfg`` of
+            :class:`DenseSelfSupervisor`.
     """
 
     def __init__(
@@ -54,19 +51,10 @@ class DenseCL(DenseSelfSupervisor):
         feat_dim: int = 128,
         momentum: float = 0.001,
         loss_lambda: float = 0.5,
-        pretrained: Optional[str] = None,
-        data_preprocessor: Optional[dict] = None,
-        init_cfg: Optional[dict] = None,
+        **kwargs,
     ) -> None:
         check_fractions(loss_lambda=loss_lambda)
-        super().__init__(
-            backbone=backbone,
-            neck=neck,
-            head=head,
-            pretrained=pretrained,
-            data_preprocessor=data_preprocessor,
-            init_cfg=init_cfg,
-        )
+        super().__init__(backbone, neck, head, **kwargs)
         if neck is None or head is None:
             raise InputError('DenseCL needs a neck and a head')
         self.encoder_k = MomentumEncoder(nn.Sequential(self.backbone, self.neck), momentum)

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +40,8 @@ class DetCo(DenseSelfSupervisor):
         pairings (Sequence[str]): What is contrasted: 'gg' global query and
             key, 'll' local query and key, 'gl' local query and GLOBAL key.
             Without 'll' and 'gl' there are no patches. Defaults to all three.
-        pretrained (str, optional): Checkpoint whose backbone to start from.
-        data_preprocessor (dict, optional): Defaults to mmpretrain's
-            ``SelfSupDataPreprocessor``.
-        init_cfg (dict or list[dict], optional): As everywhere.
+        kwargs: ``pretrained``, ``data_preprocessor`` and ``init_cfg`` of
+            :class:`DenseSelfSupervisor`.
     """
 
     def __init__(
@@ -56,17 +54,9 @@ class DetCo(DenseSelfSupervisor):
         momentum: float = 0.001,
         stage_weights: Sequence[float] = (0.1, 0.4, 0.7, 1.0),
         pairings: Sequence[str] = PAIRINGS,
-        pretrained: Optional[str] = None,
-        data_preprocessor: Optional[dict] = None,
-        init_cfg: Optional[Union[dict, list]] = None,
+        **kwargs,
     ) -> None:
-        super().__init__(
-            backbone=backbone,
-            head=head,
-            pretrained=pretrained,
-            data_preprocessor=data_preprocessor,
-            init_cfg=init_cfg,
-        )
+        super().__init__(backbone, head=head, **kwargs)
         if not isinstance(neck, dict) or head is None:
             raise InputError('DetCo needs a neck, given as a dict, and a head')
         if not set(pairings) <= set(PAIRINGS) or 'gg' not in pairings:

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +38,8 @@ class PixPro(DenseSelfSupervisor):
             Defaults to 0 (the paper's 1). None: constant.
         total_steps (int, optional): Steps of the whole run. None takes those of
             MMEngine's runner.
-        pretrained (str, optional): Checkpoint whose backbone to start from.
-        data_preprocessor (dict, optional): Defaults to mmpretrain's
-            ``SelfSupDataPreprocessor``.
-        init_cfg (dict or list[dict], optional): As everywhere.
+        kwargs: ``pretrained``, ``data_preprocessor`` and ``init_cfg`` of
+            :class:`DenseSelfSupervisor`.
     """
 
     def __init__(
@@ -55,18 +53,9 @@ class PixPro(DenseSelfSupervisor):
         momentum: float = 0.01,
         end_momentum: Optional[float] = 0.0,
         total_steps: Optional[int] = None,
-        pretrained: Optional[str] = None,
-        data_preprocessor: Optional[dict] = None,
-        init_cfg: Optional[Union[dict, list]] = None,
+        **kwargs,
     ) -> None:
-        super().__init__(
-            backbone=backbone,
-            neck=neck,
-            head=head,
-            pretrained=pretrained,
-            data_preprocessor=data_preprocessor,
-            init_cfg=init_cfg,
-        )
+        super().__init__(backbone, neck, head, **kwargs)
         if neck is None or head is None:
             raise InputError('PixPro needs a neck and a head')
         if (instance_neck is None) != (instance_head is None):

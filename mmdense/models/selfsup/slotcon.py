@@ -2,7 +2,9 @@
 from typing import Dict, List, Optional, Tuple, Union
 
 import torch
+from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from mmdense.models.losses import group_distillation
 from mmdense.models.necks import SemanticGrouping
@@ -40,10 +42,8 @@ class SlotCon(DenseSelfSupervisor):
             Defaults to 0 (the paper's 1). None: constant.
         total_steps (int, optional): Steps of the whole run. None takes those of
             MMEngine's runner.
-        pretrained (str, optional): Checkpoint whose backbone to start from.
-        data_preprocessor (dict, optional): Defaults to mmpretrain's
-            ``SelfSupDataPreprocessor``.
-        init_cfg (dict or list[dict], optional): As everywhere.
+        kwargs: ``pretrained``, ``data_preprocessor`` and ``init_cfg`` of
+            :class:`DenseSelfSupervisor`.
     """
 
     product = 'encoder_k.module.backbone'
@@ -61,18 +61,9 @@ class SlotCon(DenseSelfSupervisor):
         momentum: float = 0.01,
         end_momentum: Optional[float] = 0.0,
         total_steps: Optional[int] = None,
-        pretrained: Optional[str] = None,
-        data_preprocessor: Optional[dict] = None,
-        init_cfg: Optional[Union[dict, list]] = None,
+        **kwargs,
     ) -> None:
-        super().__init__(
-            backbone=backbone,
-            neck=neck,
-            head=head,
-            pretrained=pretrained,
-            data_preprocessor=data_preprocessor,
-            init_cfg=init_cfg,
-        )
+        super().__init__(backbone, neck, head, **kwargs)
         if neck is None or head is None:
             raise InputError('SlotCon needs a neck and a head')
         check_above_zero(student_temperature=student_temperature)
@@ -129,6 +120,90 @@ class SlotCon(DenseSelfSupervisor):
             loss_group=self.group_weight * loss_group,
             loss_slot=(1 - self.group_weight) * loss_slot,
         )
+
+    def forward(
+        self,
+        inputs: Union[Tensor, List[Tensor]],
+        data_samples: Optional[list] = None,
+        mode: str = 'tensor',
+    ):
+        """As mmpretrain's, and with ``mode='predict'``: see :meth:`predict`."""
+        if mode == 'predict':
+            return self.predict(inputs, data_samples)
+        return super().forward(inputs, data_samples, mode)
+
+    def predict(self, inputs: Tensor, data_samples: Optional[list] = None) -> list:
+        """Segments images without labels: the prototype of every pixel.
+
+        Args:
+            inputs (Tensor): N×3×H×W, one view of every image, normalised as in
+                training. In MMEngine's loops the data loader must stack them
+                (``collate_fn=dict(type='mmdense.default_collate')``): the data
+                preprocessor takes a list for several views.
+            data_samples (List[BaseDataElement], optional): N, of mmseg for
+                instance. New ones where there are none.
+
+        Returns:
+            List[BaseDataElement]: The same N samples with ``pred_sem_seg``,
+            whose ``data`` is 1×H×W int64 in [0, P): at the size of
+            ``gt_sem_seg`` where the sample has it, else of the input.
+
+        Raises:
+            InputError: When ``inputs`` are not N×3×H×W, or not N samples.
+        """
+        if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+            raise InputError(
+                'SlotCon predicts on a batch of images N×3×H×W of one size, not on views or a '
+                "list; give the data loader collate_fn=dict(type='mmdense.default_collate')"
+            )
+        if data_samples is None:
+            data_samples = [BaseDataElement() for _ in inputs]
+        if len(data_samples) != len(inputs):
+            raise InputError(f'{len(inputs)} images but {len(data_samples)} data samples')
+        scores = self.teacher_scores(inputs)
+        for score, sample in zip(scores, data_samples):
+            true = sample.gt_sem_seg.data if 'gt_sem_seg' in sample else inputs
+            labels, _ = self.best_prototypes(score[None], true.shape[-2:])
+            sample.set_field(PixelData(data=labels), 'pred_sem_seg')
+        return data_samples
+
+    @torch.no_grad()
+    def teacher_scores(self, inputs: Tensor) -> Tensor:
+        """The teacher's cosines of cells and prototypes.
+
+        Args:
+            inputs (Tensor): N×3×H×W.
+
+        Returns:
+            Tensor: N×P×h×w.
+        """
+        teacher = self.encoder_k.module
+        return teacher['grouping'].scores(teacher['neck'](teacher['backbone'](inputs)))
+
+    @staticmethod
+    def best_prototypes(scores: Tensor, size: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
+        """Upsamples scores bilinearly; then the best prototype of every pixel.
+
+        Args:
+            scores (Tensor): N×P×h×w.
+            size (tuple[int, int]): H and W.
+
+        Returns:
+            tuple[Tensor, Tensor]: N×H×W: the prototypes, in [0, P), the first
+            where several are equal; and their scores.
+        """
+        best = labels = None
+        # A part at a time: N×P×H×W at once would be gigabytes with 2048 prototypes.
+        for start in range(0, scores.shape[1], 64):
+            part = scores[:, start : start + 64].float()
+            value, index = interpolate(part, tuple(size), mode='bilinear').max(dim=1)
+            if best is None:
+                best, labels = value, index
+            else:
+                better = value > best
+                best = torch.where(better, value, best)
+                labels = torch.where(better, index + start, labels)
+        return labels, best
 
     def _online(self) -> nn.ModuleDict:
         """What has a momentum twin."""
