@@ -8,6 +8,7 @@ import mmengine
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
+from mmdense.utils.errors import CheckpointError
 from mmdense.utils.launch import (
     CONFIG_ERRORS,
     add_common_arguments,
@@ -34,6 +35,18 @@ def parse_args():
     return args
 
 
+def load(runner, args):
+    """Strictly: MMEngine's test() only warns, and scores what was not loaded as it is."""
+    try:
+        runner.load_checkpoint(args.checkpoint, strict=True)
+    except RuntimeError as error:
+        # the names are listed one below the other, behind a heading
+        what = ' '.join(str(error).split())
+        raise CheckpointError(
+            f'{args.checkpoint} does not fit {args.config}: {what[:300]}{"…" * (len(what) > 300)}'
+        ) from None
+
+
 def main():
     args = parse_args()
     with one_line_errors(*CONFIG_ERRORS):
@@ -50,6 +63,7 @@ def main():
         runner = build_runner(cfg)
         if args.out and args.out_item != 'metrics':
             runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+        load(runner, args)
     with one_line_errors():
         metrics = runner.test()
     if args.out and args.out_item == 'metrics':

@@ -201,6 +201,23 @@ def test_test_tool_says_what_it_needs(run, repo, tmp_path):
     )
 
 
+def test_test_tool_refuses_what_does_not_fit(run, pretrained_by, data_root, require):
+    """MMEngine would warn, and score random weights."""
+    require('mmseg')
+    config = 'configs/slotcon/slotcon_unsup-seg_camvid.py'
+    options = [
+        f'test_dataloader.dataset.data_root={data_root}/camvid',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+    ]
+    checkpoint = pretrained_by('slotcon')
+    done = run(sys.executable, 'tools/test.py', config, checkpoint, '--cfg-options', *options)
+    assert done.returncode == 1
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f'mmdense: error: {checkpoint} does not fit {config}: '), last
+    assert 'mIoU' not in done.stdout
+
+
 def test_test_tool_refuses_code(run, tmp_path, data_root, require):
     """Also where nothing in the config is mmdense's."""
     require('mmseg')

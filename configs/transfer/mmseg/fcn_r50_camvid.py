@@ -7,12 +7,13 @@ _base_ = __import__('mmdense') and [
     'mmseg::_base_/models/fcn_r50-d8.py',
     'mmseg::_base_/schedules/schedule_20k.py',
     'mmseg::_base_/default_runtime.py',
+    '../../_base_/datasets/camvid.py',
 ]
 
 # --cfg-options model.backbone.init_cfg.checkpoint=...
 checkpoint = 'work_dirs/densecl_r50_coco/backbone.pth'
 crop_size = (360, 480)
-void = 11
+void = _base_.void
 
 model = dict(
     pretrained=None,
@@ -45,47 +46,6 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
-
-camvid = dict(
-    type='BaseSegDataset',
-    _scope_='mmseg',
-    data_root='data/camvid',
-    img_suffix='.jpg',
-    seg_map_suffix='.png',
-    metainfo=dict(
-        classes=(
-            'sky',
-            'building',
-            'pole',
-            'road',
-            'pavement',
-            'tree',
-            'signsymbol',
-            'fence',
-            'car',
-            'pedestrian',
-            'bicyclist',
-        ),
-        palette=[
-            [128, 128, 128],
-            [128, 0, 0],
-            [192, 192, 128],
-            [128, 64, 128],
-            [60, 40, 222],
-            [128, 128, 0],
-            [192, 128, 128],
-            [64, 64, 128],
-            [64, 0, 128],
-            [64, 64, 0],
-            [0, 128, 192],
-        ],
-    ),
-)
 train_dataloader = dict(
     batch_size=4,
     num_workers=2,
@@ -94,7 +54,7 @@ train_dataloader = dict(
     dataset=dict(
         data_prefix=dict(img_path='img_dir/train', seg_map_path='ann_dir/train'),
         pipeline=train_pipeline,
-        **camvid,
+        **_base_.camvid,
     ),
 )
 val_dataloader = dict(
@@ -104,19 +64,8 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val'),
-        pipeline=test_pipeline,
-        **camvid,
-    ),
-)
-test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        data_prefix=dict(img_path='img_dir/test', seg_map_path='ann_dir/test'),
-        pipeline=test_pipeline,
-        **camvid,
+        pipeline=_base_.test_pipeline,
+        **_base_.camvid,
     ),
 )
 val_evaluator = dict(type='IoUMetric', _scope_='mmseg', iou_metrics=['mIoU'], ignore_index=void)
