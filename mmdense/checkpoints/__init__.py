@@ -2,6 +2,7 @@
 from .export import describe_product, export_backbone, save_backbone
 from .formats import Recognised, recognise
 from .io import read_checkpoint
+from .model_config import saved_model_config
 from .self_sup_pretrained import SelfSupPretrained
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     'read_checkpoint',
     'recognise',
     'save_backbone',
+    'saved_model_config',
 ]

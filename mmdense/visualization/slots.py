@@ -4,7 +4,6 @@
 A segment is the set of pixels of one image whose best prototype is the same.
 """
 
-import ast
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from scipy.ndimage import binary_dilation, distance_transform_edt
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from mmdense.checkpoints import read_checkpoint
+from mmdense.checkpoints import read_checkpoint, saved_model_config
 from mmdense.datasets import UnlabeledDataset, default_collate
 from mmdense.models import SlotCon
 from mmdense.registry import MODELS
@@ -63,7 +62,12 @@ def load_slotcon(checkpoint: str, config: Optional[str] = None) -> SlotCon:
         )
     if config is None:
         source = 'its own config'
-        cfg = _model_config(meta.get('cfg'), checkpoint)
+        cfg = saved_model_config(meta, checkpoint)
+        if cfg is None:
+            raise CheckpointError(
+                f'{checkpoint} does not say with which model it was trained: give the config of '
+                'the run, --config'
+            )
     else:
         source = config
         cfg = Config.fromfile(config).get('model') or {}
@@ -86,32 +90,6 @@ def load_slotcon(checkpoint: str, config: Optional[str] = None) -> SlotCon:
         )
     module.load_state_dict(teacher)
     return model.eval()
-
-
-class _DictCalls(ast.NodeTransformer):
-    """``dict(a=1)`` → ``{'a': 1}``, so that ``ast.literal_eval`` takes it."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or node.args:
-            return node
-        keys = [ast.Constant(keyword.arg) for keyword in node.keywords]
-        return ast.Dict(keys, [keyword.value for keyword in node.keywords])
-
-
-def _model_config(text: object, checkpoint: str) -> dict:
-    """``model`` of a config's text. MMEngine would run the text as a program,
-    which a file from elsewhere must not do."""
-    try:
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'model':
-                return dict(ast.literal_eval(_DictCalls().visit(node.value)))
-    except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
-        pass
-    raise CheckpointError(
-        f'{checkpoint} does not say with which model it was trained: give the config of the run, '
-        '--config'
-    )
 
 
 def image_loader(folder: str, size: int, batch_size: int = 16, num_workers: int = 0) -> DataLoader:

@@ -41,8 +41,8 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
         if pretrained is not None:
             if not isinstance(backbone, dict):
                 raise InputError('pretrained needs a backbone that is built here, from a dict')
-            init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=pretrained)
-            backbone = dict(backbone, init_cfg=init_cfg)
+            fill = dict(type='mmdense.SelfSupPretrained', checkpoint=pretrained)
+            backbone = dict(backbone, init_cfg=fill)
         if data_preprocessor is None or isinstance(data_preprocessor, dict):
             # Named in full: the look-up must not depend on the default scope.
             data_preprocessor = dict(data_preprocessor or {})

@@ -1,0 +1,98 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""The model of the config that MMEngine writes into a checkpoint."""
+
+import ast
+from typing import Any, Optional, Sequence
+
+import mmengine.registry as root
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from torch import nn
+
+from mmdense.registry import MODELS, WEIGHT_INITIALIZERS
+from mmdense.utils.errors import CheckpointError
+
+
+def saved_model_config(
+    meta: dict, name: str = 'checkpoint', parts: Optional[Sequence[str]] = None
+) -> Optional[dict]:
+    """``model`` of ``meta['cfg']``, read as data.
+
+    MMEngine would run the text as a program, and would take any ``type`` that
+    it does not know for the path of a function, import and call it; a file
+    from elsewhere must do neither.
+
+    Args:
+        meta (dict): Of a checkpoint.
+        name (str): Of the file, for messages.
+        parts (Sequence[str], optional): Keys of ``model`` that are going to be
+            built; the others' types are not looked at. Defaults to all of it.
+
+    Returns:
+        dict or None: Types in it are modules and initialisers of MMEngine,
+        mmcv, mmpretrain and mmdense, and fetch nothing. None where there is no
+        config, or ``model`` is not written out.
+
+    Raises:
+        CheckpointError: When it asks for anything else to be built.
+    """
+    try:
+        for node in ast.parse(meta.get('cfg')).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'model':
+                model = dict(ast.literal_eval(_DictCalls().visit(node.value)))
+                break
+        else:
+            return None
+    except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    _check_types(model if parts is None else [model.get(part) for part in parts], name)
+    return model
+
+
+class _DictCalls(ast.NodeTransformer):
+    """``dict(a=1)`` → ``{'a': 1}``, so that ``ast.literal_eval`` takes it."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or node.args:
+            return node
+        keys = [ast.Constant(keyword.arg) for keyword in node.keywords]
+        return ast.Dict(keys, [keyword.value for keyword in node.keywords])
+
+
+_SCOPES = dict(mmengine=root.MODELS, mmpretrain=MMPRETRAIN_MODELS, mmdense=MODELS)
+_INITIALIZERS = (root.WEIGHT_INITIALIZERS, WEIGHT_INITIALIZERS)
+# Modules of mmpretrain that fetch a model, and perhaps its code, from elsewhere.
+_FETCHES = ('.timm', '.hugging', '.multimodal')
+
+
+def _check_types(node: Any, name: str) -> None:
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            _check_types(item, name)
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if key == 'type' and not _is_registered(value) or key == '_scope_' and value not in _SCOPES:
+            raise CheckpointError(
+                f'{name} asks in its config for {key}={value!r}, which is no plain module of '
+                'mmengine, mmcv, mmpretrain or mmdense: refused'
+            )
+        _check_types(value, name)
+
+
+def _is_registered(kind: Any) -> bool:
+    """Whether it names a layer, a model or an initialiser."""
+    if not isinstance(kind, str):
+        return False
+    scope, _, short = kind.rpartition('.')
+    if scope and scope not in _SCOPES:
+        return False
+    for registry in (*([_SCOPES[scope]] if scope else _SCOPES.values()), *_INITIALIZERS):
+        registry.import_from_location()
+        found = registry.module_dict.get(short)
+        if found is None:
+            continue
+        is_module = isinstance(found, type) and issubclass(found, nn.Module)
+        if registry in _INITIALIZERS or is_module:
+            return not any(part in found.__module__ for part in _FETCHES)
+    return False
