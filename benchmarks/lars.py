@@ -8,10 +8,7 @@ median and the range over rounds, and the median of each round's ratios to mmpre
 time until the call returns, with the GPU still at work.
 """
 
-import argparse
-import time
-from statistics import median
-
+import common
 import torch
 from mmpretrain.engine.optimizers import LARS as Theirs
 from mmpretrain.models import ResNet
@@ -37,38 +34,8 @@ def theirs(params):
     return Theirs(groups, **OPTIONS)
 
 
-def timed(function, device):
-    """Seconds until it returns, and until the device is done."""
-
-    def wait():
-        if device == 'cuda':
-            torch.cuda.synchronize()
-
-    wait()
-    start = time.perf_counter()
-    function()
-    host = time.perf_counter() - start
-    wait()
-    return host, time.perf_counter() - start
-
-
-def report(name, seconds, base):
-    print(
-        f'{name:18} {median(seconds) * 1e3:9.3f} ms   '
-        f'[{min(seconds) * 1e3:.3f} – {max(seconds) * 1e3:.3f}]   '
-        f'× {median(a / b for a, b in zip(seconds, base)):.3f}',
-        flush=True,
-    )
-
-
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
-    parser.add_argument('--depth', type=int, default=50)
-    parser.add_argument('--rounds', type=int, default=21)
-    args = parser.parse_args()
+    args = common.parser(__doc__, rounds=21).parse_args()
     torch.manual_seed(0)
     steps = {
         'mmpretrain LARS': make_step(theirs, args),
@@ -80,7 +47,7 @@ def main():
     times = {name: [] for name in steps}
     for i in range(args.rounds + 2):  # two rounds to warm up
         for name, step in steps.items():
-            seconds = timed(step, args.device)
+            seconds = common.timed(step, args)
             if i >= 2:
                 times[name].append(seconds)
     print(f'LARS: R{args.depth}, {args.device}, {torch.get_num_threads()} threads')
@@ -90,7 +57,7 @@ def main():
         print(f'{label}:')
         base = [seconds[kind] for seconds in times['mmpretrain LARS']]
         for name in steps:
-            report(name, [seconds[kind] for seconds in times[name]], base)
+            common.report(name, [seconds[kind] for seconds in times[name]], base)
 
 
 if __name__ == '__main__':

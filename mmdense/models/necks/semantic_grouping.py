@@ -58,5 +58,6 @@ class SemanticGrouping(BaseModule):
         """
         scores = self.scores(z)
         attention = (scores.flatten(2) / self.temperature).softmax(dim=1) + 1e-6  # NxPxS
-        slots = torch.bmm(attention, z.flatten(2).transpose(1, 2).to(attention.dtype))
-        return slots / attention.sum(2, keepdim=True), scores
+        # divided before the product: NxPxS is smaller than NxPxC
+        attention = attention / attention.sum(2, keepdim=True)
+        return torch.bmm(attention, z.flatten(2).transpose(1, 2).to(attention.dtype)), scores
