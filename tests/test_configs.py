@@ -151,7 +151,7 @@ def test_slotcon_recipe(path, epochs, prototypes, images):
 
 
 def _check_lars_recipe(config, batch, epochs, images):
-    optimizer = dict(type='LARS', lr=batch / 256, momentum=0.9, weight_decay=1e-5)
+    optimizer = dict(type='mmdense.LARS', lr=batch / 256, momentum=0.9, weight_decay=1e-5)
     assert config.optim_wrapper.optimizer == optimizer
     assert config.train_dataloader.batch_size * 8 == batch
     assert config.train_cfg.max_epochs == epochs
@@ -196,3 +196,36 @@ def test_detco_recipe(path, epochs, lr, pairings, weights):
     assert 'in_channels' not in model.neck  # read from the backbone
     views = config.train_dataloader.dataset.pipeline[1]
     assert views.num_views == (2 if pairings == ('gg',) else [2, 2])  # with patches or without
+
+
+@pytest.mark.parametrize('scope', ['mmdense', 'mmpretrain', 'mmengine'])
+@pytest.mark.parametrize(
+    'recipe',
+    [
+        'densecl/densecl_resnet50_8xb32-coslr-800e_coco.py',
+        'detco/detco-aa_resnet50_8xb32-coslr-200e_in1k.py',
+        'pixpro/pixpro-instance_resnet50_8xb128-coslr-100e_in1k.py',
+        'slotcon/slotcon_resnet50_8xb64-coslr-800e_coco.py',
+    ],
+)
+def test_inherited_recipes_mean_the_same_under_other_scopes(recipe, scope, tmp_path):
+    """mmpretrain has a LARS, RandomResizedCrop and MultiView of its own."""
+    from mmengine.optim import build_optim_wrapper
+    from torch import nn
+
+    from mmdense.registry import TRANSFORMS
+
+    child = tmp_path / 'child.py'
+    child.write_text(
+        f"_base_ = __import__('mmdense') and 'mmdense::{recipe}'\ndefault_scope = {scope!r}\n"
+    )
+    config = Config.fromfile(str(child))
+    with DefaultScope.overwrite_default_scope('mmdense'):
+        own = load(f'configs/{recipe}').train_dataloader.dataset.pipeline
+        own = [repr(TRANSFORMS.build(transform)) for transform in own]
+    with DefaultScope.overwrite_default_scope(scope):
+        wrapper = build_optim_wrapper(nn.Linear(2, 2), config.optim_wrapper)
+        pipeline = config.train_dataloader.dataset.pipeline
+        assert [repr(TRANSFORMS.build(transform)) for transform in pipeline] == own
+    package = 'torch' if recipe.startswith('de') else 'mmdense'
+    assert type(wrapper.optimizer).__module__.split('.')[0] == package

@@ -5,7 +5,7 @@ import argparse
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmdense.engine import check_enough_images
 from mmdense.utils.launch import (
@@ -70,6 +70,15 @@ def build_training(runner):
     check_enough_images(loop.dataloader)
     if loop.max_iters < 1:
         raise ValueError(f'train_cfg gives {loop.max_iters} iterations: there is nothing to do')
+    if isinstance(loop, IterBasedTrainLoop):
+        for schedule in runner.param_schedulers or ():
+            # MMEngine would take one epoch for the length of the run
+            if schedule.get('by_epoch', True) and 'end' not in schedule:
+                raise ValueError(
+                    f'param_scheduler {schedule["type"]} counts epochs, the loop iterations: give '
+                    f'it by_epoch=False, end={loop.max_iters} and other lengths in iterations, and '
+                    'no convert_to_iter_based'
+                )
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     runner.auto_scale_lr = None

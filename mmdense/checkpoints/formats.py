@@ -5,9 +5,12 @@ Files are recognised by what is in them, never by their name. A new format is
 one more function in ``_FORMATS``.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from mmdense.utils.errors import CheckpointError
@@ -76,10 +79,18 @@ def _state_dict(checkpoint: Any) -> Dict[str, Tensor]:
     tensors = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
     if not isinstance(tensors, dict):
         return {}
-    tensors = {k: v for k, v in tensors.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    tensors = {k: _tensor(v) for k, v in tensors.items() if isinstance(k, str)}
+    tensors = {k: v for k, v in tensors.items() if v is not None}
     if tensors and all(key.startswith('module.') for key in tensors):
         tensors = {key[len('module.') :]: value for key, value in tensors.items()}
     return tensors
+
+
+def _tensor(value: Any) -> Optional[Tensor]:
+    """A tensor, also from a numpy array; None from anything else."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'fiu':
+        return torch.from_numpy(value.copy())
+    return value if isinstance(value, Tensor) else None
 
 
 def _split(writer: str, tensors: Dict[str, Tensor], prefix: str, meta: dict) -> Recognised:
@@ -122,6 +133,30 @@ def _slotcon(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     return _split('SlotCon', tensors, 'encoder_k.', meta)
 
 
+def _detectron2(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """A ResNet in detectron2's names, DetCo's authors' for instance. Its RGB or
+    BGR order is left as it is."""
+    if not _has(tensors, 'stem.conv1.', 'res2.'):
+        return None
+    renamed, dropped = {}, []
+    for key, value in tensors.items():
+        match = _DETECTRON2.match(key)
+        if match is None:
+            dropped.append(key)
+            continue
+        stage, block, conv, norm, kind = match.groups()
+        prefix = f'layer{int(stage) - 1}.{block}.' if stage else ''
+        if conv == 'shortcut':
+            name = 'downsample.1' if norm else 'downsample.0'
+        else:
+            name = conv.replace('conv', 'bn') if norm else conv
+        renamed[f'{prefix}{name}.{kind}'] = value
+    return Recognised('detectron2', renamed, dropped, meta)
+
+
+_DETECTRON2 = re.compile(r'(?:stem|res(\d)\.(\d+))\.(conv\d|shortcut)(\.norm)?\.(\w+)$')
+
+
 def _has(tensors: Dict[str, Tensor], *prefixes: str) -> bool:
     """Whether there is a tensor below each of the prefixes."""
     return all(any(key.startswith(prefix) for key in tensors) for prefix in prefixes)
@@ -147,4 +182,4 @@ _NO_BACKBONE = (
     'center',
 )
 
-_FORMATS = (_mmdense, _openmmlab, _pixpro, _slotcon, _plain)
+_FORMATS = (_mmdense, _openmmlab, _pixpro, _slotcon, _detectron2, _plain)

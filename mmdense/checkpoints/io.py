@@ -34,7 +34,7 @@ def read_checkpoint(
 
     Args:
         path (str | BinaryIO): A file that ``torch.save`` wrote, in either of
-            its formats.
+            its formats, or the pickle of a dict of arrays (detectron2's).
         map_location: As in ``torch.load``.
         name (str, optional): Of the file, for messages. Defaults to its path.
 
@@ -76,6 +76,12 @@ def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
         else:
             _refuse_tar(file, name)
             pickle_module = restricted_pickle.module(None)
+            file.seek(0)
+            # torch.save begins with a number; detectron2's model zoo is the pickle of a dict
+            if start.startswith(b'\x80'):
+                content = pickle_module.Unpickler(file, encoding='latin1').load()
+                if isinstance(content, dict):
+                    return content
         file.seek(0)
         return torch.load(
             file, map_location=map_location, pickle_module=pickle_module, weights_only=False

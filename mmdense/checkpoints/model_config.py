@@ -8,7 +8,7 @@ import mmengine.registry as root
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import nn
 
-from mmdense.registry import MODELS, WEIGHT_INITIALIZERS
+from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError
 
 
@@ -28,9 +28,10 @@ def saved_model_config(
             built; the others' types are not looked at. Defaults to all of it.
 
     Returns:
-        dict or None: Types in it are modules and initialisers of MMEngine,
-        mmcv, mmpretrain and mmdense, and fetch nothing. None where there is no
-        config, or ``model`` is not written out.
+        dict or None: Types in it are modules of MMEngine, mmcv, mmpretrain and
+        mmdense. ``init_cfg`` and ``pretrained`` are left out at every level:
+        the weights are in the checkpoint, and these could fetch others. None
+        where there is no config, or ``model`` is not written out.
 
     Raises:
         CheckpointError: When it asks for anything else to be built.
@@ -44,8 +45,18 @@ def saved_model_config(
             return None
     except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
         return None
+    model = _without_initialisers(model)
     _check_types(model if parts is None else [model.get(part) for part in parts], name)
     return model
+
+
+def _without_initialisers(node: Any) -> Any:
+    if isinstance(node, dict):
+        skipped = ('init_cfg', 'pretrained')
+        return {k: _without_initialisers(v) for k, v in node.items() if k not in skipped}
+    if isinstance(node, (list, tuple)):
+        return type(node)(_without_initialisers(item) for item in node)
+    return node
 
 
 class _DictCalls(ast.NodeTransformer):
@@ -60,7 +71,6 @@ class _DictCalls(ast.NodeTransformer):
 
 
 _SCOPES = dict(mmengine=root.MODELS, mmpretrain=MMPRETRAIN_MODELS, mmdense=MODELS)
-_INITIALIZERS = (root.WEIGHT_INITIALIZERS, WEIGHT_INITIALIZERS)
 # Modules of mmpretrain that fetch a model, and perhaps its code, from elsewhere.
 _FETCHES = ('.timm', '.hugging', '.multimodal')
 
@@ -81,18 +91,15 @@ def _check_types(node: Any, name: str) -> None:
 
 
 def _is_registered(kind: Any) -> bool:
-    """Whether it names a layer, a model or an initialiser."""
+    """Whether it names a layer or a model."""
     if not isinstance(kind, str):
         return False
     scope, _, short = kind.rpartition('.')
     if scope and scope not in _SCOPES:
         return False
-    for registry in (*([_SCOPES[scope]] if scope else _SCOPES.values()), *_INITIALIZERS):
+    for registry in [_SCOPES[scope]] if scope else _SCOPES.values():
         registry.import_from_location()
         found = registry.module_dict.get(short)
-        if found is None:
-            continue
-        is_module = isinstance(found, type) and issubclass(found, nn.Module)
-        if registry in _INITIALIZERS or is_module:
+        if isinstance(found, type) and issubclass(found, nn.Module):
             return not any(part in found.__module__ for part in _FETCHES)
     return False

@@ -1,4 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import pickle
+import re
+
 import pytest
 import torch
 from mmengine.registry import MODELS as ROOT
@@ -165,6 +168,33 @@ def published(networks, others):
     state = {f'{name}.{k}': v for name, net in networks.items() for k, v in net.items()}
     state.update(others)
     return dict(model={f'module.{k}': v for k, v in state.items()}, optimizer={}, epoch=1)
+
+
+def detectron2_name(key):
+    """torchvision's name of a ResNet's tensor to detectron2's."""
+    key = re.sub(r'^layer(\d)', lambda m: f'res{int(m[1]) + 1}', key)
+    key = key if key.startswith('res') else f'stem.{key}'
+    key = key.replace('downsample.0', 'shortcut').replace('downsample.1', 'shortcut.norm')
+    return re.sub(r'bn(\d)', r'conv\1.norm', key)
+
+
+def test_a_pickle_of_detectron2(tmp_path, full_checkpoint):
+    """As DetCo's authors released theirs: numpy arrays, no batch counters."""
+    backbone = {k: v for k, v in full_checkpoint[1].items() if 'num_batches' not in k}
+    model = {detectron2_name(k): v.numpy() for k, v in backbone.items()}
+    assert 'res3.0.shortcut.norm.weight' in model and 'stem.conv1.norm.bias' in model
+    content = dict(model=model, __author__='OpenSelfSup', matching_heuristics=True)
+    path = tmp_path / 'detco_200ep.pkl'
+    path.write_bytes(pickle.dumps(content))
+    filled = build(
+        'mmpretrain', init_cfg=dict(type='mmdense.SelfSupPretrained', checkpoint=str(path))
+    )
+    for key, value in backbone.items():
+        assert torch.equal(filled.state_dict()[key], value), key
+    assert recognise(read_checkpoint(str(path))).writer == 'detectron2'
+    path.write_bytes(pickle.dumps(dict(model=model, extra=print)))
+    with pytest.raises(CheckpointError, match='refused'):
+        read_checkpoint(str(path))
 
 
 def test_other_writers(tmp_path, full_checkpoint):

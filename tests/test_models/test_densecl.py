@@ -260,12 +260,14 @@ def test_wrong_channels_say_so():
         DenseCLNeck(512)((torch.zeros(2, 512),))
 
 
-def test_init_follows_the_published_code():
+def test_init_follows_the_published_code(repo):
     """fan_in for the backbone's convolutions and the neck's FCs, bias 0, last
     BatchNorm of a block not zero, 1×1 convolutions as PyTorch has them."""
     from mmengine.config import Config
 
-    cfg = Config.fromfile('configs/densecl/densecl_resnet50_8xb32-coslr-200e_in1k.py').model
+    cfg = Config.fromfile(
+        str(repo / 'configs/densecl/densecl_resnet50_8xb32-coslr-200e_in1k.py')
+    ).model
     cfg.queue_len = 8
     model = MODELS.build(cfg)
     model.init_weights()

@@ -307,10 +307,10 @@ def test_learns_to_group(two_views):
     assert history[-1][0] < history[0][0] and history[-1][1] < history[0][1]
 
 
-def test_init_follows_the_published_code():
+def test_init_follows_the_published_code(repo):
     from mmengine.config import Config
 
-    cfg = Config.fromfile('configs/_base_/models/slotcon_r50.py').model
+    cfg = Config.fromfile(str(repo / 'configs/_base_/models/slotcon_r50.py')).model
     model = MODELS.build(cfg)
     model.init_weights()
     conv = model.backbone.layer3[0].conv2.weight

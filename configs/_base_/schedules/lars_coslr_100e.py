@@ -5,7 +5,8 @@
 # tools/train.py --amp.
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='LARS', lr=4.0, momentum=0.9, weight_decay=1e-5),
+    # named in full: a project with another default scope would get mmpretrain's
+    optimizer=dict(type='mmdense.LARS', lr=4.0, momentum=0.9, weight_decay=1e-5),
 )
 param_scheduler = [
     dict(

@@ -44,6 +44,9 @@ _MOVES = re.compile(
 )
 
 
+_AUTO = re.compile('AutoAugment|RandAugment|TrivialAugment|AugMix')
+
+
 @TRANSFORMS.register_module()
 class RandomResizedCrop(_RandomResizedCrop):
     """mmpretrain's ``RandomResizedCrop``, which draws as torchvision's does,
@@ -230,7 +233,12 @@ def _movers(transform: Any) -> Iterator[str]:
     elif getattr(transform, 'keeps_view_box', False):
         return
     else:
-        if any(_MOVES.search(base.__name__) for base in type(transform).__mro__):
+        bases = type(transform).__mro__
+        if any(_MOVES.search(base.__name__) for base in bases) or any(
+            # those of mmpretrain hold their parts, and are looked into
+            base.__module__.startswith('torchvision.') and _AUTO.search(base.__name__)
+            for base in bases
+        ):
             yield type(transform).__name__
         # of Compose, RandomApply…; mmpretrain's wrappers of torchvision's and of albumentations'
         inner = [getattr(transform, name, ()) for name in ('transforms', 't', 'aug')]

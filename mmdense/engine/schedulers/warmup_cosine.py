@@ -3,6 +3,7 @@ import math
 from numbers import Real
 from typing import List
 
+from mmengine.logging import print_log
 from mmengine.optim import _ParamScheduler
 
 from mmdense.registry import PARAM_SCHEDULERS
@@ -62,6 +63,12 @@ class WarmupCosineLR(_ParamScheduler):
         self.warmup = warmup
         self.start_factor = start_factor
         self.eta_min = eta_min
+        if end - begin <= warmup:
+            print_log(
+                f'WarmupCosineLR: the run ends within its warm-up ({end - begin} steps, warmup '
+                f'{warmup}): the learning rate only rises. Set warmup in param_scheduler.',
+                'current',
+            )
         super().__init__(optimizer, 'lr', begin, end, last_step, by_epoch, verbose)
 
     @classmethod
@@ -88,6 +95,12 @@ class WarmupCosineLR(_ParamScheduler):
         _check('warmup', warmup)
         end, warmup, begin = (int(epochs * epoch_length) for epochs in (end, warmup, begin))
         return cls(*args, end=end, warmup=warmup, begin=begin, by_epoch=False, **kwargs)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Goes on where the run stopped, along this run's curve: its length and
+        warm-up are those of the config, not of the checkpoint."""
+        own = {name: getattr(self, name) for name in ('begin', 'end', 'warmup')}
+        super().load_state_dict({**state_dict, **own})
 
     def _get_value(self) -> List[float]:
         """The learning rate of each group at step ``last_step``."""

@@ -174,7 +174,8 @@ class InstanceConsistencyHead(BaseModule):
         Returns:
             Tensor: A scalar in [−2, 2].
         """
-        query, key = (normalize(x.mean((2, 3)), dim=1) for x in (self.predictor(z), target))
+        pooled = (x.float().mean((2, 3)) for x in (self.predictor(z), target))
+        query, key = (normalize(x, dim=1) for x in pooled)
         return -2 * (query * key).sum(1).mean()
 
 

@@ -37,7 +37,11 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
         pretrained: Optional[str] = None,
         data_preprocessor: Optional[dict] = None,
         init_cfg: Optional[Union[dict, list]] = None,
+        **unknown,
     ) -> None:
+        if unknown:
+            name = type(self).__name__
+            raise TypeError(f'{name} got an unexpected argument: {", ".join(sorted(unknown))}')
         if pretrained is not None:
             if not isinstance(backbone, dict):
                 raise InputError('pretrained needs a backbone that is built here, from a dict')

@@ -27,7 +27,9 @@ class DetCo(DenseSelfSupervisor):
 
     Args:
         backbone (dict): A backbone that returns a map for each stage
-            (``out_indices``); the last ``len(stage_weights)`` are used.
+            (``out_indices``); the last ``len(stage_weights)`` are used. It must
+            not compute stages beyond (ResNet's ``num_stages``), whose
+            parameters would get no gradient.
         neck (dict): :class:`mmdense.models.necks.DetCoNeck`, without
             ``in_channels``, which are read from the backbone.
         head (dict): :class:`mmdense.models.heads.InfoNCEHead`.
@@ -77,8 +79,9 @@ class DetCo(DenseSelfSupervisor):
         self.pairings = tuple(pairings)
         self.with_local = 'll' in pairings or 'gl' in pairings
         self.stage_weights = tuple(stage_weights)
-        # ResNet's stages are 2 to 5 in the paper, hence the last one's number
-        self.stages = range(6 - len(stage_weights), 6)
+        # ResNet's stages are 2 to 5 in the paper
+        indices = getattr(self.backbone, 'out_indices', range(4 - len(channels), 4))
+        self.stages = [index + 2 for index in sorted(indices)[-len(stage_weights) :]]
         self.neck = MODELS.build(
             dict(neck, in_channels=channels[-len(stage_weights) :], with_local=self.with_local)
         )

@@ -6,6 +6,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
+from mmdense.utils.checks import check_counts, check_fractions
 from mmdense.utils.errors import InputError
 
 
@@ -34,7 +35,7 @@ class MomentumEncoder(ExponentialMovingAverage):
         model (nn.Module): The online network, copied.
         momentum (float): :math:`\alpha` (at the first step), in (0, 1).
             Defaults to 0.001.
-        end_momentum (float, optional): :math:`\alpha_{end}`, in [0, 1).
+        end_momentum (float, optional): :math:`\alpha_{end}`, in [0, 1].
             None keeps ``momentum`` constant.
         total_steps (int, optional): K, the updates of the whole run. None
             takes the ``max_iters`` that MMEngine's runner publishes.
@@ -48,8 +49,10 @@ class MomentumEncoder(ExponentialMovingAverage):
                 f'momentum must be in (0, 1), got {momentum!r} (it is one minus the value in the '
                 'papers: 0.001 for 0.999)'
             )
-        if end_momentum is not None and not 0.0 <= end_momentum < 1.0:
-            raise InputError(f'end_momentum must be in [0, 1), got {end_momentum!r}')
+        if end_momentum is not None:
+            check_fractions(end_momentum=end_momentum)
+        if total_steps is not None:
+            check_counts(total_steps=total_steps)
         super().__init__(model, momentum=momentum)
         self.end_momentum = end_momentum
         self.total_steps = total_steps
