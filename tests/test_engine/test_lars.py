@@ -406,6 +406,23 @@ def test_schedule_golden_and_resume(config, golden, tmp_path):
             assert torch.equal(p, q)
 
 
+def test_a_longer_run_goes_on_along_its_own_curve(config, tmp_path):
+    """MMEngine's schedulers keep the length of the run that was stopped, and
+    the learning rate then stays where it ended."""
+    config.train_cfg.max_epochs = 8
+    train(config, tmp_path / 'short', 2, checkpoint_every=1)
+    config.train_cfg.max_epochs = 12
+    whole, _ = train(config, tmp_path / 'whole', 2)
+    part, _ = train(
+        config,
+        tmp_path / 'long',
+        2,
+        load_from=str(tmp_path / 'short' / 'epoch_8.pth'),
+        resume=True,
+    )
+    assert part == pytest.approx(whole[16:], rel=1e-12) and len(part) == 8
+
+
 def test_mmengines_own_pair_differs(config, golden, tmp_path):
     """Why the schedule is a class of ours."""
     vectors = golden('lars_recipe_lr_schedule')

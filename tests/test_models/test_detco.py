@@ -128,6 +128,13 @@ def test_ablations(changes, expected):
     assert not unused, unused  # or DistributedDataParallel would stop
 
 
+def test_stages_are_named_by_the_backbones_own_numbers():
+    backbone = dict(RESNET18, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1))
+    backbone['out_indices'] = (0, 1, 2)
+    losses = MODELS.build(config(backbone=backbone, stage_weights=(0.4, 0.7))).loss(views())
+    assert {name[-1] for name in losses} == {'3', '4'}
+
+
 @pytest.mark.parametrize(
     'backbone, channels',
     [

@@ -83,12 +83,12 @@ MLP = dict(type='ProjectionMLP', hid_channels=16, out_channels=8)
 NORM = dict(type='GN', num_groups=4)
 
 
-def tiny_model(algorithm):
-    """A tiny model without BatchNorm, the same in every process."""
+def tiny_model(algorithm, norm=NORM):
+    """A tiny model, without BatchNorm unless asked for, the same in every process."""
     from mmdense.registry import MODELS
 
-    mlp = dict(MLP, norm_cfg=NORM)
-    backbone = dict(type='mmpretrain.ResNet', depth=18, norm_cfg=NORM)
+    mlp = dict(MLP, norm_cfg=norm)
+    backbone = dict(type='mmpretrain.ResNet', depth=18, norm_cfg=norm)
     neck = dict(mlp, in_channels=512)
     if algorithm == 'DetCo':
         backbone['out_indices'] = (0, 1, 2, 3)
@@ -153,10 +153,14 @@ def steps(model, views, samples):
     return history, grads, state
 
 
-def half(rank, algorithm):
+def half_batch(rank, algorithm):
     views, samples = joined_batch(algorithm)
     mine = slice(3 * rank, 3 * rank + 3)
-    return steps(tiny_model(algorithm), [v[mine] for v in views], samples[mine])
+    return [v[mine] for v in views], samples[mine]
+
+
+def half(rank, algorithm):
+    return steps(tiny_model(algorithm), *half_batch(rank, algorithm))
 
 
 def half_pixpro(rank):
@@ -187,6 +191,31 @@ def shuffle_two(rank):
     y = (x + 1000).view(6, 1, 1).expand(-1, 2, 3).contiguous()
     out, total = shuffled_forward(encode, x, y)
     return torch.equal(out, x) and torch.equal(total, 6 * (x[:, 0] + 1000)), met
+
+
+def few_positives(rank):
+    """SlotCon with BatchNorm where a process has none or one positive slot, or none has any."""
+    from mmdense.models.heads import slot_contrast_head
+
+    find, outcome = slot_contrast_head.kept_slots, []
+    for case in ('none here', 'one here', 'none anywhere'):
+        model = tiny_model('SlotCon', norm=dict(type='BN'))
+        calls = []
+
+        def kept(scores, case=case, calls=calls):
+            calls.append(None)
+            if rank and case != 'none anywhere':
+                return find(scores)
+            mask = torch.zeros_like(find(scores))
+            # the student's call comes first, the teacher's second
+            mask[0, 0 if case == 'one here' else len(calls) % 2] = True
+            return mask
+
+        slot_contrast_head.kept_slots = kept
+        history, grads, _ = steps(model, *half_batch(rank, 'SlotCon'))
+        finite = all(torch.isfinite(g).all() for g in grads.values())
+        outcome.append((case, bool(finite), [h['loss_slot'] for h in history]))
+    return outcome
 
 
 def gather_unequal(rank):
@@ -224,6 +253,16 @@ def test_two_processes_equal_one_with_the_joined_batch(in_two_processes, functio
     for name, value in state.items():
         torch.testing.assert_close(state_2[name], value, rtol=1e-5, atol=1e-5, msg=name)
         assert torch.equal(state_2[name], same_state[name]), name
+
+
+def test_processes_with_few_positives(in_two_processes):
+    """None waits for the other, and nothing is NaN."""
+    for rank, outcome in enumerate(in_two_processes(few_positives)):
+        assert [case for case, _, _ in outcome] == ['none here', 'one here', 'none anywhere']
+        for case, finite, losses in outcome:
+            assert finite and all(loss >= 0 for loss in losses), (case, losses)
+            none = case == 'none anywhere' or (case == 'none here' and rank == 0)
+            assert all((loss == 0) == none for loss in losses), (case, losses)
 
 
 def test_queue_gathers_in_order_of_process(in_two_processes):

@@ -69,6 +69,27 @@ def test_schedule_survives_a_resume():
     assert resumed.current_momentum() == twin.current_momentum() != 0.5
 
 
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(end_momentum='x'), r'end_momentum must be in \[0, 1\]'),
+        (dict(end_momentum=-0.1), r'end_momentum must be in \[0, 1\]'),
+        (dict(end_momentum=0.0, total_steps=-5), 'total_steps must be a whole number'),
+        (dict(end_momentum=0.0, total_steps=0), 'total_steps must be a whole number'),
+    ],
+)
+def test_schedule_is_checked(options, message):
+    with pytest.raises(InputError, match=message):
+        MomentumEncoder(network(), **options)
+
+
+def test_the_schedule_stays_at_its_end():
+    twin = MomentumEncoder(network(), momentum=0.5, end_momentum=0.0, total_steps=2)
+    for _ in range(5):
+        twin.update_parameters(network())
+    assert twin.current_momentum() == pytest.approx(0)
+
+
 @pytest.mark.parametrize('momentum', [0, 1, -0.1, 1.5])
 def test_momentum_is_checked(momentum):
     with pytest.raises(InputError, match=r'momentum must be in \(0, 1\)'):

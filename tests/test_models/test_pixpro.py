@@ -248,6 +248,20 @@ def test_wrong_arguments_say_so(changes, message):
         MODELS.build(config(**changes))
 
 
+def test_unknown_arguments_name_the_algorithm():
+    with pytest.raises(TypeError, match='PixPro got an unexpected argument: foo'):
+        MODELS.build(config(foo=1))
+
+
+def test_half_precision(two_views):
+    """Losses are summed in float32 under autocast."""
+    model = MODELS.build(config(instance=True))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = model.loss(*two_views())
+    assert all(v.dtype == torch.float32 and torch.isfinite(v) for v in losses.values())
+    sum(losses.values()).backward()
+
+
 def test_wrong_batches_say_so(two_views):
     model = MODELS.build(config())
     views, samples = two_views()

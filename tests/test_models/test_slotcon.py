@@ -344,6 +344,21 @@ def test_wrong_arguments_say_so(changes, message):
         MODELS.build(config(**changes))
 
 
+def test_half_precision(two_views):
+    """Losses and center are float32 under autocast, and near those without."""
+    model = MODELS.build(config())
+    model.init_weights()
+    batch = two_views(n=4, seed=0)
+    plain = model.loss(*batch)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = model.loss(*batch)
+    for name, value in losses.items():
+        assert value.dtype == torch.float32
+        assert value == pytest.approx(plain[name].item(), rel=0.1)
+    assert model.center.value.dtype == torch.float32
+    sum(losses.values()).backward()
+
+
 def test_wrong_batches_say_so(two_views):
     model = MODELS.build(config())
     views, samples = two_views()

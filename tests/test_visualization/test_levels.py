@@ -181,6 +181,16 @@ def test_config_in_a_checkpoint_builds_registered_modules_only(backbone):
         saved_model_config(dict(cfg=f'model = dict(backbone={backbone})'))
 
 
+def test_a_config_in_a_checkpoint_names_no_other_files():
+    cfg = """
+model = dict(backbone=dict(
+    type='SwinTransformer', arch='tiny', pretrained='http://somewhere/a.pth',
+    stage_cfgs=[dict(init_cfg=dict(type='Pretrained', checkpoint='http://somewhere/b.pth'))]))
+"""
+    model = saved_model_config(dict(cfg=cfg))
+    assert model == dict(backbone=dict(type='SwinTransformer', arch='tiny', stage_cfgs=[{}]))
+
+
 def test_only_parts_that_are_built_are_checked():
     cfg = dict(cfg="model = dict(type='MaskRCNN', backbone=dict(type='ResNet', depth=18))")
     assert saved_model_config(cfg, parts=['backbone'])['backbone']['depth'] == 18

@@ -101,6 +101,9 @@ class WarmupCosineLR(_ParamScheduler):
         warm-up are those of the config, not of the checkpoint."""
         own = {name: getattr(self, name) for name in ('begin', 'end', 'warmup')}
         super().load_state_dict({**state_dict, **own})
+        # the optimizer, loaded before, has the other curve's
+        for group, lr in zip(self.optimizer.param_groups, self._get_value()):
+            group['lr'] = lr
 
     def _get_value(self) -> List[float]:
         """The learning rate of each group at step ``last_step``."""
