@@ -82,7 +82,7 @@ def test_golden(config, vectors, options):
 
 def test_defaults_are_the_recipe(config):
     assert config.optim_wrapper.optimizer == dict(
-        type='LARS', lr=4.0, momentum=0.9, weight_decay=1e-5
+        type='mmdense.LARS', lr=4.0, momentum=0.9, weight_decay=1e-5
     )
     model = nn.Linear(2, 2)
     (group,) = build_optim_wrapper(model, config.optim_wrapper).param_groups

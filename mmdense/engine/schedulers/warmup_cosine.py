@@ -101,6 +101,8 @@ class WarmupCosineLR(_ParamScheduler):
         warm-up are those of the config, not of the checkpoint."""
         own = {name: getattr(self, name) for name in ('begin', 'end', 'warmup')}
         super().load_state_dict({**state_dict, **own})
+        # a run that was over took no step at its end
+        self.last_step = max(self._global_step - self.begin, 0)
         # the optimizer, loaded before, has the other curve's
         for group, lr in zip(self.optimizer.param_groups, self._get_value()):
             group['lr'] = lr
