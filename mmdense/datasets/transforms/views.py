@@ -13,19 +13,23 @@ matter, and what keeps the frame (resizing, colours, blur) needs to know nothing
 """
 
 import copy
+import io
 import math
 import re
+from contextlib import redirect_stdout
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import mmcv
 import numpy as np
 from mmcv.transforms import RandomFlip as _RandomFlip
-from mmpretrain.datasets.transforms import MultiView as _MultiView
-from mmpretrain.datasets.transforms import RandomResizedCrop as _RandomResizedCrop
 
 from mmdense.registry import TRANSFORMS
 from mmdense.utils.checks import check_fractions
 from mmdense.utils.errors import InputError
+
+with redirect_stdout(io.StringIO()):  # it prints that an optional package is missing
+    from mmpretrain.datasets.transforms import MultiView as _MultiView
+    from mmpretrain.datasets.transforms import RandomResizedCrop as _RandomResizedCrop
 
 Box = Tuple[float, float, float, float]
 

@@ -18,7 +18,9 @@ class ResLayerExtraNorm(BaseModule):
     that compare with it). No pretrained file has that norm: the stage is a
     sub-module of its own, which ``init_cfg`` fills strictly.
 
-    mmdet is imported when one is built, not before.
+    mmdet is imported when one is built, not before. (mmpretrain's class of the
+    same name puts the norm into the stage itself, where a strict initialiser
+    misses it in the file.)
 
     Args:
         norm_cfg (dict): Of the stage and of the norm after it.
