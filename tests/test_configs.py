@@ -211,9 +211,10 @@ def test_detco_recipe(path, epochs, lr, pairings, weights):
 def test_inherited_recipes_mean_the_same_under_other_scopes(recipe, scope, tmp_path):
     """mmpretrain has a LARS, RandomResizedCrop and MultiView of its own."""
     from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import DATASETS
     from torch import nn
 
-    from mmdense.registry import TRANSFORMS
+    lazy = dict(data_root=str(tmp_path), lazy_init=True)
 
     child = tmp_path / 'child.py'
     child.write_text(
@@ -221,11 +222,12 @@ def test_inherited_recipes_mean_the_same_under_other_scopes(recipe, scope, tmp_p
     )
     config = Config.fromfile(str(child))
     with DefaultScope.overwrite_default_scope('mmdense'):
-        own = load(f'configs/{recipe}').train_dataloader.dataset.pipeline
-        own = [repr(TRANSFORMS.build(transform)) for transform in own]
+        own = DATASETS.build(dict(load(f'configs/{recipe}').train_dataloader.dataset, **lazy))
     with DefaultScope.overwrite_default_scope(scope):
         wrapper = build_optim_wrapper(nn.Linear(2, 2), config.optim_wrapper)
-        pipeline = config.train_dataloader.dataset.pipeline
-        assert [repr(TRANSFORMS.build(transform)) for transform in pipeline] == own
+        inherited = DATASETS.build(dict(config.train_dataloader.dataset, **lazy))
+    assert type(inherited) is type(own) and repr(inherited.pipeline) == repr(own.pipeline)
+    kinds = [[type(t) for t in dataset.pipeline.transforms] for dataset in (inherited, own)]
+    assert kinds[0] == kinds[1]
     package = 'torch' if recipe.startswith('de') else 'mmdense'
     assert type(wrapper.optimizer).__module__.split('.')[0] == package

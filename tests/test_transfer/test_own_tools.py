@@ -89,7 +89,12 @@ default_hooks = dict(logger=dict(interval=1))
 """
 
 # Where an algorithm's checkpoint has what it is run for.
-PRODUCTS = dict(densecl='backbone.', pixpro='backbone.', slotcon='encoder_k.module.backbone.')
+PRODUCTS = dict(
+    densecl='backbone.',
+    pixpro='backbone.',
+    slotcon='encoder_k.module.backbone.',
+    detco='backbone.',
+)
 PROJECTS = dict(mmdet=MASK_RCNN, mmseg=FCN)
 
 
