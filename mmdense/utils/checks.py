@@ -39,5 +39,16 @@ def check_fractions(**values) -> None:
             raise InputError(f'{name} must be in [0, 1], got {value!r}')
 
 
+def check_below_one(**values) -> None:
+    """Each must be in [0, 1).
+
+    Raises:
+        InputError: With the name and the value of the first that is not.
+    """
+    for name, value in values.items():
+        if not _is_number(value) or not 0 <= value < 1:
+            raise InputError(f'{name} must be in [0, 1), got {value!r}')
+
+
 def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

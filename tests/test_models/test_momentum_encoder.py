@@ -72,8 +72,9 @@ def test_schedule_survives_a_resume():
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(end_momentum='x'), r'end_momentum must be in \[0, 1\]'),
-        (dict(end_momentum=-0.1), r'end_momentum must be in \[0, 1\]'),
+        (dict(end_momentum='x'), r'end_momentum must be in \[0, 1\)'),
+        (dict(end_momentum=-0.1), r'end_momentum must be in \[0, 1\)'),
+        (dict(end_momentum=1.0), r'end_momentum must be in \[0, 1\)'),
         (dict(end_momentum=0.0, total_steps=-5), 'total_steps must be a whole number'),
         (dict(end_momentum=0.0, total_steps=0), 'total_steps must be a whole number'),
     ],

@@ -10,7 +10,7 @@ from mmdense.models.losses import pixel_consistency, pixel_contrast
 from mmdense.models.necks import ProjectionMLP
 from mmdense.models.utils import cell_distances
 from mmdense.registry import MODELS
-from mmdense.utils.checks import check_above_zero, check_counts
+from mmdense.utils.checks import check_above_zero, check_below_one, check_counts
 from mmdense.utils.errors import InputError
 
 
@@ -113,8 +113,7 @@ class PixProHead(PixelHead):
         super().__init__(pos_ratio, init_cfg)
         check_counts(in_channels=in_channels)
         check_above_zero(power=power)
-        if not isinstance(clamp, (int, float)) or not 0 <= clamp < 1:
-            raise InputError(f'clamp must be in [0, 1), got {clamp!r}')
+        check_below_one(clamp=clamp)
         self.power = power
         self.clamp = clamp
         if num_layers == 0:

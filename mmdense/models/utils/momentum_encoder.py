@@ -6,7 +6,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
-from mmdense.utils.checks import check_counts, check_fractions
+from mmdense.utils.checks import check_below_one, check_counts
 from mmdense.utils.errors import InputError
 
 
@@ -35,7 +35,7 @@ class MomentumEncoder(ExponentialMovingAverage):
         model (nn.Module): The online network, copied.
         momentum (float): :math:`\alpha` (at the first step), in (0, 1).
             Defaults to 0.001.
-        end_momentum (float, optional): :math:`\alpha_{end}`, in [0, 1].
+        end_momentum (float, optional): :math:`\alpha_{end}`, in [0, 1).
             None keeps ``momentum`` constant.
         total_steps (int, optional): K, the updates of the whole run. None
             takes the ``max_iters`` that MMEngine's runner publishes.
@@ -50,7 +50,7 @@ class MomentumEncoder(ExponentialMovingAverage):
                 'papers: 0.001 for 0.999)'
             )
         if end_momentum is not None:
-            check_fractions(end_momentum=end_momentum)
+            check_below_one(end_momentum=end_momentum)
         if total_steps is not None:
             check_counts(total_steps=total_steps)
         super().__init__(model, momentum=momentum)
