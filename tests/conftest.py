@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import importlib.util
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -110,6 +111,69 @@ def two_views(boxed):
         return [torch.randn(n, 3, size, size, generator=rng) for _ in range(2)], boxed(*boxes)
 
     return batch
+
+
+@pytest.fixture(scope='session')
+def small_slotcon(repo):
+    """SlotCon's recipe with an R18 and random weights: config, model, and the
+    options that make it small."""
+    import torch
+    from mmengine.config import Config
+    from mmengine.registry import DefaultScope
+
+    from mmdense.registry import MODELS
+
+    def build(num_prototypes: int):
+        config = Config.fromfile(str(repo / 'configs' / 'slotcon_r50_coco.py'))
+        options = {
+            'model.backbone.depth': 18,
+            'model.neck.in_channels': 512,
+            'model.neck.hid_channels': 16,
+            'model.head.predictor.hid_channels': 16,
+            'model.num_prototypes': num_prototypes,
+        }
+        config.merge_from_dict(options)
+        torch.manual_seed(0)
+        with DefaultScope.overwrite_default_scope('mmdense'):
+            model = MODELS.build(config.model)
+        return config, model, [f'{key}={value}' for key, value in options.items()]
+
+    return build
+
+
+@pytest.fixture
+def slotcon_checkpoint(small_slotcon, tmp_path) -> Path:
+    """As tools/train.py writes one; 40 prototypes."""
+    import torch
+
+    from mmdense.checkpoints import describe_product
+
+    config, model, _ = small_slotcon(40)
+    meta = dict(cfg=config.pretty_text, mmdense=describe_product(model))
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+    return path
+
+
+@pytest.fixture
+def run_here(repo, monkeypatch, capfd):
+    """Runs a tool in this process; its exit code, and what it printed (out, err)."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+
+    def call(tool, *arguments):
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(repo / 'tools' / tool), run_name='__main__')
+        except SystemExit as ended:
+            code = ended.code
+        return code, capfd.readouterr()
+
+    yield call
+    logger.setLevel(level)
 
 
 # The recipes' real configs, at a size that a test can afford.

@@ -35,6 +35,7 @@ from mmdense.utils.errors import DataError, InputError  # noqa: E402
 from mmdense.utils.launch import one_line_errors  # noqa: E402
 from mmdense.visualization import (  # noqa: E402
     Panel,
+    calibrate,
     cut_view,
     draw_correspondence,
     match_errors,
@@ -261,15 +262,9 @@ def random_backbone(cfg, preprocess, folder):
     torch.manual_seed(0)
     backbone = MODELS.build(cfg.model.backbone)
     backbone.init_weights()
-    norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # plain averages
     paths = sorted(folder.glob('*.jpg'))
-    for i in range(4):
-        tiles = [Image.open(path) for path in paths[i :: max(4, len(paths) // 32)]]
-        with torch.no_grad():
-            backbone(to_tensor(preprocess, tiles))
-    backbone.eval()
+    tiles = [paths[i :: max(4, len(paths) // 32)] for i in range(4)]
+    calibrate(backbone, [to_tensor(preprocess, map(Image.open, part)) for part in tiles])
     return backbone
 
 

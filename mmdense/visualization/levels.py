@@ -78,7 +78,6 @@ def load_backbones(checkpoint: str, prefix: Optional[str] = None) -> Backbones:
     cfg, source = model.get('backbone'), "the run's config"
     if not isinstance(cfg, dict):
         cfg, source = _resnet_config(found.backbone, checkpoint), 'its tensors'
-    cfg = {k: v for k, v in cfg.items() if k != 'init_cfg'}  # may be weights of another file
     weights = dict(type='mmdense.SelfSupPretrained', checkpoint=checkpoint, prefix=prefix)
     scope = 'mmdense' if 'mmdense' in found.meta else 'mmpretrain'
     with DefaultScope.overwrite_default_scope(scope), torch.random.fork_rng(devices=[]):

@@ -6,7 +6,6 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
@@ -15,7 +14,7 @@ from torch.nn.functional import interpolate
 from mmdense.checkpoints import describe_product
 from mmdense.evaluation import UnsupervisedIoU
 from mmdense.models import SlotCon
-from mmdense.registry import METRICS, MODELS
+from mmdense.registry import METRICS
 from mmdense.utils.errors import DataError, InputError
 
 
@@ -138,25 +137,9 @@ def test_missing_labels_and_wrong_arguments_say_so():
         UnsupervisedIoU(many_to_one=1)
 
 
-def small_slotcon(repo):
-    """The recipe's config at a size that a test can afford, and its model."""
-    config = Config.fromfile(str(repo / 'configs' / 'slotcon_r50_coco.py'))
-    options = {
-        'model.backbone.depth': 18,
-        'model.neck.in_channels': 512,
-        'model.neck.hid_channels': 16,
-        'model.head.predictor.hid_channels': 16,
-        'model.num_prototypes': 150,
-    }
-    config.merge_from_dict(options)
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmdense'):
-        model = MODELS.build(config.model)
-    return model.eval(), [f'{key}={value}' for key, value in options.items()]
-
-
-def test_predict_is_the_teachers_best_prototype_of_every_pixel(repo):
-    model, _ = small_slotcon(repo)
+def test_predict_is_the_teachers_best_prototype_of_every_pixel(small_slotcon):
+    _, model, _ = small_slotcon(150)
+    model.eval()
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     samples = [BaseDataElement(), sample(torch.zeros(60).int(), torch.zeros(60).int())]
     out = model.test_step(dict(inputs=images, data_samples=samples))
@@ -185,8 +168,9 @@ def test_equal_scores_give_the_first_prototype():
     assert not labels.any() and (best == 0.5).all()
 
 
-def test_predict_refuses_views(repo):
-    model, _ = small_slotcon(repo)
+def test_predict_refuses_views(small_slotcon):
+    _, model, _ = small_slotcon(150)
+    model.eval()
     image = torch.zeros(1, 3, 32, 32)
     with pytest.raises(InputError, match='not on views or a list; give the data loader collate'):
         model([image, image], mode='predict')
@@ -196,9 +180,9 @@ def test_predict_refuses_views(repo):
         model(image, mode='sing')
 
 
-def test_camvid_by_the_test_tool(repo, run, tmp_path, data_root, require):
+def test_camvid_by_the_test_tool(small_slotcon, run, tmp_path, data_root, require):
     require('mmseg')
-    model, options = small_slotcon(repo)
+    _, model, options = small_slotcon(150)
     checkpoint = tmp_path / 'slotcon.pth'
     meta = dict(mmdense=describe_product(model))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), checkpoint)

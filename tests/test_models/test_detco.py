@@ -3,8 +3,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mmdense.models import DetCoNeck, KeyQueue, info_nce, split_patches
-from mmdense.models.necks.detco_neck import map_channels
+from mmdense.models import DetCoNeck, KeyQueue, info_nce, map_channels, split_patches
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 

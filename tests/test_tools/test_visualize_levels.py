@@ -1,61 +1,25 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-import runpy
 import sys
 
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.logging import MMLogger
-from mmengine.registry import DefaultScope
 from mmpretrain.models import MobileNetV2, ResNet
 from PIL import Image
 
-from mmdense.checkpoints import describe_product
-from mmdense.registry import MODELS
-
 
 @pytest.fixture
-def visualize(repo, monkeypatch, capfd):
-    """Runs the tool in this process; its exit code and output."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-
+def visualize(run_here):
     def call(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['visualize_levels.py', *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(repo / 'tools' / 'visualize_levels.py'), run_name='__main__')
-        except SystemExit as ended:
-            code = ended.code
-        return code, ''.join(capfd.readouterr())
+        code, printed = run_here('visualize_levels.py', *arguments)
+        return code, ''.join(printed)
 
-    yield call
-    logger.setLevel(level)
+    return call
 
 
-@pytest.fixture
-def checkpoint(repo, tmp_path):
-    """As tools/train.py writes one, of random weights: its product is the teacher's."""
-    config = Config.fromfile(str(repo / 'configs' / 'slotcon_r50_coco.py'))
-    options = {
-        'model.backbone.depth': 18,
-        'model.neck.in_channels': 512,
-        'model.neck.hid_channels': 16,
-        'model.head.predictor.hid_channels': 16,
-    }
-    config.merge_from_dict(options)
-    with DefaultScope.overwrite_default_scope('mmdense'):
-        model = MODELS.build(config.model)
-    meta = dict(cfg=config.pretty_text, mmdense=describe_product(model))
-    path = tmp_path / 'epoch_1.pth'
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
-    return path
-
-
-def test_from_a_run_to_a_picture(run, repo, images, checkpoint, tmp_path):
+def test_from_a_run_to_a_picture(run, repo, images, slotcon_checkpoint, tmp_path):
     out = tmp_path / 'new' / 'levels.png'
     done = run(
-        *(sys.executable, 'tools/visualize_levels.py', checkpoint),
+        *(sys.executable, 'tools/visualize_levels.py', slotcon_checkpoint),
         *(f'{images}/00.jpg', f'{images}/01.jpg', '--size', 96, '--out', out),
     )
     assert done.returncode == 0, done.stdout

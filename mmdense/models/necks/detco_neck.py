@@ -1,7 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Union
 
-import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -90,32 +89,3 @@ def _mlp(in_channels: int, hid_channels: int, out_channels: int) -> nn.Sequentia
         nn.ReLU(inplace=True),
         nn.Linear(hid_channels, out_channels),
     )
-
-
-@torch.no_grad()
-def map_channels(backbone: nn.Module, size: int = 64) -> Tuple[int, ...]:
-    """How many channels each of a backbone's maps has, by trying.
-
-    Args:
-        backbone (nn.Module): Returns one or more maps; is left as it was.
-        size (int): Side of the image that it is tried on. Defaults to 64.
-
-    Returns:
-        Tuple[int, ...]: One number a map.
-
-    Raises:
-        InputError: When it returns no maps N×C×H×W.
-    """
-    training = [module.training for module in backbone.modules()]
-    parameter = next(backbone.parameters())
-    backbone.eval()  # BatchNorm's statistics stay as they are
-    maps = backbone(parameter.new_zeros(1, 3, size, size))
-    for module, mode in zip(backbone.modules(), training):
-        module.training = mode
-    maps = maps if isinstance(maps, (list, tuple)) else (maps,)
-    if any(x.dim() != 4 for x in maps):
-        raise InputError(
-            f'{type(backbone).__name__} returns {[tuple(x.shape) for x in maps]}, and not feature '
-            'maps N×C×H×W: set its out_indices and what else it needs to return maps'
-        )
-    return tuple(x.size(1) for x in maps)

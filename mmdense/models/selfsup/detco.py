@@ -5,8 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mmdense.models.necks.detco_neck import map_channels
-from mmdense.models.utils import KeyQueue, MomentumEncoder, shuffled_forward, split_patches
+from mmdense.models.utils import (
+    KeyQueue,
+    MomentumEncoder,
+    map_channels,
+    shuffled_forward,
+    split_patches,
+)
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero
 from mmdense.utils.errors import InputError

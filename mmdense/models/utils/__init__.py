@@ -12,6 +12,7 @@ from .geometry import (
     view_boxes,
 )
 from .key_queue import KeyQueue, unflatten_queues
+from .map_channels import map_channels
 from .momentum_encoder import MomentumEncoder
 from .patches import split_patches
 from .shuffled_bn import shuffled_forward
@@ -28,6 +29,7 @@ __all__ = [
     'gather_cells',
     'gather_rows',
     'is_flipped',
+    'map_channels',
     'match_cells',
     'overlap_in_view',
     'shuffled_forward',
