@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-.PHONY: help setup setup-ops demo test test-slow lint clean
+.PHONY: help setup setup-ops demo test test-slow test-classic lint clean
 
 .DEFAULT_GOAL := help
 PYTEST_ARGS ?=
@@ -24,9 +24,10 @@ help:
 	@echo 'make demo       set up, pretrain DenseCL on a few photographs, draw a picture'
 	@echo 'make test       set up with mmcv compiled, run every test but the slow ones'
 	@echo 'make test-slow  the slow ones'
+	@echo 'make test-classic  make test under the classic line of OpenMMLab, PyTorch 2.1: .venv-classic'
 	@echo 'make lint       ruff, through pre-commit'
 	@echo 'make setup      only the set-up: .venv'
-	@echo 'make clean      remove .venv and what builds and tests left'
+	@echo 'make clean      remove .venv, .venv-classic and what builds and tests left'
 	@echo 'PYTHON=python3.11 makes .venv; MMDENSE_PYTHON=/path/to/python is used instead of .venv.'
 	@echo "PYTEST_ARGS='-k name' goes to pytest; MMDENSE_DATA is the folder of test data."
 
@@ -39,9 +40,16 @@ test: setup-ops
 test-slow: setup-ops
 	$(PY) -m pytest tests -m slow $(PYTEST_ARGS)
 
+# Always in an environment of its own.
+test-classic: override PY := $(CURDIR)/.venv-classic/bin/python
+test-classic: export PATH := $(CURDIR)/.venv-classic/bin:$(PATH)
+test-classic:
+	@requirements/setup_env.sh --classic --ops
+	$(PY) -m pytest tests -m 'not slow' $(PYTEST_ARGS)
+
 lint: setup
 	$(PY) -m pre_commit run --all-files
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-classic build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

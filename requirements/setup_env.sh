@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 #
-# Makes .venv in the checkout from requirements/pins.txt; with --ops, with mmcv's compiled ops.
+# Makes .venv in the checkout from requirements/pins.txt; with --classic, .venv-classic from
+# pins-classic.txt; with --ops, with mmcv's compiled ops.
 # `make` calls it before everything else. It may be interrupted anywhere and called again.
 #
 #   PYTHON         interpreter to make .venv from         (python3.11)
@@ -11,10 +12,21 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # The caller's packages are not ours, and .venv, if it is active, is not what it is made from.
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV
 PATH=${PATH//"$PWD/.venv/bin:"/}
+PATH=${PATH//"$PWD/.venv-classic/bin:"/}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 PINS=requirements/pins.txt
 VENV=.venv
+MMCV=onedl-mmcv
+WITH_OPS=
+for argument in "$@"; do
+    case $argument in
+        --classic) PINS=requirements/pins-classic.txt VENV=.venv-classic MMCV=mmcv ;;
+        --ops) WITH_OPS=1 ;;
+        *) echo "set-up: unknown argument $argument: there are --ops and --classic" >&2; exit 1 ;;
+    esac
+done
+ALL_PINS="$PINS requirements/pins-common.txt"
 PY=$PWD/$VENV/bin/python
 CACHE=${MMDENSE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmdense}
 # Each is written last, so that what was interrupted is not taken for finished.
@@ -25,7 +37,7 @@ STAMP_OPS=$VENV/mmdense-ops.stat
 say() { echo "set-up: $*"; }
 die() { echo "set-up: $*" >&2; exit 1; }
 pip() { "$PY" -m pip "$@"; }
-pinned() { grep -oE "^$1==[^ ;]+" $PINS || die "$PINS does not pin $1"; }
+pinned() { grep -ohE "^$1==[^ ;]+" $ALL_PINS || die "$PINS does not pin $1"; }
 locked() { # descriptor, what it is open on: one set-up at a time, where flock exists
     command -v flock >/dev/null || return 0
     flock -n "$1" || { say "waiting for another set-up that uses $2"; flock "$1"; }
@@ -36,7 +48,7 @@ find_python() {
     command -v "$python" >/dev/null ||
         die "no $python on this machine: install python 3.11 (Debian: apt install python3.11 python3.11-venv python3.11-dev), or say PYTHON=/path/to/python3.11 make"
     [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = 3.11 ] ||
-        die "$python is not python 3.11, which requirements/pins.txt is made for: PYTHON=/path/to/python3.11 make, or MMDENSE_PYTHON=$python make to use it with the packages it has"
+        die "$python is not python 3.11, which $PINS is made for: PYTHON=/path/to/python3.11 make, or MMDENSE_PYTHON=$python make to use it with the packages it has"
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         die "$python has no venv module: install it (Debian: apt install python3.11-venv)"
     echo "$python"
@@ -64,10 +76,10 @@ make_venv() {
             # none for pretraining. Without the cache: pip's does not know what a wheel of mmcv
             # was compiled against.
             pip install --quiet --no-deps --no-build-isolation --no-cache-dir \
-                "$(pinned onedl-mmcv)" &&
+                "$(pinned $MMCV)" &&
             pip install --quiet --no-deps --no-build-isolation -r $PINS
     } || die "pip could not install $PINS (see above): is the package index reachable, is the disk full? Call make again to go on."
-    digest $PINS >$STAMP
+    digest $ALL_PINS >$STAMP
 }
 
 install_self() {
@@ -97,7 +109,7 @@ build_ops() { # directory: the wheel appears there under its name when it is who
     say "compiling mmcv's ops, once for this torch (about 10 minutes on 2 cores; log: $1/build.log)"
     # -g0 halves the time. For the CPU: that is all the tests use, on any machine.
     PATH=$PWD/$VENV/bin:$PATH CFLAGS='-g0 -O2' FORCE_CUDA=0 CUDA_VISIBLE_DEVICES='' MAX_JOBS=$(nproc) \
-        pip wheel --no-deps --no-build-isolation --no-cache-dir -w "$building" "$(pinned onedl-mmcv)" \
+        pip wheel --no-deps --no-build-isolation --no-cache-dir -w "$building" "$(pinned $MMCV)" \
         >"$1/build.log" 2>&1 || {
         tail -n 20 "$1/build.log" >&2
         die "mmcv's ops did not compile, log: $1/build.log"
@@ -109,7 +121,7 @@ build_ops() { # directory: the wheel appears there under its name when it is who
 install_ops() {
     local dir wheel
     # One wheel for each mmcv, torch and interpreter.
-    dir=$CACHE/wheels/$(pinned onedl-mmcv | sed s/==/-/)/$("$PY" -c '
+    dir=$CACHE/wheels/$(pinned $MMCV | sed s/==/-/)/$("$PY" -c '
 import sysconfig
 import torch
 print("torch-%s/%s" % (torch.__version__, sysconfig.get_config_var("SOABI")))')
@@ -139,10 +151,6 @@ print("torch-%s/%s" % (torch.__version__, sysconfig.get_config_var("SOABI")))')
 
 exec 9<$PINS
 locked 9 "$PWD/$VENV"
-stamped $STAMP $PINS || make_venv
+stamped $STAMP $ALL_PINS || make_venv
 stamped $STAMP_SELF setup.py requirements/runtime.txt mmdense/version.py || install_self
-case ${1:-} in
-    '') ;;
-    --ops) ops_import || install_ops ;;
-    *) die "unknown argument $1: --ops is the only one" ;;
-esac
+if [ -n "$WITH_OPS" ]; then ops_import || install_ops; fi

@@ -26,7 +26,7 @@ if args[:2] == ['-m', 'venv']:
     Path(args[2], 'lib/python3.11/site-packages/mmcv').mkdir(parents=True)
     shutil.copy(me, Path(args[2], 'bin', 'python'))
 elif args[:3] == ['-m', 'pip', 'wheel']:
-    wheel = Path(args[args.index('-w') + 1], 'onedl_mmcv-0.whl')
+    wheel = Path(args[args.index('-w') + 1], 'mmcv-0.whl')
     wheel.write_text((fake / 'compiles').read_text())
 elif args[:2] == ['-m', 'pip'] and line.endswith('.whl'):
     shutil.copy(args[-1], ops)
@@ -53,6 +53,8 @@ class Checkout:
             'mmdense/version.py',
             'requirements/setup_env.sh',
             'requirements/pins.txt',
+            'requirements/pins-classic.txt',
+            'requirements/pins-common.txt',
             'requirements/runtime.txt',
         ):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -117,10 +119,11 @@ def test_sets_up_once(checkout):
     assert calls == [] and result.stdout == ''
 
 
-def test_other_pins_make_it_anew(checkout):
+@pytest.mark.parametrize('pins', ['pins.txt', 'pins-common.txt'])
+def test_other_pins_make_it_anew(checkout, pins):
     checkout.run()
     (checkout.root / '.venv' / 'old').touch()
-    with open(checkout.root / 'requirements' / 'pins.txt', 'a') as f:
+    with open(checkout.root / 'requirements' / pins, 'a') as f:
         f.write('another==1\n')
     assert ran(checkout.run()[1], 'venv') == 1
     assert not (checkout.root / '.venv' / 'old').exists()
@@ -287,3 +290,23 @@ def test_make_sets_up_first(checkout):
     assert 'pytest tests -m not slow -k name' in calls[-1]
     _, calls = checkout.run('make', '-s', 'demo', PYTHONPATH='/theirs')
     assert calls == []  # tools/demo.py, neither pip nor venv
+
+
+def test_the_classic_line_has_its_own(checkout):
+    result, calls = checkout.run('make', '-s', 'test-classic', 'PYTEST_ARGS=-k name')
+    assert result.returncode == 0, result.stdout
+    assert (checkout.root / '.venv-classic').is_dir() and not (checkout.root / '.venv').exists()
+    assert ran(calls, '-r requirements/pins-classic.txt') == 1 and ran(calls, 'onedl') == 0
+    assert ran(calls, 'pip wheel') == 1 and ' mmcv==' in ''.join(calls)
+    assert list(checkout.fake.glob('.cache/mmdense/wheels/mmcv-*/torch-1/cp/*.whl'))
+    assert 'pytest tests -m not slow -k name' in calls[-1]
+    # an environment of the user's is for the other targets
+    env = dict(MMDENSE_PYTHON='/bin/true', PYTHONPATH='/theirs')
+    _, calls = checkout.run('make', '-s', 'test-classic', **env)
+    assert len(calls) == 1 and 'pytest' in calls[0]
+
+
+def test_unknown_argument(checkout):
+    result, calls = checkout.run('requirements/setup_env.sh', '--op')
+    assert result.returncode == 1 and calls == []
+    assert result.stdout.strip() == 'set-up: unknown argument --op: there are --ops and --classic'
