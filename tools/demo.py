@@ -29,7 +29,7 @@ from torchvision import transforms
 warnings.filterwarnings('ignore')
 MMLogger.get_current_instance().setLevel('ERROR')
 
-from mmdense.checkpoints import export_backbone  # noqa: E402
+from mmdense.checkpoints import convert_checkpoint  # noqa: E402
 from mmdense.registry import MODELS  # noqa: E402
 from mmdense.utils.errors import DataError, InputError  # noqa: E402
 from mmdense.utils.launch import one_line_errors  # noqa: E402
@@ -132,7 +132,7 @@ def main():
 
         backbone_file = work_dir / 'backbone.pth'
         print('3/5  Export: the backbone alone, without what only pretraining needs.')
-        print('     ' + export_backbone(str(checkpoint), str(backbone_file)))
+        print('     ' + convert_checkpoint(str(checkpoint), str(backbone_file)))
 
         print('4/5  Comparison. Two views of a held-out photograph: other crop, mirrored or not,')
         print('     other brightness, contrast and colour. For each cell of one view: which cell')

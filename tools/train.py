@@ -5,9 +5,11 @@ import argparse
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.registry import MODELS
+from mmengine.runner import IterBasedTrainLoop, Runner, find_latest_checkpoint
 
 from mmdense.engine import check_enough_images
+from mmdense.models.selfsup import DenseSelfSupervisor
 from mmdense.utils.launch import (
     CONFIG_ERRORS,
     add_common_arguments,
@@ -50,6 +52,7 @@ def merge_args(cfg, args):
             raise ValueError('--amp needs a GPU: leave it out on the CPU')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    start_from_checkpoint(cfg, args.resume)
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
@@ -61,6 +64,21 @@ def merge_args(cfg, args):
         for split in ('train', 'val'):
             if cfg.get(f'{split}_dataloader'):
                 cfg[f'{split}_dataloader'].persistent_workers = False
+
+
+def start_from_checkpoint(cfg, resume=None):
+    """``load_from`` of a new run becomes the model's initialiser, which is strict: MMEngine's own
+    way only warns of what does not fit, and would train on random weights. With ``--resume`` it
+    is where a run starts that has not written a checkpoint yet."""
+    if not cfg.get('load_from') or cfg.get('resume') or resume not in (None, 'auto'):
+        return
+    if resume == 'auto' and find_latest_checkpoint(cfg.work_dir):
+        return
+    with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        kind = registry.get(cfg.model.type) if isinstance(cfg.model.type, str) else cfg.model.type
+    if isinstance(kind, type) and issubclass(kind, DenseSelfSupervisor):
+        cfg.model.init_cfg = dict(type='Pretrained', _scope_='mmdense', checkpoint=cfg.load_from)
+        cfg.load_from = None
 
 
 def build_training(runner):

@@ -1,15 +1,16 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import os
-from typing import Dict
+from typing import Dict, Optional
 
 import torch
+from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 import mmdense
+from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError
 
-from .formats import recognise
-from .io import read_checkpoint
+from .formats import Recognised, check_finite, count_by_part, missed_tensors, recognise
 
 
 def describe_product(algorithm) -> dict:
@@ -29,16 +30,18 @@ def describe_product(algorithm) -> dict:
     )
 
 
-def save_backbone(tensors: Dict[str, Tensor], path: str, **about) -> None:
+def save_backbone(tensors: Dict[str, Tensor], path: str, product: str = '', **about) -> None:
     """Writes a backbone alone, whole or not at all.
 
     Args:
         tensors (Dict[str, Tensor]): Named as in the backbone.
         path (str): Where to. The file loads by ``SelfSupPretrained``, and by
             MMEngine's ``Pretrained`` without a prefix.
+        product (str): Where the backbone is, if the tensors are those of a
+            whole algorithm. Defaults to '': they are the backbone's.
         about: Goes into ``meta['mmdense']``.
     """
-    meta = dict(mmdense=dict(about, product=''))
+    meta = dict(mmdense=dict(about, product=product))
     # Contiguous copies: a view would be saved with all of its storage.
     tensors = {k: v.detach().cpu().clone() for k, v in tensors.items()}
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -46,29 +49,65 @@ def save_backbone(tensors: Dict[str, Tensor], path: str, **about) -> None:
     os.replace(f'{path}.part', path)
 
 
-def export_backbone(checkpoint: str, path: str) -> str:
-    """Takes the backbone out of a training checkpoint.
+def convert_checkpoint(
+    checkpoint: str, path: str, prefix: Optional[str] = None, whole: bool = False
+) -> str:
+    """Writes the backbone of a checkpoint in a form that loads anywhere:
+    ``dict(meta, state_dict)``, in torchvision's names where it is a ResNet.
 
     Args:
-        checkpoint (str): Any that :func:`recognise` knows.
+        checkpoint (str): Path or URL of any that :func:`recognise` knows.
         path (str): File to write.
+        prefix (str, optional): Take the tensors below this prefix instead.
+        whole (bool): Write the whole algorithm in our names instead, to go on
+            training with. Defaults to False.
 
     Returns:
-        str: One line about what was done.
+        str: One line: what was recognised, and how many tensors were mapped,
+        dropped and missed.
 
     Raises:
-        CheckpointError: When ``checkpoint`` cannot be read or has no backbone,
-            or ``path`` is the same file.
+        CheckpointError: When ``checkpoint`` cannot be read, has no backbone
+            or no whole algorithm, misses tensors of its ResNet or holds
+            numbers that are not finite, or ``path`` is the same file.
     """
-    if os.path.exists(path) and os.path.samefile(checkpoint, path):
+    if os.path.exists(checkpoint) and os.path.exists(path) and os.path.samefile(checkpoint, path):
         raise CheckpointError(f'{path} is the checkpoint itself: name another file to write')
-    found = recognise(read_checkpoint(checkpoint), name=checkpoint)
+    content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
+    found = recognise(content, name=checkpoint, prefix=prefix)
     about = dict(found.meta.get('mmdense') or {}, writer=found.writer)
     for key in ('epoch', 'iter'):
         if key in found.meta:
             about[key] = found.meta[key]
-    save_backbone(found.backbone, path, **{k: v for k, v in about.items() if k != 'product'})
-    return (
-        f'{path}: {len(found.backbone)} tensors, written by {found.writer}; '
-        f'{len(found.dropped)} of other parts left out'
+    about.pop('product', None)
+    if whole:
+        tensors, part, dropped = found.algorithm, 'the whole algorithm', []
+        about.update(_our_class(found, checkpoint))
+    else:
+        tensors, part, dropped = found.backbone, str(found), found.dropped
+    network, missed = missed_tensors(found.backbone)
+    line = (
+        f'{len(tensors)} tensors of {part} mapped, {len(missed)} missed, {len(dropped)} dropped'
+        f'{f" ({count_by_part(dropped)})" if dropped else ""}'
     )
+    if missed:
+        raise CheckpointError(
+            f'{checkpoint}: {line}. A {network} has also {", ".join(missed[:3])}'
+            f'{", …" if len(missed) > 3 else ""}: nothing was written; use a whole file'
+        )
+    check_finite(tensors, checkpoint)
+    save_backbone(tensors, path, **about)
+    return f'{path}: {line}'
+
+
+def _our_class(found: Recognised, checkpoint: str) -> dict:
+    """Which of our algorithms a file holds, and what it is for."""
+    own = found.meta.get('mmdense') or {}
+    kind = MODELS.get(found.algorithm_type) if found.algorithm_type else None
+    product = own.get('product') or getattr(kind, 'product', None)
+    if found.algorithm is None or not product:
+        raise CheckpointError(
+            f'{checkpoint} ({found}) does not hold the whole of an algorithm that mmdense has: '
+            'convert its backbone, without --whole'
+        )
+    return dict(algorithm=found.algorithm_type, product=product)

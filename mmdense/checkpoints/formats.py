@@ -1,16 +1,19 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Knows who wrote a checkpoint and where in it the backbone is.
+"""Knows who wrote a checkpoint, where in it the backbone is, and whether it
+holds the whole of one of our algorithms.
 
 Files are recognised by what is in them, never by their name. A new format is
-one more function in ``_FORMATS``.
+one more function in ``_FORMATS``. docs/checkpoints.md lists them.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 import numpy as np
 import torch
+from mmpretrain.models import ResNet
 from torch import Tensor
 
 from mmdense.utils.errors import CheckpointError
@@ -26,12 +29,20 @@ class Recognised:
             backbone itself.
         dropped (List[str]): Names of the tensors that are not part of it.
         meta (dict): What the writer says about the run.
+        algorithm (Dict[str, Tensor], optional): All tensors of the algorithm,
+            named as in ours, where the file has more of it than a backbone.
+        algorithm_type (str): Which class of ours that is, where it is known.
     """
 
     writer: str
     backbone: Dict[str, Tensor]
     dropped: List[str] = field(default_factory=list)
     meta: dict = field(default_factory=dict)
+    algorithm: Optional[Dict[str, Tensor]] = None
+    algorithm_type: str = ''
+
+    def __str__(self) -> str:
+        return f'{architecture(self.backbone)} written by {self.writer}'
 
 
 def recognise(checkpoint: Any, name: str = 'checkpoint', prefix: Optional[str] = None):
@@ -48,42 +59,69 @@ def recognise(checkpoint: Any, name: str = 'checkpoint', prefix: Optional[str] =
 
     Raises:
         CheckpointError: When there are no tensors, none below ``prefix``, or
-            without one when no known writer's file looks like this.
+            without one when the file is of another task, or no known
+            writer's file looks like this.
     """
     tensors = _state_dict(checkpoint)
     if not tensors:
         raise CheckpointError(f'{name} holds no tensors by name: it is not a model checkpoint')
     meta = checkpoint.get('meta')
-    meta = meta if isinstance(meta, dict) else {}
-    parts = sorted({key.split('.')[0] for key in tensors})
+    meta = dict(meta) if isinstance(meta, dict) else {}
+    author = checkpoint.get('author', checkpoint.get('__author__'))
+    if isinstance(author, str):
+        meta.setdefault('author', author)
+    levels = _unwrapped(tensors)
     if prefix is not None:
-        prefix = prefix.rstrip('.')
-        found = _split('a given prefix', tensors, prefix and prefix + '.', meta)
-        if not found.backbone:
-            raise CheckpointError(f'{name} has nothing below {prefix!r}; it holds {parts}')
+        return _below(prefix.rstrip('.'), levels, meta, name)
+    for level in levels:
+        for recogniser in _FORMATS:
+            found = recogniser(level, meta)
+            if found is not None:
+                return found
+    found = _plain(levels[-1], meta)
+    if found is not None:
         return found
-    for recogniser in _FORMATS:
-        found = recogniser(tensors, meta)
-        if found is not None:
-            return found
-    raise CheckpointError(
-        f'{name} holds more than a backbone, and its writer is not known yet: say with prefix= '
-        f"which part to take ('' for all of it); it holds {parts}"
-    )
+    raise CheckpointError(_refusal(levels[-1], meta, name))
+
+
+def check_finite(tensors: Dict[str, Tensor], name: str) -> None:
+    """Refuses what would turn every loss into NaN.
+
+    Args:
+        tensors (Dict[str, Tensor]): What is to be loaded.
+        name (str): Of the file, for the message.
+
+    Raises:
+        CheckpointError: With the first tensor that is not finite.
+    """
+    for key, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(
+                f'{name} holds NaN or infinite numbers, in {key} first: the run that wrote it had '
+                'diverged, or the file is damaged. Use an earlier checkpoint'
+            )
+
+
+# ---------------------------------------------------------------- what a file holds
 
 
 def _state_dict(checkpoint: Any) -> Dict[str, Tensor]:
-    """The named tensors, without DistributedDataParallel's ``module.``."""
+    """The named tensors."""
     if not isinstance(checkpoint, dict):
         return {}
-    tensors = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
-    if not isinstance(tensors, dict):
-        return {}
-    tensors = {k: _tensor(v) for k, v in tensors.items() if isinstance(k, str)}
-    tensors = {k: v for k, v in tensors.items() if v is not None}
-    if tensors and all(key.startswith('module.') for key in tensors):
-        tensors = {key[len('module.') :]: value for key, value in tensors.items()}
-    return tensors
+    for key in ('state_dict', 'model'):
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    found = {}
+    for key, value in checkpoint.items():
+        # several networks, each in a dict of its own
+        inner = value if isinstance(value, dict) else {None: value}
+        for sub, tensor in inner.items():
+            tensor = _tensor(tensor)
+            if tensor is not None and isinstance(key, str) and isinstance(sub, (str, type(None))):
+                found[key if sub is None else f'{key}.{sub}'] = tensor
+    return found
 
 
 def _tensor(value: Any) -> Optional[Tensor]:
@@ -93,13 +131,78 @@ def _tensor(value: Any) -> Optional[Tensor]:
     return value if isinstance(value, Tensor) else None
 
 
-def _split(writer: str, tensors: Dict[str, Tensor], prefix: str, meta: dict) -> Recognised:
+def _unwrapped(tensors: Dict[str, Tensor]) -> List[Dict[str, Tensor]]:
+    """The tensors, and again without each wrapper that is around all of them:
+    DistributedDataParallel's ``module.``, a training framework's ``model.``."""
+    levels = [tensors]
+    while True:
+        (part, *others) = _parts(levels[-1])
+        if others or re.fullmatch(r'layer\d|res\d', part):
+            return levels
+        inner = {key[len(part) + 1 :]: value for key, value in levels[-1].items()}
+        if not any('.' in key for key in inner):  # a single layer's weight and bias
+            return levels
+        levels.append(inner)
+
+
+def _parts(tensors: Iterable[str]) -> List[str]:
+    return sorted({key.split('.')[0] for key in tensors})
+
+
+def _has(tensors: Dict[str, Tensor], *prefixes: str) -> bool:
+    """Whether there is a tensor below each of the prefixes."""
+    return all(any(key.startswith(prefix) for key in tensors) for prefix in prefixes)
+
+
+def _split(writer: str, tensors: Dict[str, Tensor], prefix: str, meta: dict, **whole) -> Recognised:
     return Recognised(
         writer=writer,
         backbone={k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)},
         dropped=[k for k in tensors if not k.startswith(prefix)],
         meta=meta,
+        **whole,
     )
+
+
+def _below(prefix: str, levels: List[Dict[str, Tensor]], meta: dict, name: str) -> Recognised:
+    """What the caller asks for."""
+    writer = f'an unnamed writer (prefix={prefix!r}){_by(meta)}'
+    if not prefix:
+        return _split(writer, levels[-1], '', meta)
+    for level in levels:
+        found = _split(writer, level, f'{prefix}.', meta)
+        if found.backbone:
+            renamed = _detectron2(found.backbone, meta)
+            if renamed is not None:
+                found.backbone = renamed.backbone
+                found.dropped += [f'{prefix}.{key}' for key in renamed.dropped]
+            return found
+    raise CheckpointError(
+        f'{name} has nothing below {prefix!r}; it holds {", ".join(_parts(levels[-1])[:8])}.'
+        f'{_say_prefix(levels[-1])}'
+    )
+
+
+def _rename(tensors: Dict[str, Tensor], names: Dict[str, str]) -> Dict[str, Tensor]:
+    """Beginnings of names, replaced. What has none of them keeps its name."""
+    renamed = {}
+    for key, value in tensors.items():
+        for theirs, ours in names.items():
+            if key.startswith(theirs):
+                key = ours + key[len(theirs) :]
+                break
+        renamed[key] = value
+    return renamed
+
+
+def _go_on(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """The twin's step is in no published file: without one the twin would
+    start as a copy of the student."""
+    tensors['encoder_k.steps'] = torch.tensor(1)
+    return tensors
+
+
+# ---------------------------------------------------------------- formats
 
 
 def _mmdense(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
@@ -107,30 +210,125 @@ def _mmdense(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     own = meta.get('mmdense')
     if not isinstance(own, dict):
         return None
-    product = own.get('product', '')
-    writer = f'mmdense {own.get("algorithm", "")}'.strip()
-    return _split(writer, tensors, f'{product}.' if product else '', meta)
+    product, kind = own.get('product', ''), str(own.get('algorithm', ''))
+    whole = dict(algorithm=tensors, algorithm_type=kind) if product else {}
+    found = _split(
+        f'mmdense {kind}'.strip(), tensors, f'{product}.' if product else '', meta, **whole
+    )
+    return found if found.backbone else None
+
+
+def _openselfsup(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """Training checkpoints of DenseCL's authors, and OpenSelfSup's MoCo: the
+    student is kept. ``backbone`` is ``encoder_q.0`` a second time."""
+    if not _has(tensors, 'encoder_q.0.', 'encoder_k.0.'):
+        return None
+    if 'queue2' not in tensors:
+        return _split('OpenSelfSup MoCo', tensors, 'encoder_q.0.', meta)
+    once = {key: value for key, value in tensors.items() if not key.startswith('backbone.')}
+    return _split(
+        'OpenSelfSup DenseCL',
+        tensors,
+        'encoder_q.0.',
+        meta,
+        algorithm=_go_on(_rename(once, _OPENSELFSUP)),
+        algorithm_type='DenseCL',
+    )
+
+
+_OPENSELFSUP = {
+    'encoder_q.0.': 'backbone.',
+    'encoder_q.1.': 'neck.',
+    'encoder_k.': 'encoder_k.module.',
+}
 
 
 def _openmmlab(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """mmpretrain, mmselfsup 1.x and other OpenMMLab models."""
-    if not any(key.startswith('backbone.') for key in tensors):
+    """mmpretrain's and mmselfsup's algorithms, and mmpretrain's classifiers."""
+    parts = set(_parts(tensors))
+    if 'backbone' not in parts or not parts <= _MMPRETRAIN or _other_scope(meta):
         return None
-    return _split('mmpretrain', tensors, 'backbone.', meta)
+    whole = {}
+    if parts - {'backbone', 'head', 'data_preprocessor'}:  # what a classifier has
+        kind = 'DenseCL' if 'queue2' in parts else ''
+        whole = dict(algorithm=tensors, algorithm_type=kind)
+    return _split('mmpretrain', tensors, 'backbone.', meta, **whole)
+
+
+_MMPRETRAIN = {'backbone', 'neck', 'head', 'data_preprocessor'} | {
+    *('encoder_k', 'queue', 'queue_ptr', 'queue2', 'queue2_ptr'),
+    *('online_net', 'target_net', 'momentum_encoder', 'teacher'),
+    *('target_generator', 'tokenizer', 'enc_dec_norms', 'enc_dec_projectors', 'mask_tokens'),
+}
+
+
+def _other_scope(meta: dict) -> str:
+    """The package of OpenMMLab that a run was of, where it is for another task."""
+    match = re.search(r"^default_scope = '(\w+)'", str(meta.get('cfg')), re.MULTILINE)
+    scope = match.group(1) if match else ''
+    return '' if scope in ('mmdense', 'mmpretrain', 'mmselfsup', 'mmcls') else scope
 
 
 def _pixpro(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """The authors' of PixPro: the student is kept, named as torchvision's."""
     if not _has(tensors, 'encoder.', 'encoder_k.', 'projector.linear1.'):
         return None
-    return _split('PixPro', tensors, 'encoder.', meta)
+    whole = _go_on(_rename(tensors, _PIXPRO))
+    return _split('PixPro', tensors, 'encoder.', meta, algorithm=whole, algorithm_type='PixPro')
+
+
+_PIXPRO = {
+    'encoder.': 'backbone.',
+    'encoder_k.': 'encoder_k.module.backbone.',
+    'value_transform.weight': 'head.value_transform.weight',
+    'value_transform.bias': 'head.value_transform.bias',
+    **{
+        f'{theirs}.{layer}.': f'{ours}.mlp.{i}.'
+        for theirs, ours in (
+            ('projector', 'neck'),
+            ('projector_k', 'encoder_k.module.neck'),
+            ('projector_instance', 'instance_neck'),
+            ('projector_instance_k', 'encoder_k.module.instance_neck'),
+            ('predictor', 'instance_head.predictor'),
+            ('value_transform', 'head.value_transform'),
+        )
+        for layer, i in (('linear1', 0), ('bn1', 1), ('linear2', 3))
+    },
+}
 
 
 def _slotcon(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """The authors' of SlotCon: the teacher is kept, named as torchvision's."""
     if not _has(tensors, 'encoder_k.', 'grouping_k.slot_embed.'):
         return None
-    return _split('SlotCon', tensors, 'encoder_k.', meta)
+    whole = _go_on(_rename(tensors, _SLOTCON))
+    if 'center.value' in whole:
+        whole['center.value'] = whole['center.value'].flatten()
+    return _split('SlotCon', tensors, 'encoder_k.', meta, algorithm=whole, algorithm_type='SlotCon')
+
+
+_SLOTCON = {
+    'center': 'center.value',
+    'predictor_slot.': 'head.predictor.',
+    **{
+        f'{theirs}_{branch}.': f'{twin}{ours}.'
+        for branch, twin in (('q', ''), ('k', 'encoder_k.module.'))
+        for theirs, ours in (
+            ('encoder', 'backbone'),
+            ('projector', 'neck'),
+            ('grouping', 'grouping'),
+        )
+    },
+}
+
+
+def _moco(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """The authors' of MoCo: the student is kept, named as torchvision's; its
+    classifier's place, ``fc``, has the head."""
+    if not _has(tensors, 'encoder_q.conv1.', 'encoder_q.layer1.', 'queue'):
+        return None
+    version = 2 if _has(tensors, 'encoder_q.fc.0.') else 1
+    return _without_classifier(_split(f'MoCo v{version}', tensors, 'encoder_q.', meta), 'encoder_q')
 
 
 def _detectron2(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
@@ -151,35 +349,179 @@ def _detectron2(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
         else:
             name = conv.replace('conv', 'bn') if norm else conv
         renamed[f'{prefix}{name}.{kind}'] = value
-    return Recognised('detectron2', renamed, dropped, meta)
+    return Recognised(f'detectron2{_by(meta)}', renamed, dropped, meta)
 
 
 _DETECTRON2 = re.compile(r'(?:stem|res(\d)\.(\d+))\.(conv\d|shortcut)(\.norm)?\.(\w+)$')
 
 
-def _has(tensors: Dict[str, Tensor], *prefixes: str) -> bool:
-    """Whether there is a tensor below each of the prefixes."""
-    return all(any(key.startswith(prefix) for key in tensors) for prefix in prefixes)
-
-
 def _plain(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """A backbone alone, perhaps with a classifier (``fc``)."""
+    """A backbone alone, perhaps with torchvision's classifier (``fc``):
+    torchvision's, or taken out of a training checkpoint by whomever."""
     if any(key.startswith(_NO_BACKBONE) for key in tensors):
         return None
-    return _split('a plain backbone', tensors, '', meta)
+    writer = 'torchvision' if _has(tensors, 'conv1.', 'layer1.') else 'an unnamed writer'
+    return _without_classifier(_split(f'{writer}{_by(meta)}', tensors, '', meta))
 
 
-# What pretraining algorithms hold beside a backbone, or around it.
+def _without_classifier(found: Recognised, path: str = '') -> Recognised:
+    classifier = [key for key in found.backbone if key.startswith('fc.')]
+    for key in classifier:
+        del found.backbone[key]
+        found.dropped.append(f'{path}.{key}' if path else key)
+    return found
+
+
+def _by(meta: dict) -> str:
+    author = ' '.join(str(meta.get('author', '')).split())[:40]
+    return f' ({author})' if author else ''
+
+
+# What holds a backbone, or is beside one in the checkpoints of trainings.
 _NO_BACKBONE = (
-    'module.',
-    'encoder_',
-    'queue',
-    'neck',
-    'head',
-    'projector',
-    'predictor',
-    'grouping',
-    'center',
+    *('backbone', 'module.', 'encoder_', 'encoder.', 'queue', 'neck', 'head', 'projector'),
+    *('predictor', 'grouping', 'center', 'teacher', 'student', 'rpn', 'roi_head', 'proposal_'),
+    *('bbox_head', 'decode_head', 'auxiliary_head', 'model.'),
 )
 
-_FORMATS = (_mmdense, _openmmlab, _pixpro, _slotcon, _detectron2, _plain)
+_FORMATS = (_mmdense, _openselfsup, _pixpro, _slotcon, _moco, _detectron2, _openmmlab)
+
+
+# ---------------------------------------------------------------- what is no format
+
+
+def _refusal(tensors: Dict[str, Tensor], meta: dict, name: str) -> str:
+    tasks = sorted({part for key in tensors for part in key.split('.')} & _TASKS)
+    scope = _other_scope(meta)
+    if tasks or scope:
+        what = f' ({", ".join(tasks)})' if tasks else f' of {scope}'
+        return (
+            f'{name} is a checkpoint of another task{what}, not of pretraining.'
+            f'{_say_prefix(tensors)}, deliberately'
+        )
+    return (
+        f'{name} holds more than a backbone, and its writer is not known yet; it holds '
+        f'{", ".join(_parts(tensors)[:8])}.{_say_prefix(tensors)}'
+    )
+
+
+_TASKS = {
+    *('rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'panoptic_head', 'semantic_head'),
+    *('decode_head', 'auxiliary_head', 'cls_head', 'keypoint_head', 'query_embedding'),
+    *('rpn', 'roi_heads', 'proposal_generator', 'sem_seg_head'),  # torchvision's, detectron2's
+}
+
+
+def _say_prefix(tensors: Dict[str, Tensor]) -> str:
+    """Where backbones are, by the names of their first layers or by their own."""
+    for pattern in (_FIRST_LAYERS, _BACKBONES):
+        found = {match.group(1) for match in map(pattern.match, tensors) if match}
+        if found:
+            break
+    named = sorted(repr(prefix.rstrip('.')) for prefix in found)[:4]
+    if not named:
+        return " Say with prefix= which part to take ('' for all of it)"
+    return f' prefix={" or prefix=".join(named)} takes {"its" if len(named) == 1 else "a"} backbone'
+
+
+_FIRST_LAYERS = re.compile(r'((?:.*?\.)?)(?:layer1\.0\.conv1|res2\.0\.conv1|patch_embed)\.')
+_BACKBONES = re.compile(r'((?:.*?\.)?backbone)\.')
+
+
+# ---------------------------------------------------------------- architectures
+
+
+def architecture(tensors: Dict[str, Tensor]) -> str:
+    """What kind of network has such tensors, for people.
+
+    Args:
+        tensors (Dict[str, Tensor]): Named as in a backbone.
+
+    Returns:
+        str: Such as 'a ResNet-50', 'a Swin Transformer'.
+    """
+    stages = resnet_stages(tensors)
+    if stages:
+        deep = ' with a deep stem' if has_deep_stem(tensors) else ''
+        if len(stages) == 4:
+            return f'a ResNet-{sum(b * c for b, c in stages) + 2}{deep}'
+        return f'a network with {[b for b, _ in stages]} blocks{deep}'
+    for part, kind in _ARCHITECTURES:
+        if any(part in key for key in tensors):
+            return kind
+    if any(key.startswith('layer4.') for key in tensors):
+        return 'the last stage of a ResNet'
+    return f'a network of {", ".join(_parts(tensors)[:4]) or "nothing"}'
+
+
+_ARCHITECTURES = (
+    ('word_embeddings', 'a language model'),
+    ('relative_position_bias_table', 'a Swin Transformer'),
+    ('depthwise_conv', 'a ConvNeXt'),
+    ('dwconv', 'a ConvNeXt'),
+    ('cls_token', 'a vision transformer'),
+    ('pos_embed', 'a vision transformer'),
+)
+
+
+def has_deep_stem(tensors: Dict[str, Tensor]) -> bool:
+    """Whether a ResNet begins with three convolutions (V1c, V1d)."""
+    return _has(tensors, 'stem.') or 'conv1.0.weight' in tensors
+
+
+def resnet_stages(tensors: Dict[str, Tensor]) -> List[Tuple[int, int]]:
+    """(blocks, convolutions of a block) of each stage; [] if it is no ResNet."""
+    stages = []
+    while True:
+        match = [re.match(rf'layer{len(stages) + 1}\.(\d+)\.conv(\d)\.', k) for k in tensors]
+        found = [(int(m.group(1)) + 1, int(m.group(2))) for m in match if m]
+        if not found:
+            return stages
+        stages.append((max(b for b, _ in found), max(c for _, c in found)))
+
+
+def missed_tensors(tensors: Dict[str, Tensor]) -> Tuple[str, List[str]]:
+    """What a ResNet's file lacks.
+
+    Args:
+        tensors (Dict[str, Tensor]): Named as in a backbone.
+
+    Returns:
+        tuple[str, list[str]]: The ResNet whose names are nearest to these, and
+        which of its tensors there are not; BatchNorm's counters, which old
+        files do not have, are not counted. ('', []) for other networks.
+    """
+    if not any(re.match(r'layer\d\.\d+\.conv\d\.', key) for key in tensors):
+        return '', []
+    given = {key for key in tensors if not key.endswith('num_batches_tracked')}
+    average = any('.downsample.2.' in key for key in given)  # V1d: a pool comes first
+    nearest = min(
+        ResNet.arch_settings,
+        key=lambda depth: len(_resnet_names(depth, has_deep_stem(given), average) ^ given),
+    )
+    names = _resnet_names(nearest, has_deep_stem(given), average)
+    return f'ResNet-{nearest}', sorted(names - given)
+
+
+def _resnet_names(depth: int, deep_stem: bool, average: bool) -> Set[str]:
+    block, stages = ResNet.arch_settings[depth]
+    convs = 3 if block.__name__ == 'Bottleneck' else 2
+    layers = [] if deep_stem else [('conv1', 'bn1')]
+    for stage, blocks in enumerate(stages, 1):
+        for b in range(blocks):
+            path = f'layer{stage}.{b}.'
+            layers += [(f'{path}conv{i}', f'{path}bn{i}') for i in range(1, convs + 1)]
+            if b == 0 and (stage > 1 or convs == 3):
+                first = int(average and stage > 1)  # where there is something to pool
+                layers.append((f'{path}downsample.{first}', f'{path}downsample.{first + 1}'))
+    names = set()
+    for conv, norm in layers:
+        names.add(f'{conv}.weight')
+        names.update(f'{norm}.{k}' for k in ('weight', 'bias', 'running_mean', 'running_var'))
+    return names
+
+
+def count_by_part(names: Iterable[str]) -> str:
+    """For people: 'encoder_k 320, projector 9'."""
+    counts = Counter(name.split('.')[0] for name in names)
+    return ', '.join(f'{part} {number}' for part, number in counts.most_common())

@@ -1,6 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-import re
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, Optional
 
 from mmengine.logging import print_log
 from mmengine.model import update_init_info
@@ -10,14 +9,22 @@ from torch import Tensor, nn
 from mmdense.registry import WEIGHT_INITIALIZERS
 from mmdense.utils.errors import CheckpointError
 
-from .formats import recognise
+from .formats import (
+    Recognised,
+    architecture,
+    check_finite,
+    count_by_part,
+    has_deep_stem,
+    recognise,
+    resnet_stages,
+)
 
 
 # Some backbones (mmpretrain's ResNet, which zeroes the last BatchNorm of every
 # block) leave weights alone only if the type is literally 'Pretrained'.
 @WEIGHT_INITIALIZERS.register_module(name=['SelfSupPretrained', 'Pretrained'])
 class SelfSupPretrained:
-    """Fills a backbone from a pretraining checkpoint, strictly.
+    """Fills a backbone, or a whole algorithm, from a checkpoint, strictly.
 
     For any backbone of any OpenMMLab package, in that package's own configs::
 
@@ -28,10 +35,17 @@ class SelfSupPretrained:
     It finds the backbone in the file by itself (see
     :mod:`mmdense.checkpoints.formats`). Unlike MMEngine's ``Pretrained``, which
     only warns, it stops when a tensor of the backbone is missing from the
-    file or has another shape, or when the file holds more layers of a stage
-    than the backbone does (another depth). Stages that the backbone does not
-    have at all are left out: a C4 detector's backbone takes three, and its
-    ``shared_head`` the fourth, with the same ``init_cfg``.
+    file or has another shape, when the file holds more layers of a stage
+    than the backbone does (another depth), or numbers that are not finite.
+    Stages that the backbone does not have at all are left out: a C4 detector's
+    backbone takes three, and its ``shared_head`` the fourth, with the same
+    ``init_cfg``.
+
+    One of mmdense's algorithms is filled whole, twin, queues and heads
+    included, as strictly; parts that the model does not have, such as PixPro's
+    instance branch, are left out. The twin's schedule begins anew: this is
+    another run (``--resume`` goes on with the same one). tools/train.py does
+    this with ``load_from``.
 
     Args:
         checkpoint (str): Path or URL.
@@ -64,9 +78,16 @@ class SelfSupPretrained:
         )
         found = recognise(checkpoint, name=self.checkpoint, prefix=self.prefix)
         wanted = module.state_dict()
-        stages = {key.split('.')[0] for key in wanted}
-        offered = {k: v for k, v in found.backbone.items() if k.split('.')[0] in stages}
-        self._check(type(module).__name__, wanted, offered, found.backbone)
+        if hasattr(module, 'as_new_run'):  # an algorithm
+            given = self._whole(module, found)
+            offered = {k: v for k, v in given.items() if k in wanted or not _lacks(module, k)}
+            wanted = module.fit_queues(wanted, offered)
+        else:
+            given = found.backbone
+            stages = {key.split('.')[0] for key in wanted}
+            offered = {k: v for k, v in given.items() if k.split('.')[0] in stages}
+        self._check(module, wanted, offered, found)
+        check_finite(offered, self.checkpoint)
         module.load_state_dict(offered, strict=False)
 
         # What was filled must survive the rest of init_weights().
@@ -82,14 +103,25 @@ class SelfSupPretrained:
         )
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=f'SelfSupPretrained: {self.checkpoint}')
-        left = len(found.dropped) + len(found.backbone) - len(offered)
+        left = [key for key in given if key not in offered]
+        left += [] if given is not found.backbone else found.dropped
         print_log(
             f'SelfSupPretrained: all {len(wanted)} tensors of {type(module).__name__} filled from '
-            f'{self.checkpoint} (written by {found.writer}; {left} of other parts left out)',
+            f'{self.checkpoint} (written by {found.writer}; {len(left)} of other parts left out'
+            f'{": " * bool(left)}{count_by_part(left)})',
             logger='current',
         )
 
-    def _check(self, name: str, wanted: dict, offered: dict, backbone: dict) -> None:
+    def _whole(self, module: nn.Module, found: Recognised) -> Dict[str, Tensor]:
+        if found.algorithm is None:
+            raise CheckpointError(
+                f'{self.checkpoint} holds a backbone alone ({found}), not a whole '
+                f'{type(module).__name__}: to start from a backbone, set model.pretrained to it '
+                'and leave out load_from'
+            )
+        return module.as_new_run(found.algorithm)
+
+    def _check(self, module: nn.Module, wanted: dict, offered: dict, found: Recognised) -> None:
         # BatchNorm's batch counter is absent from files of older PyTorch releases.
         missing = [k for k in wanted if k not in offered and not k.endswith('num_batches_tracked')]
         misshapen = [
@@ -108,38 +140,58 @@ class SelfSupPretrained:
             if items
         ]
         if problems:
+            name = type(module).__name__
+            if hasattr(module, 'as_new_run'):
+                reason = _other_settings(module, found)
+            else:
+                reason = _likely_reason(wanted, found.backbone)
             raise CheckpointError(
-                f'{self.checkpoint} does not fit {name}; nothing was loaded. Tensors '
-                f'{"; ".join(problems)}.{_likely_reason(wanted, backbone)}'
+                f'{self.checkpoint} ({found}) does not fit {name}; nothing was loaded. Tensors '
+                f'{"; ".join(problems)}.{reason}'
             )
+
+
+def _lacks(module: nn.Module, key: str) -> bool:
+    """Whether an algorithm has no such part at all, neither itself nor in its twin."""
+    twin = 'encoder_k.module.'
+    if key.startswith(twin) and hasattr(module, 'encoder_k'):
+        module, key = module.encoder_k.module, key[len(twin) :]
+    return key.split('.')[0] not in dict(module.named_children())
 
 
 def _shape(tensor: Tensor) -> str:
     return '×'.join(map(str, tensor.shape)) or 'scalar'
 
 
+def _other_settings(module: nn.Module, found: Recognised) -> str:
+    name, model = type(module).__name__, architecture(module.get_product().state_dict())
+    if found.algorithm_type not in ('', name):
+        what = f'The file holds {found.algorithm_type}, the model is {name}'
+    elif model != architecture(found.backbone):
+        what = f'The file holds {architecture(found.backbone)}, the model has {model}'
+    else:
+        what = 'The file is not whole, or its config was another'
+    return (
+        f" {what}: give the model the file's settings, or start from its backbone alone by "
+        'model.pretrained, without load_from.'
+    )
+
+
 def _likely_reason(wanted: Dict[str, Tensor], backbone: Dict[str, Tensor]) -> str:
-    if any(k.startswith('stem.') for k in wanted) and 'conv1.weight' in backbone:
-        return " The model has a deep stem, the file a plain one: use type='ResNet'."
-    in_file, in_model = _resnet(backbone), _resnet(wanted)
-    stages = min(len(in_file), len(in_model))
-    if in_file[:stages] != in_model[:stages]:
-        return f' The file holds {_depth(in_file)}, the model is {_depth(in_model)}: set depth.'
-    return ''
-
-
-def _resnet(tensors: Dict[str, Tensor]) -> List[Tuple[int, int]]:
-    """(blocks, convolutions of a block) of each stage; [] if it is no ResNet."""
-    stages = []
-    while True:
-        match = [re.match(rf'layer{len(stages) + 1}\.(\d+)\.conv(\d)\.', k) for k in tensors]
-        found = [(int(m.group(1)) + 1, int(m.group(2))) for m in match if m]
-        if not found:
-            return stages
-        stages.append((max(b for b, _ in found), max(c for _, c in found)))
-
-
-def _depth(stages: List[Tuple[int, int]]) -> str:
-    if len(stages) == 4:
-        return f'a ResNet-{sum(b * c for b, c in stages) + 2}'
-    return f'a network with {[b for b, _ in stages]} blocks'
+    model, file = architecture(wanted), architecture(backbone)
+    in_file, in_model = resnet_stages(backbone), resnet_stages(wanted)
+    if in_file and in_model:
+        deep = 'a deep stem', 'a plain one'
+        if has_deep_stem(wanted) and not has_deep_stem(backbone):
+            return f" The model has {deep[0]}, the file {deep[1]}: use type='ResNet'."
+        if has_deep_stem(backbone) and not has_deep_stem(wanted):
+            return f" The file has {deep[0]}, the model {deep[1]}: use type='ResNetV1c' or V1d."
+        stages = min(len(in_file), len(in_model))
+        if in_file[:stages] != in_model[:stages]:
+            return f' The file holds {file}, the model is {model}: set depth.'
+    elif file != model and not (in_file and 'stage of a ResNet' in model):
+        return f' The file holds {file}, the model is {model}: they must be of one architecture.'
+    return (
+        ' The file is not whole, or of a network with other settings (width, norm): use another '
+        'file, or set those.'
+    )

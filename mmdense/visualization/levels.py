@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdense.checkpoints import read_checkpoint, recognise, saved_model_config
-from mmdense.checkpoints.self_sup_pretrained import _resnet
+from mmdense.checkpoints.formats import resnet_stages
 from mmdense.datasets import LoadImage, UnreadableImageError
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError, DataError, InputError
@@ -100,7 +100,7 @@ def load_backbones(checkpoint: str, prefix: Optional[str] = None) -> Backbones:
 def _resnet_config(tensors: Dict[str, Tensor], name: str) -> dict:
     """The ResNet that has such tensors."""
     convs = {2: 'BasicBlock', 3: 'Bottleneck'}
-    blocks, kinds = zip(*(_resnet(tensors) or [(0, 0)]))
+    blocks, kinds = zip(*(resnet_stages(tensors) or [(0, 0)]))
     for depth, (kind, stages) in ResNet.arch_settings.items():
         if stages == blocks and {convs.get(k) for k in kinds} == {kind.__name__}:
             return dict(type='mmpretrain.ResNet', depth=depth)

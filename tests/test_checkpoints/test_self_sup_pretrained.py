@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 
-from mmdense.checkpoints import export_backbone, read_checkpoint, recognise, save_backbone
+from mmdense.checkpoints import read_checkpoint, recognise, save_backbone
 from mmdense.utils.errors import CheckpointError
 
 
@@ -104,10 +104,91 @@ def test_missing_tensors_are_refused(tmp_path):
         build('mmpretrain', init_cfg=dict(type='mmdense.SelfSupPretrained', checkpoint=path))
 
 
-def test_a_deep_stem_is_refused(full_checkpoint):
+def test_a_deep_stem_is_refused(full_checkpoint, tmp_path):
     init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=full_checkpoint[0])
-    with pytest.raises(CheckpointError, match="deep stem.*use type='ResNet'"):
+    with pytest.raises(CheckpointError, match="model has a deep stem.*use type='ResNet'"):
         build('mmpretrain', type='mmpretrain.ResNetV1c', init_cfg=init_cfg)
+    path = str(tmp_path / 'deep.pth')
+    save_backbone(build('mmpretrain', type='mmpretrain.ResNetV1c').state_dict(), path)
+    init_cfg.update(checkpoint=path)
+    message = r"deep.pth \(a ResNet-18 with a deep stem .*The file has.*use type='ResNetV1c'"
+    with pytest.raises(CheckpointError, match=message):
+        build('mmpretrain', init_cfg=init_cfg)
+
+
+NETWORKS = {
+    'a Swin Transformer': dict(type='mmpretrain.SwinTransformer', arch='tiny', depth=None),
+    'a vision transformer': dict(type='mmpretrain.VisionTransformer', arch='deit-t', depth=None),
+    'a ConvNeXt': dict(type='mmpretrain.ConvNeXt', arch='atto', depth=None),
+    'a ResNet-18': dict(),
+}
+
+
+def network(kind, **more):
+    cfg = dict(NETWORKS[kind], **more)
+    if 'depth' in cfg:
+        del cfg['depth']
+        return ROOT.build(cfg)
+    return build('mmpretrain', **cfg)
+
+
+@pytest.mark.parametrize(
+    'file, model',
+    [(kind, 'a ResNet-18') for kind in NETWORKS if kind != 'a ResNet-18']
+    + [('a ResNet-18', 'a Swin Transformer'), ('a vision transformer', 'a Swin Transformer')],
+)
+def test_another_architecture_is_refused(file, model, tmp_path):
+    path = str(tmp_path / 'file.pth')
+    torch.save(network(file).state_dict(), path)
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=path)
+    wanted = network(model)
+    before = {k: v.clone() for k, v in wanted.state_dict().items()}
+    wanted.init_cfg, wanted._is_init = init_cfg, False
+    message = rf'^{path} \({file} .*nothing was loaded.*file holds {file}, the model is {model}'
+    with pytest.raises(CheckpointError, match=message) as error:
+        wanted.init_weights()
+    assert len(str(error.value)) < 600
+    if model == 'a Swin Transformer':  # whose own init_weights() comes first on other weights
+        return
+    for key, value in wanted.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_a_language_model_is_refused(tmp_path):
+    names = ['bert.embeddings.word_embeddings.weight', 'bert.layer.0.w', 'cls.predictions.bias']
+    path = str(tmp_path / 'bert.bin')
+    torch.save({name: torch.ones(2) for name in names}, path)
+    with pytest.raises(CheckpointError, match='a language model, the model is a ResNet-18: they'):
+        build('mmpretrain', init_cfg=dict(type='mmdense.SelfSupPretrained', checkpoint=path))
+
+
+def test_not_finite_is_refused(tmp_path):
+    """In the part to load; what is beside it does not matter."""
+    backbone = random_backbone()
+    state = {f'backbone.{k}': v for k, v in backbone.items()}
+    state['head.fc.weight'] = torch.tensor([float('nan')])
+    path = str(tmp_path / 'file.pth')
+    torch.save(dict(state_dict=state), path)
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=path)
+    assert_filled(build('mmpretrain', init_cfg=init_cfg), backbone)
+    state['backbone.layer2.0.bn1.running_var'][3] = float('inf')
+    torch.save(dict(state_dict=state), path)
+    message = f'^{path} holds NaN or infinite numbers, in layer2.0.bn1.running_var first'
+    with pytest.raises(CheckpointError, match=message):
+        build('mmpretrain', init_cfg=init_cfg)
+
+
+def test_a_detector_is_refused(tmp_path):
+    """Until its backbone is asked for."""
+    backbone = random_backbone()
+    state = {f'backbone.{k}': v for k, v in backbone.items()}
+    state['rpn_head.rpn_conv.weight'] = torch.ones(1)
+    path = str(tmp_path / 'detector.pth')
+    torch.save(dict(meta={}, state_dict=state), path)
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=path)
+    with pytest.raises(CheckpointError, match="another task.*prefix='backbone' takes"):
+        build('mmpretrain', init_cfg=init_cfg)
+    assert_filled(build('mmpretrain', init_cfg=dict(init_cfg, prefix='backbone')), backbone)
 
 
 def test_stages_the_model_lacks_are_left_out(full_checkpoint):
@@ -191,7 +272,7 @@ def test_a_pickle_of_detectron2(tmp_path, full_checkpoint):
     )
     for key, value in backbone.items():
         assert torch.equal(filled.state_dict()[key], value), key
-    assert recognise(read_checkpoint(str(path))).writer == 'detectron2'
+    assert recognise(read_checkpoint(str(path))).writer == 'detectron2 (OpenSelfSup)'
     path.write_bytes(pickle.dumps(dict(model=model, extra=print)))
     with pytest.raises(CheckpointError, match='refused'):
         read_checkpoint(str(path))
@@ -235,22 +316,6 @@ def test_the_declared_product_is_taken(tmp_path, full_checkpoint):
     assert all(not v.any() for v in model.state_dict().values())
     init_cfg.update(prefix='backbone')
     assert_filled(build('mmpretrain', init_cfg=init_cfg), backbone)
-
-
-def test_export(full_checkpoint, tmp_path):
-    path, backbone = full_checkpoint
-    out = str(tmp_path / 'new' / 'backbone.pth')
-    message = export_backbone(path, out)
-    assert f'{len(backbone)} tensors' in message and 'mmdense DenseCL' in message
-    exported = torch.load(out, weights_only=True)  # nothing but tensors and plain values
-    assert exported['state_dict'].keys() == backbone.keys()
-    assert exported['meta']['mmdense']['epoch'] == 1
-    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=out)
-    assert_filled(build('mmpretrain', init_cfg=init_cfg), backbone)
-    # MMEngine's own initialiser reads it too
-    assert_filled(build('mmpretrain', init_cfg=dict(type='Pretrained', checkpoint=out)), backbone)
-    with pytest.raises(CheckpointError, match='is the checkpoint itself'):
-        export_backbone(path, path)
 
 
 def test_what_is_no_model_says_so(tmp_path):

@@ -37,7 +37,7 @@ def test_trains_exports_and_explains_itself(repo, run, tiny):
         assert torch.equal(value, checkpoint['state_dict'][f'backbone.{key}'])
 
     out = tiny.work_dir / 'again.pth'
-    done = run(sys.executable, 'tools/export_backbone.py', tiny.work_dir / 'epoch_2.pth', out)
+    done = run(sys.executable, 'tools/convert_checkpoint.py', tiny.work_dir / 'epoch_2.pth', out)
     assert done.returncode == 0 and f'{len(exported)} tensors' in done.stdout, done.stdout
     assert torch.load(out, weights_only=True)['state_dict'].keys() == exported.keys()
 

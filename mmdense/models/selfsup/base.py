@@ -1,10 +1,10 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import List, Optional, Tuple, Union
+from typing import Dict, List, Optional, Tuple, Union
 
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
-from mmdense.models.utils import unflatten_queues
+from mmdense.models.utils import KeyQueue, MomentumEncoder, unflatten_queues
 from mmdense.utils.errors import InputError
 
 
@@ -17,7 +17,8 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
         head (dict, optional): The head.
         pretrained (str, optional): Checkpoint whose backbone to start from, from
             any writer. To go on from a checkpoint of the whole algorithm, use
-            MMEngine's ``load_from``.
+            ``load_from`` of tools/train.py, or
+            ``init_cfg=dict(type='Pretrained', _scope_='mmdense', checkpoint=...)``.
         data_preprocessor (dict, optional): Defaults to mmpretrain's
             ``SelfSupDataPreprocessor``.
         init_cfg (dict or list[dict], optional): As everywhere.
@@ -87,6 +88,39 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
         shapes = [tuple(view.shape) for view in inputs]
         if any(len(shape) != 4 or shape[0] != shapes[0][0] for shape in shapes):
             raise InputError(f'{name} needs views N×3×H×W of equal N, got {shapes}')
+
+    def as_new_run(self, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """A checkpoint's tensors, for the start of another run.
+
+        The twin keeps its weights, and its schedule begins anew, as those of
+        the learning rate do: at the end of the last run it stood still.
+
+        Args:
+            tensors (Dict[str, Tensor]): Named as here; queues also as in
+                mmpretrain and OpenSelfSup.
+
+        Returns:
+            Dict[str, Tensor]: All of them, named as here.
+        """
+        tensors = dict(tensors)
+        unflatten_queues(self, tensors)
+        for name, part in self.named_modules():
+            if isinstance(part, MomentumEncoder) and f'{name}.steps' in tensors:
+                # 1 where the file's twin was ever updated: at 0 it would become the student's copy
+                tensors[f'{name}.steps'] = tensors[f'{name}.steps'].clamp(max=1)
+        return tensors
+
+    def fit_queues(
+        self, wanted: Dict[str, Tensor], offered: Dict[str, Tensor]
+    ) -> Dict[str, Tensor]:
+        """``wanted``, where the queues of a checkpoint are as long as it has them:
+        another length is no mistake, the newest keys are taken."""
+        wanted = dict(wanted)
+        for name, part in self.named_modules():
+            keys = offered.get(f'{name}.keys') if isinstance(part, KeyQueue) else None
+            if keys is not None and keys.dim() == 2 and keys.size(0) == part.feat_dim:
+                wanted[f'{name}.keys'] = keys
+        return wanted
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         unflatten_queues(self, state_dict, prefix)

@@ -1,0 +1,226 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import functools
+import http.server
+import threading
+
+import pytest
+import torch
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import DefaultScope
+from mmpretrain.models import ResNet
+
+from mmdense.checkpoints import SelfSupPretrained
+from mmdense.registry import MODELS
+
+
+def random_tensors(depth):
+    tensors = ResNet(depth=depth).state_dict()
+    for value in tensors.values():
+        value.normal_() if value.is_floating_point() else value.fill_(3)
+    return tensors
+
+
+@pytest.fixture(scope='module')
+def backbone():
+    return random_tensors(50)
+
+
+@pytest.fixture(scope='module')
+def small():
+    return random_tensors(18)
+
+
+def slotcon(backbone):
+    """As its authors write it, as far as the names go: the student's numbers are others."""
+    model = {f'module.encoder_q.{k}': torch.zeros_like(v) for k, v in backbone.items()}
+    model.update({f'module.encoder_k.{k}': v for k, v in backbone.items()})
+    model.update({'module.grouping_k.slot_embed.weight': torch.ones(2, 2)})
+    return dict(model=model, epoch=800)
+
+
+@pytest.fixture
+def convert(run_here, tmp_path):
+    """Runs the tool on a content; its exit code, what it printed, the file that it wrote."""
+
+    def call(content, *flags, source=None):
+        if source is None:
+            source = tmp_path / 'source.pth'
+            torch.save(content, source)
+        code, printed = run_here('convert_checkpoint.py', source, tmp_path / 'out.pth', *flags)
+        return code, (printed.out if code == 0 else printed.err).strip(), tmp_path / 'out.pth'
+
+    return call
+
+
+@pytest.fixture(scope='module')
+def converted(backbone, tmp_path_factory):
+    """A ResNet-50 that was converted."""
+    from mmdense.checkpoints import convert_checkpoint
+
+    folder = tmp_path_factory.mktemp('converted')
+    torch.save(slotcon(backbone), folder / 'source.pth')
+    line = convert_checkpoint(str(folder / 'source.pth'), str(folder / 'new' / 'backbone.pth'))
+    path = folder / 'new' / 'backbone.pth'
+    assert line == (
+        f'{path}: 318 tensors of a ResNet-50 written by SlotCon mapped, 0 missed, 319 dropped '
+        '(encoder_q 318, grouping_k 1)'
+    )
+    return str(path)
+
+
+def assert_filled(model, backbone):
+    tensors = model.state_dict()
+    assert tensors.keys() == backbone.keys()
+    for key, value in tensors.items():
+        assert torch.equal(value, backbone[key]), key
+
+
+@pytest.mark.parametrize('package', ['mmpretrain', 'mmdet', 'mmseg'])
+@pytest.mark.parametrize('init_cfg', ['Pretrained', 'mmdense.SelfSupPretrained'])
+def test_loads_in_openmmlab(converted, backbone, package, init_cfg, require):
+    """MMEngine's own initialiser too."""
+    require(package)
+    with DefaultScope.overwrite_default_scope(package):
+        init_cfg = dict(type=init_cfg, checkpoint=converted)
+        model = ROOT.build(dict(type=f'{package}.ResNet', depth=50, init_cfg=init_cfg))
+        model.init_weights()
+    assert_filled(model, backbone)
+
+
+@pytest.mark.parametrize('package', ['torchvision', 'timm'])
+def test_loads_strictly_in_torchvision_and_timm(converted, backbone, package, require):
+    require(package)
+    if package == 'timm':
+        import timm
+
+        model = timm.create_model('resnet50')
+    else:
+        from torchvision.models import resnet50
+
+        model = resnet50()
+    model.fc = torch.nn.Identity()
+    model.load_state_dict(torch.load(converted, weights_only=True)['state_dict'])
+    assert_filled(model, backbone)
+
+
+def test_old_files_without_counters(convert, small):
+    tensors = {k: v for k, v in small.items() if 'num_batches' not in k}
+    code, line, out = convert(dict(state_dict=dict(tensors, **{'fc.weight': torch.ones(2)})))
+    assert code == 0
+    assert '100 tensors of a ResNet-18 written by torchvision mapped, 0 missed, 1 dropped' in line
+    assert torch.load(out)['state_dict'].keys() == tensors.keys()
+
+
+@pytest.mark.parametrize('lost', ['layer2.', 'layer4.', 'layer3.1.conv1.weight', 'bn1.'])
+def test_missed_tensors(convert, small, lost):
+    tensors = {k: v for k, v in small.items() if not k.startswith(lost)}
+    names = [k for k in small if k.startswith(lost) and 'num_batches' not in k]
+    code, line, out = convert(tensors)
+    assert code == 1 and not out.exists() and len(line.splitlines()) == 1
+    assert f'{len(tensors)} tensors of' in line and f'{len(names)} missed' in line
+    assert f'A ResNet-18 has also {min(names)}' in line and 'nothing was written' in line
+
+
+def test_deep_stems_miss_nothing(convert):
+    for kind in ('ResNetV1c', 'ResNetV1d'):
+        tensors = ROOT.build(dict(type=f'mmpretrain.{kind}', depth=50)).state_dict()
+        code, line, _ = convert(tensors)
+        assert code == 0 and 'a ResNet-50 with a deep stem' in line and '0 missed' in line
+
+
+def test_prefix(convert, small):
+    state = {f'backbone.{k}': v for k, v in small.items()}
+    state['decode_head.conv_seg.weight'] = torch.ones(1)
+    code, line, out = convert(dict(state_dict=state))
+    assert code == 1 and 'source.pth is a checkpoint of another task (decode_head)' in line
+    assert "prefix='backbone' takes its backbone" in line and not out.exists()
+    code, line, out = convert(dict(state_dict=state), '--prefix', 'backbone')
+    assert code == 0 and '1 dropped (decode_head 1)' in line
+    assert torch.load(out)['state_dict'].keys() == small.keys()
+
+
+def test_bad_input(convert, small, run_here, tmp_path):
+    small = dict(small)
+    code, line, out = convert([1, 2])
+    assert code == 1 and 'source.pth holds no tensors by name' in line
+    small['layer1.0.bn1.running_mean'] = small['layer1.0.bn1.running_mean'] * float('nan')
+    code, line, out = convert(small)
+    assert code == 1 and 'source.pth holds NaN' in line and 'layer1.0.bn1.running_mean' in line
+    assert not out.exists()
+    code, line, out = convert(None, source=tmp_path / 'nowhere.pth')
+    assert code == 1 and 'nowhere.pth does not exist' in line
+    source = tmp_path / 'source.pth'
+    code, printed = run_here('convert_checkpoint.py', source, source)
+    assert code == 1 and 'is the checkpoint itself: name another file' in printed.err
+
+
+def test_an_interrupted_conversion_leaves_the_old_file(convert, small, monkeypatch):
+    assert convert(small)[0] == 0
+    writes = torch.save
+
+    def disk_full(content, path):
+        writes(dict(cut='short'), path)
+        raise OSError(28, 'No space left on device')
+
+    source = convert(small)[2].with_name('source.pth')
+    monkeypatch.setattr(torch, 'save', disk_full)
+    code, line, out = convert(None, source=source)
+    assert code == 1 and 'No space left' in line
+    assert torch.load(out)['state_dict'].keys() == small.keys()
+
+
+def test_from_a_url(convert, small, tmp_path, monkeypatch):
+    folder = tmp_path / 'web'
+    folder.mkdir()
+    torch.save(dict(meta=dict(epoch=7), state_dict=small), folder / 'weights.pth')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}/weights.pth'
+        code, line, out = convert(None, source=url)
+        server.shutdown()
+    assert code == 0, line
+    about = torch.load(out, weights_only=True)['meta']['mmdense']
+    assert about == dict(writer='torchvision', epoch=7, product='')
+
+
+def test_whole(convert, tmp_path):
+    """In our names, which go on training; and from such a file, the backbone."""
+    mlp = dict(type='ProjectionMLP', hid_channels=8, out_channels=6)
+    with DefaultScope.overwrite_default_scope('mmdense'):
+        model = MODELS.build(
+            dict(
+                type='PixPro',
+                backbone=dict(type='mmpretrain.ResNet', depth=18),
+                neck=dict(mlp, in_channels=512),
+                head=dict(type='PixProHead', in_channels=6),
+            )
+        )
+    state = {f'encoder.{k}': v for k, v in random_tensors(18).items()}
+    state.update({f'encoder_k.{k}': v for k, v in random_tensors(18).items()})
+    for branch in ('projector', 'projector_k'):
+        for name, layer in (('linear1', 0), ('bn1', 1), ('linear2', 3)):
+            for key, value in model.neck.mlp[layer].state_dict().items():
+                state[f'{branch}.{name}.{key}'] = torch.rand(value.shape).to(value)
+    state['value_transform.weight'] = torch.rand(6, 6, 1, 1)
+    state['value_transform.bias'] = torch.rand(6)
+    content = dict(model={f'module.{k}': v for k, v in state.items()}, epoch=100)
+    code, line, out = convert(content, '--whole')
+    assert code == 0 and f'{len(state) + 1} tensors of the whole algorithm mapped' in line
+    meta = torch.load(out, weights_only=True)['meta']['mmdense']
+    assert meta['algorithm'] == 'PixPro' and meta['product'] == 'backbone'
+    SelfSupPretrained(str(out))(model)
+    filled = model.state_dict()
+    assert torch.equal(filled['backbone.conv1.weight'], state['encoder.conv1.weight'])
+    twin = filled['encoder_k.module.neck.mlp.3.weight']
+    assert torch.equal(twin, state['projector_k.linear2.weight'])
+
+    again = out.rename(tmp_path / 'whole.pth')
+    code, line, out = convert(None, source=again)
+    assert code == 0 and '120 tensors of a ResNet-18 written by mmdense PixPro' in line
+
+
+def test_whole_of_what_is_not(convert, small):
+    code, line, out = convert(small, '--whole')
+    assert code == 1 and 'does not hold the whole of an algorithm' in line and not out.exists()

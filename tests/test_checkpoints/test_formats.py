@@ -1,0 +1,258 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmpretrain.models import ResNet
+
+from mmdense.checkpoints import check_finite, recognise
+from mmdense.utils.errors import CheckpointError
+
+NAMES = sorted(ResNet(depth=18).state_dict())
+
+
+def numbered(names):
+    """A tensor each, told apart by its number."""
+    return {name: torch.tensor([float(i)]) for i, name in enumerate(names)}
+
+
+def below(*prefixes, names=NAMES):
+    return [f'{prefix}{name}' for prefix in prefixes for name in names]
+
+
+def detectron2_name(key):
+    """torchvision's name of a ResNet's tensor to detectron2's."""
+    key = re.sub(r'^layer(\d)', lambda m: f'res{int(m[1]) + 1}', key)
+    key = key if key.startswith('res') else f'stem.{key}'
+    key = key.replace('downsample.0', 'shortcut').replace('downsample.1', 'shortcut.norm')
+    return re.sub(r'bn(\d)', r'conv\1.norm', key)
+
+
+def mlp(part, layers):
+    return [f'{part}.{layer}.{kind}' for layer in layers for kind in ('weight', 'bias')]
+
+
+PIXPRO = below('encoder.', 'encoder_k.') + [
+    *('value_transform.weight', 'value_transform.bias'),
+    *(
+        name
+        for part in ('projector', 'projector_k', 'projector_instance', 'projector_instance_k')
+        + ('predictor', 'value_transform')
+        for name in mlp(part, ['linear1', 'bn1', 'linear2'])
+    ),
+]
+SLOTCON = below('encoder_q.', 'encoder_k.') + [
+    *('center', 'grouping_q.slot_embed.weight', 'grouping_k.slot_embed.weight'),
+    *(
+        name
+        for part in ('projector_q', 'projector_k', 'predictor_slot')
+        for name in mlp(part, [f'mlp.{i}' for i in (0, 1, 3, 4, 6)])
+    ),
+]
+QUEUES = ['queue', 'queue_ptr']
+DENSECL = below('backbone.', 'encoder_q.0.', 'encoder_k.0.') + [
+    *(*QUEUES, 'queue2', 'queue2_ptr'),
+    *(f'encoder_{b}.1.{layer}.weight' for b in 'qk' for layer in ('mlp.0', 'mlp2.2')),
+]
+MOCO = [*below('encoder_q.', 'encoder_k.'), *QUEUES]
+
+# names, what is beside them in the file, writer, path of the backbone, its algorithm
+FORMATS = [
+    (PIXPRO, dict(epoch=100), 'PixPro', 'encoder.', 'PixPro'),
+    (SLOTCON, dict(epoch=800), 'SlotCon', 'encoder_k.', 'SlotCon'),
+    (DENSECL, dict(meta=dict(epoch=200)), 'OpenSelfSup DenseCL', 'encoder_q.0.', 'DenseCL'),
+    ([*MOCO, 'encoder_q.0.w', 'encoder_k.0.w'], {}, 'OpenSelfSup MoCo', 'encoder_q.0.', ''),
+    ([*MOCO, 'encoder_q.fc.weight'], dict(arch='resnet18'), 'MoCo v1', 'encoder_q.', ''),
+    ([*MOCO, 'encoder_q.fc.0.weight'], dict(arch='resnet18'), 'MoCo v2', 'encoder_q.', ''),
+    (below('backbone.') + ['head.fc.weight'], dict(meta={}), 'mmpretrain', 'backbone.', ''),
+    (NAMES + ['fc.weight', 'fc.bias'], {}, 'torchvision', '', ''),
+    (NAMES, dict(author='somebody'), 'torchvision (somebody)', '', ''),
+    (['patch_embed.w', 'stages.0.w'], {}, 'an unnamed writer', '', ''),
+]
+
+
+@pytest.mark.parametrize('wrapper', ['', 'module.', 'module.module.'])
+@pytest.mark.parametrize('key', ['state_dict', 'model', None])
+@pytest.mark.parametrize('names, beside, writer, path, algorithm', FORMATS)
+def test_formats(names, beside, writer, path, algorithm, key, wrapper):
+    tensors = numbered(names)
+    content = {f'{wrapper}{name}': value for name, value in tensors.items()}
+    found = recognise(content if key is None else {key: content, **beside})
+    assert found.writer == (writer if key else writer.partition(' (')[0])
+    classifier = f'{path}fc.'
+    wanted = {
+        name[len(path) :]: value
+        for name, value in tensors.items()
+        if name.startswith(path) and not name.startswith(classifier)
+    }
+    assert found.backbone == wanted
+    assert len(found.dropped) == len(tensors) - len(wanted)
+    assert (found.algorithm is None) == (not algorithm)
+    assert found.algorithm_type == algorithm
+
+
+def test_a_bare_state_dict():
+    assert recognise(numbered(NAMES + ['fc.weight'])).backbone.keys() == set(NAMES)
+
+
+@pytest.mark.parametrize('wrapper', ['model.', 'student.backbone.', 'encoder_k.', 'module.net.'])
+def test_what_is_around_everything_is_taken_off(wrapper):
+    tensors = numbered(below(wrapper))
+    assert recognise(dict(state_dict=tensors)).backbone == numbered(NAMES)
+    prefix = wrapper.rstrip('.')
+    assert recognise(tensors, prefix=prefix).backbone == numbered(NAMES)
+
+
+@pytest.mark.parametrize('writer', ['mmpretrain', 'PixPro'])
+def test_a_framework_around_a_known_format(writer):
+    names = below('backbone.') + ['head.fc.weight'] if writer == 'mmpretrain' else PIXPRO
+    found = recognise(dict(state_dict=numbered(below('model.', names=names))))
+    assert found.writer == writer and found.backbone.keys() == set(NAMES)
+
+
+subsets = st.sets(st.sampled_from(NAMES)).map(sorted)
+
+
+@settings(max_examples=30, deadline=None)
+@given(subsets)
+def test_detectron2_names_round_trip(subset):
+    tensors = numbered(sorted({*subset, 'conv1.weight', 'layer1.0.conv1.weight'}))
+    theirs = {detectron2_name(key): value.numpy() for key, value in tensors.items()}
+    found = recognise(dict(model=theirs, __author__='OpenSelfSup', matching_heuristics=True))
+    assert found.backbone == tensors and not found.dropped
+    assert found.writer == 'detectron2 (OpenSelfSup)'
+    inside = {f'backbone.bottom_up.{key}': value for key, value in theirs.items()}
+    with_head = dict(inside, **{'roi_heads.w': torch.ones(1)})
+    assert recognise(with_head, prefix='backbone.bottom_up').backbone == tensors
+
+
+def pixpro_name(key):
+    """Our name of a tensor to PixPro's."""
+    twin = '_k' if key.startswith('encoder_k.module.') else ''
+    key = key.replace('encoder_k.module.', '')
+    key = key.replace('instance_head.predictor', 'predictor').replace('head.value', 'value')
+    key = re.sub(r'\.mlp\.(\d)', lambda m: f'.{dict(enumerate(MLP))[int(m[1])]}', key)
+    for ours, theirs in (('instance_neck', 'projector_instance'), ('neck', 'projector')):
+        if key.startswith(ours):
+            return key.replace(ours, theirs + twin, 1)
+    return key.replace('backbone', f'encoder{twin}', 1)
+
+
+MLP = ('linear1', 'bn1', 'relu1', 'linear2')
+
+
+def slotcon_name(key):
+    """Our name of a tensor to SlotCon's."""
+    branch = '_k' if key.startswith('encoder_k.module.') else '_q'
+    key = key.replace('encoder_k.module.', '').replace('head.predictor', 'predictor_slot')
+    part, _, rest = key.partition('.')
+    if part == 'center':
+        return 'center'
+    part = dict(backbone='encoder', neck='projector').get(part, part)
+    return f'{part}{"" if part == "predictor_slot" else branch}.{rest}'
+
+
+ANCHORS = dict(
+    PixPro=['encoder.conv1.weight', 'encoder_k.conv1.weight', 'projector.linear1.weight'],
+    SlotCon=['encoder_k.conv1.weight', 'grouping_k.slot_embed.weight'],
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), st.sampled_from(['PixPro', 'SlotCon']))
+def test_names_of_algorithms_round_trip(data, writer):
+    names, back = (PIXPRO, pixpro_name) if writer == 'PixPro' else (SLOTCON, slotcon_name)
+    subset = data.draw(st.sets(st.sampled_from(names)))
+    tensors = numbered(sorted(subset | set(ANCHORS[writer])))
+    found = recognise(dict(model={f'module.{k}': v for k, v in tensors.items()}))
+    assert found.writer == writer
+    ours = dict(found.algorithm)
+    assert ours.pop('encoder_k.steps') == 1
+    assert {back(key): value for key, value in ours.items()} == tensors
+    product = dict(PixPro='backbone.', SlotCon='encoder_k.module.backbone.')[writer]
+    assert found.backbone == {
+        k[len(product) :]: v for k, v in ours.items() if k.startswith(product)
+    }
+
+
+NECK = ['neck.lateral_convs.0.conv.weight']
+OTHERS = [
+    # names, what the message says, prefixes that it gives
+    (
+        [*below('backbone.'), *NECK, 'rpn_head.w', 'roi_head.bbox_head.w'],
+        r'another task \(bbox_head, roi_head, rpn_head\), not of pretraining',
+        ['backbone'],
+    ),
+    ([*below('backbone.'), 'bbox_head.w'], 'another task', ['backbone']),
+    ([*below('backbone.'), 'decode_head.w', 'auxiliary_head.w'], 'another task', ['backbone']),
+    ([*below('backbone.body.'), 'rpn.head.w', 'roi_heads.w'], 'another task', ['backbone.body']),
+    (
+        below('student.backbone.', 'teacher.backbone.') + ['student.rpn_head.w'],
+        'another task',
+        ['student.backbone', 'teacher.backbone'],
+    ),
+    (
+        below('model.backbone.', 'ema.backbone.'),
+        'writer is not known yet',
+        ['model.backbone', 'ema.backbone'],
+    ),
+    (
+        [*below('backbone.'), 'decoder.layers.0.ffn.layers.0.w', 'bbox_head.w'],
+        'another task',
+        ['backbone'],
+    ),
+    ([*below('backbone.'), 'my_projector.w'], 'writer is not known yet', ['backbone']),
+    ([*below('encoder.'), 'projector.0.w'], 'writer is not known yet', ['encoder']),
+    ([*below('backbone.', names=['a.w', 'b.w']), 'rpn_head.w'], 'another task', ['backbone']),
+    (['queue', 'head.0.weight'], 'writer is not known yet', []),
+]
+
+
+@pytest.mark.parametrize('names, message, prefixes', OTHERS)
+def test_other_tasks_and_unknown_writers_are_refused(names, message, prefixes):
+    content = dict(state_dict=numbered(names))
+    with pytest.raises(CheckpointError, match=f'^f.pth .*{message}') as error:
+        recognise(content, name='f.pth')
+    line = str(error.value)
+    assert '\n' not in line and len(line) < 400
+    for prefix in prefixes:
+        assert f'prefix={prefix!r}' in line
+        backbone = recognise(content, prefix=prefix).backbone
+        assert {f'{prefix}.{key}' for key in backbone} <= set(names)
+    assert line.count('prefix=') == max(1, len(prefixes))
+    assert prefixes or 'Say with prefix=' in line
+
+
+def test_another_package_says_its_task():
+    """mmpose's models have parts of the same names."""
+    tensors = numbered([*below('backbone.'), 'head.final_layer.weight'])
+    for scope, fine in (('mmpose', False), ('mmpretrain', True)):
+        meta = dict(cfg=f"model = dict()\ndefault_scope = '{scope}'\n")
+        if fine:
+            assert recognise(dict(meta=meta, state_dict=tensors)).writer == 'mmpretrain'
+            continue
+        with pytest.raises(CheckpointError, match="another task of mmpose.*prefix='backbone'"):
+            recognise(dict(meta=meta, state_dict=tensors))
+
+
+def test_networks_in_dicts_of_their_own():
+    content = dict(student=numbered(below('backbone.')), teacher=numbered(NAMES), epoch=3)
+    with pytest.raises(CheckpointError, match="prefix='student.backbone' or prefix='teacher'"):
+        recognise(content)
+    assert recognise(content, prefix='teacher').backbone == numbered(NAMES)
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
+def test_not_finite(bad):
+    tensors = dict(
+        a=torch.ones(2),
+        n=torch.ones(2, dtype=torch.long),
+        b=torch.tensor([1, bad]),
+        c=torch.tensor([bad]),
+    )
+    with pytest.raises(CheckpointError, match='^f.pth holds NaN or infinite numbers, in b first'):
+        check_finite(tensors, 'f.pth')
+    del tensors['b'], tensors['c']
+    check_finite(tensors, 'f.pth')

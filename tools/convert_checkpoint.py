@@ -1,0 +1,27 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Takes the backbone out of any checkpoint that mmdense knows (docs/checkpoints.md), for mmdet,
+mmseg, mmpretrain, torchvision and timm: python tools/convert_checkpoint.py SRC DST"""
+
+import argparse
+
+from mmdense.checkpoints import convert_checkpoint
+from mmdense.utils.launch import one_line_errors
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Take the backbone out of a checkpoint')
+    parser.add_argument('source', metavar='SRC', help='a checkpoint: path or URL')
+    parser.add_argument('path', metavar='DST', help='the file to write')
+    parser.add_argument('--prefix', help='take the tensors below this prefix')
+    parser.add_argument(
+        '--whole',
+        action='store_true',
+        help='write the whole algorithm in the names of mmdense, to go on training with',
+    )
+    args = parser.parse_args()
+    with one_line_errors(OSError):
+        print(convert_checkpoint(args.source, args.path, args.prefix, args.whole))
+
+
+if __name__ == '__main__':
+    main()
