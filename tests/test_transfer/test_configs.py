@@ -1,7 +1,9 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Every detector of configs/transfer/mmdet, as another project inherits it: its backbone is
-exactly the checkpoint's, nothing is frozen, and it trains."""
+"""Every config of configs/transfer, as another project inherits it: it differs from mmdet's or
+mmseg's own by the protocol alone, its backbone is exactly the checkpoint's, nothing is frozen,
+and it trains."""
 
+import inspect
 import json
 import random
 from pathlib import Path
@@ -13,13 +15,14 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import Runner
 from torch import nn
 
-FOLDER = Path(__file__).resolve().parents[2] / 'configs' / 'transfer' / 'mmdet'
-# schedule, learning rate, and where SyncBN is beside the backbone
+FOLDER = Path(__file__).resolve().parents[2] / 'configs' / 'transfer'
+# length, steps, learning rate, and where SyncBN is beside the backbone
 BOTH_HEADS = ['neck', 'roi_head.bbox_head', 'roi_head.mask_head']
 C4 = ['roi_head.shared_head']
-CONFIGS = {
+DETECTORS = {
     'mask-rcnn_r50_fpn_1x_coco': (12, [8, 11], 0.02, BOTH_HEADS),
     'mask-rcnn_r50_fpn_2x_coco': (24, [16, 22], 0.02, BOTH_HEADS),
     'mask-rcnn_r50_fpn_detco-1x_coco': (12, [8, 11], 0.02, ['neck']),
@@ -27,6 +30,106 @@ CONFIGS = {
     'mask-rcnn_r50_c4_2x_coco': (24, [16, 22], 0.02, C4),
     'retinanet_r50_fpn_1x_coco': (12, [8, 11], 0.01, ['neck']),
     'sparse-rcnn_r50_fpn_300-proposals_crop-ms-480-800-3x_coco': (36, [27, 33], 2.5e-5, ['neck']),
+    'faster-rcnn_r50_c4_24k_voc0712': (24000, [18000, 22000], 0.02, C4),
+    'faster-rcnn_r50_fpn_bccd': (3000, [2250, 2750], 0.005, ['neck', 'roi_head.bbox_head']),
+}
+# length, steps (None: polynomial), learning rate, weight decay, side of the crops
+SEGMENTERS = {
+    'fcn_r50_30k_voc12aug-513x513': (30000, [21000, 27000], 0.003, 1e-4, (513, 513)),
+    'fcn_r50_90k_cityscapes-769x769': (90000, [63000, 81000], 0.01, 1e-4, (769, 769)),
+    'fcn_r50-d8_80k_ade20k-512x512': (80000, None, 0.01, 5e-4, (512, 512)),
+    'fcn_r50_camvid': (20000, None, 0.01, 5e-4, (360, 480)),
+}
+
+# The config that each starts from, and all that it changes there.
+RESNET = [f'model.backbone.{k}' for k in ('frozen_stages', 'init_cfg', 'norm_cfg', 'norm_eval')]
+RESIZE = ['train_dataloader.dataset.pipeline.2']
+CAFFE = [
+    *('model.data_preprocessor.mean', 'model.data_preprocessor.std'),
+    *('model.data_preprocessor.bgr_to_rgb', 'model.backbone.style'),
+    *(f'model.roi_head.shared_head.{k}' for k in ('type', 'style', 'norm_cfg', 'norm_eval')),
+    'model.roi_head.shared_head.init_cfg',
+    *('custom_hooks', 'train_dataloader.batch_sampler', 'train_dataloader.persistent_workers'),
+]
+NECK = ['model.neck.norm_cfg']
+BOX = [f'model.roi_head.bbox_head.{k}' for k in ('type', 'conv_out_channels', 'norm_cfg')]
+HEADS = [*NECK, *BOX, 'model.roi_head.mask_head.norm_cfg']
+VOC_AP = ['val_evaluator.iou_thrs', 'test_evaluator.iou_thrs']
+PLAIN = ['model.pretrained', 'model.backbone.type', 'model.backbone.init_cfg', 'auto_scale_lr']
+MOCO = [
+    *(*PLAIN, 'model.backbone.contract_dilation', 'model.auxiliary_head'),
+    *(f'model.decode_head.{k}' for k in ('channels', 'concat_input', 'dropout_ratio')),
+    *('optim_wrapper.optimizer.weight_decay', 'param_scheduler', 'train_cfg.max_iters'),
+]
+PARENTS = {
+    'mask-rcnn_r50_fpn_1x_coco': (
+        'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+        [*RESNET, *HEADS, *RESIZE],
+    ),
+    'mask-rcnn_r50_fpn_2x_coco': (
+        'mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py',
+        [*RESNET, *HEADS, *RESIZE],
+    ),
+    'mask-rcnn_r50_fpn_detco-1x_coco': (
+        'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+        [*RESNET, *NECK, *RESIZE],
+    ),
+    'mask-rcnn_r50_c4_1x_coco': (
+        'mmdet::mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py',
+        [*RESNET, *CAFFE, *RESIZE],
+    ),
+    'mask-rcnn_r50_c4_2x_coco': (
+        'mmdet::mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py',
+        [
+            *(*RESNET, *CAFFE, *RESIZE, 'train_cfg.max_epochs'),
+            *('param_scheduler.1.end', 'param_scheduler.1.milestones'),
+        ],
+    ),
+    'retinanet_r50_fpn_1x_coco': (
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        [*RESNET, *NECK, *RESIZE],
+    ),
+    'sparse-rcnn_r50_fpn_300-proposals_crop-ms-480-800-3x_coco': (
+        'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_300-proposals_crop-ms-480-800-3x_coco.py',
+        [*RESNET, *NECK],
+    ),
+    'faster-rcnn_r50_c4_24k_voc0712': (
+        'mmdet::pascal_voc/faster-rcnn_r50-caffe-c4_ms-18k_voc0712.py',
+        [
+            *(*RESNET, *CAFFE, *VOC_AP, 'train_dataloader.dataset.ignore_keys'),
+            *('param_scheduler.1.end', 'param_scheduler.1.milestones', 'train_cfg.max_iters'),
+        ],
+    ),
+    'faster-rcnn_r50_fpn_bccd': (
+        'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py',
+        [  # the data and a schedule of its own
+            *(*RESNET, *NECK, *BOX, *VOC_AP, 'model.roi_head.bbox_head.num_classes'),
+            *(f'train_dataloader.{k}' for k in ('dataset', 'batch_size', 'batch_sampler')),
+            *('train_dataloader.sampler.type', 'val_dataloader.dataset', 'test_dataloader.dataset'),
+            *('val_evaluator.eval_mode', 'test_evaluator.eval_mode', 'train_cfg'),
+            *('param_scheduler', 'optim_wrapper.optimizer.lr', 'auto_scale_lr.base_batch_size'),
+            *('default_hooks.checkpoint', 'log_processor.by_epoch'),
+        ],
+    ),
+    'fcn_r50_30k_voc12aug-513x513': (
+        'mmseg::fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py',
+        [
+            *(*MOCO, 'model.backbone.dilations', 'model.backbone.strides'),
+            *('model.decode_head.dilation', 'model.decode_head.align_corners'),
+            *('model.data_preprocessor.size', 'train_dataloader.batch_size'),
+            *(f'train_dataloader.dataset.datasets.{i}.pipeline.3.crop_size' for i in (0, 1)),
+            *(f'train_dataloader.dataset.datasets.{i}.pipeline.6.size' for i in (0, 1)),
+            'optim_wrapper.optimizer.lr',
+        ],
+    ),
+    'fcn_r50_90k_cityscapes-769x769': (
+        'mmseg::fcn/fcn-d6_r50-d16_4xb2-80k_cityscapes-769x769.py',
+        MOCO,
+    ),
+    'fcn_r50-d8_80k_ade20k-512x512': (
+        'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py',
+        [*PLAIN, 'train_dataloader.batch_size'],
+    ),
 }
 
 
@@ -47,13 +150,34 @@ def backbone(tmp_path_factory):
     return str(path), model.state_dict()
 
 
+VOC_XML = """<annotation><size><width>240</width><height>200</height><depth>3</depth></size>
+<object><name>{name}</name><difficult>0</difficult>
+<bndbox><xmin>20</xmin><ymin>30</ymin><xmax>110</xmax><ymax>110</ymax></bndbox></object>
+</annotation>"""
+
+
 @pytest.fixture(scope='module')
 def coco(tmp_path_factory):
-    """Two images with two objects each, in COCO's format."""
+    """Two images with two objects each, in COCO's format; one with one object each as VOC 2007,
+    VOC 2012 and BCCD have it."""
     from PIL import Image
 
     root = tmp_path_factory.mktemp('coco')
     rng = np.random.default_rng(0)
+    for folder, split, name in [
+        ('VOC2007', 'trainval', 'cat'),
+        ('VOC2012', 'trainval', 'dog'),
+        ('.', 'train', 'WBC'),
+    ]:
+        lists = root / folder / 'ImageSets' / 'Main'
+        lists.mkdir(parents=True)
+        for part in ('JPEGImages', 'Annotations'):
+            (root / folder / part).mkdir()
+        (lists / f'{split}.txt').write_text('0\n1\n')
+        for i in range(2):
+            (root / folder / 'Annotations' / f'{i}.xml').write_text(VOC_XML.format(name=name))
+            pixels = rng.integers(0, 255, (200, 240, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / folder / 'JPEGImages' / f'{i}.jpg')
     images, annotations = [], []
     for i in range(2):
         pixels = rng.integers(0, 255, (200, 240, 3), dtype=np.uint8)
@@ -78,14 +202,51 @@ def coco(tmp_path_factory):
     return str(root)
 
 
+@pytest.fixture(scope='module')
+def masks(tmp_path_factory):
+    """Two images and their masks in the folders of VOC 2012, Cityscapes, ADE20K and CamVid."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp('masks')
+    (root / 'ImageSets' / 'Segmentation').mkdir(parents=True)
+    for split in ('train', 'aug'):
+        (root / 'ImageSets' / 'Segmentation' / f'{split}.txt').write_text('0\n1\n')
+    rng = np.random.default_rng(0)
+    for images, labels, ending in [
+        ('JPEGImages', 'SegmentationClass', ''),
+        ('JPEGImages', 'SegmentationClassAug', ''),
+        ('leftImg8bit/train/a', 'gtFine/train/a', '_gtFine_labelTrainIds'),
+        ('images/training', 'annotations/training', ''),
+        ('img_dir/train', 'ann_dir/train', ''),
+    ]:
+        for folder in (images, labels):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(2):
+            pixels = rng.integers(0, 255, (120, 160, 3), dtype=np.uint8)
+            city = 'leftImg8bit' in images
+            name = f'{i}_leftImg8bit.png' if city else f'{i}.jpg'
+            Image.fromarray(pixels).save(root / images / name)
+            labelled = np.repeat(
+                np.repeat(rng.integers(1, 11, (6, 8), dtype=np.uint8), 20, 0), 20, 1
+            )
+            Image.fromarray(labelled).save(root / labels / f'{i}{ending}.png')
+    return str(root)
+
+
+def find_path(name):
+    (path,) = FOLDER.glob(f'mm*/{name}.py')
+    return path
+
+
 @pytest.fixture
 def inherit(tmp_path, require):
     """The config of a project that inherits one of ours, as MMEngine dumps and reloads it."""
-    require('mmdet')
 
     def load(name):
+        package = find_path(name).parent.name
+        require(package)
         (tmp_path / 'project.py').write_text(
-            f"_base_ = __import__('mmdense') and 'mmdense::transfer/mmdet/{name}.py'\n"
+            f"_base_ = __import__('mmdense') and 'mmdense::transfer/{package}/{name}.py'\n"
         )
         config = Config.fromfile(str(tmp_path / 'project.py'))
         config.dump(str(tmp_path / 'dumped.py'))
@@ -109,7 +270,7 @@ def find(config, key):
 
 def shrink(config):
     """To what a CPU does in seconds: a fifth of the image's side, few regions."""
-    pipeline = config.train_dataloader.dataset.pipeline
+    pipeline = config.train_dataloader.dataset
     for transform in find(pipeline, 'scales'):
         transform.scales = [tuple(side // 5 for side in scale) for scale in transform.scales]
     for transform in find(pipeline, 'crop_size'):
@@ -126,44 +287,194 @@ def norms(module):
     return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
+def steps(config):
+    """The one schedule that is not the warm-up."""
+    (schedule,) = (s for s in config.param_scheduler if s.type != 'LinearLR')
+    return schedule
+
+
+def flatten(node, path=''):
+    """What a runner takes of a config, by its path."""
+    if not isinstance(node, (dict, list, tuple)) or not node:
+        return {path: node}
+    found = {}
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if key != '_scope_' and (path or key in inspect.signature(Runner.__init__).parameters):
+            found.update(flatten(value, f'{path}.{key}'.lstrip('.')))
+    return found
+
+
 def test_all_are_here():
-    assert {path.stem for path in FOLDER.glob('*.py')} == CONFIGS.keys()
+    assert {path.stem for path in (FOLDER / 'mmdet').glob('*.py')} == DETECTORS.keys()
+    assert {path.stem for path in (FOLDER / 'mmseg').glob('*.py')} == SEGMENTERS.keys()
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', PARENTS)
+def test_differs_by_the_protocol_only(name, inherit, tmp_path):
+    parent, allowed = PARENTS[name]
+    ours = flatten(inherit(name).to_dict())
+    (tmp_path / 'parent.py').write_text(f'_base_ = {parent!r}\n')
+    theirs = flatten(Config.fromfile(str(tmp_path / 'parent.py')).to_dict())
+    changed = [k for k in {**ours, **theirs} if ours.get(k, 'none') != theirs.get(k, 'none')]
+    beyond = [k for k in changed if not any(f'{k}.'.startswith(f'{a}.') for a in allowed)]
+    assert not beyond
+    for prefix in allowed:  # and every one of them does change
+        assert any(f'{k}.'.startswith(f'{prefix}.') for k in changed), prefix
+
+
+@pytest.mark.parametrize('name', [*DETECTORS, *SEGMENTERS])
+def test_one_variable_is_the_checkpoint(name, inherit, monkeypatch):
+    monkeypatch.setenv('CHECKPOINT', '/my models/a-1.0.pth')
+    config = inherit(name)
+    found = [part.init_cfg for part in find(config.model, 'init_cfg') if part.init_cfg]
+    found = [part for part in found if part.get('type') == 'mmdense.SelfSupPretrained']
+    assert len(found) == (2 if 'c4' in name else 1)
+    assert {part.checkpoint for part in found} == {'/my models/a-1.0.pth'}
+
+
+@pytest.mark.parametrize('name', DETECTORS)
 def test_recipe(name, inherit):
     config = inherit(name)
-    epochs, milestones, lr, _ = CONFIGS[name]
-    schedule = config.param_scheduler[1]
-    assert config.train_cfg.max_epochs == schedule.end == epochs
-    assert schedule.milestones == milestones
+    length, milestones, lr, _ = DETECTORS[name]
+    schedule = steps(config)
+    assert (config.train_cfg.get('max_epochs') or config.train_cfg.max_iters) == length
+    assert (schedule.end, schedule.milestones) == (length, milestones)
+    assert schedule.by_epoch == ('max_epochs' in config.train_cfg)
     assert config.optim_wrapper.optimizer.lr == lr
     assert config.model.backbone.depth == 50
+    pipeline = config.train_dataloader.dataset
     if '2x' in name:
         assert config.model == inherit(name.replace('2x', '1x')).model
+    if 'c4' in name:  # at the end
+        assert config.custom_hooks[0].interval == length
+    else:
+        assert 'custom_hooks' not in config
     if 'sparse' in name:
         assert config.model.rpn_head.num_proposals == 300
-        assert list(find(config.train_dataloader.dataset.pipeline, 'crop_size'))
+        assert list(find(pipeline, 'crop_size'))
+        return
+    smallest = 480 if 'voc' in name else 640
+    for resize in find(pipeline, 'scales'):
+        sides = [tuple(scale) for scale in resize.scales]
+        assert sides == [(1333, side) for side in range(smallest, 801, 32)]
+    assert len(list(find(pipeline, 'scales'))) == (2 if 'voc' in name else 1)
+    images = config.train_dataloader.batch_size * (1 if 'bccd' in name else 8)
+    assert images == config.auto_scale_lr.base_batch_size == (4 if 'bccd' in name else 16)
+    if 'coco' not in name:
+        warm_up = config.param_scheduler[0]
+        assert (warm_up.type, warm_up.end, warm_up.by_epoch) == ('LinearLR', 100, False)
+        assert len(config.test_evaluator.iou_thrs) == 10
+
+
+@pytest.mark.parametrize('name', SEGMENTERS)
+def test_segmenters_recipe(name, inherit):
+    config = inherit(name)
+    length, milestones, lr, weight_decay, crop = SEGMENTERS[name]
+    assert config.train_cfg.max_iters == length
+    schedule = steps(config)
+    if milestones:
+        assert (schedule.type, schedule.milestones) == ('MultiStepLR', milestones)
     else:
-        resize = config.train_dataloader.dataset.pipeline[2]
-        assert resize.scales == [(1333, side) for side in range(640, 801, 32)]
+        assert (schedule.type, schedule.end, schedule.power) == ('PolyLR', length, 0.9)
+    assert not schedule.by_epoch
+    optimizer = dict(type='SGD', lr=lr, momentum=0.9, weight_decay=weight_decay)
+    assert config.optim_wrapper.optimizer == optimizer
+    assert tuple(config.model.data_preprocessor.size) == crop
+    crops = [tuple(t.crop_size) for t in find(config.train_dataloader.dataset, 'crop_size')]
+    assert set(crops) == {crop}
+    if 'camvid' not in name:
+        assert 8 * config.train_dataloader.batch_size == config.auto_scale_lr.base_batch_size == 16
+    model = config.model
+    if 'd8' in name:
+        assert model.backbone.dilations == (1, 1, 2, 4) and model.auxiliary_head
+        return
+    assert model.backbone.strides == (1, 2, 2, 1) and model.backbone.dilations == (1, 1, 1, 2)
+    head = model.decode_head
+    assert (head.num_convs, head.channels, head.dilation) == (2, 256, 6)
+    assert not head.concat_input and head.dropout_ratio == 0 and head.align_corners
+    assert model.auxiliary_head is None
+    if 'cityscapes' in name:
+        assert model.test_cfg == dict(mode='slide', crop_size=(769, 769), stride=(513, 513))
 
 
-@pytest.mark.parametrize('name', [name for name in CONFIGS if '2x' not in name])
+def use_checkpoint(config, path):
+    for part in find(config.model, 'init_cfg'):
+        if part.init_cfg and part.init_cfg.get('type') == 'mmdense.SelfSupPretrained':
+            part.init_cfg.checkpoint = path
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize('name', SEGMENTERS)
+def test_segmenters_train_from_exactly_the_checkpoint(name, inherit, backbone, masks):
+    path, expected = backbone
+    config = inherit(name)
+    use_checkpoint(config, path)
+    config.model.data_preprocessor.size = crop = (65, 65)
+    for transform in find(config.train_dataloader.dataset, 'crop_size'):
+        transform.crop_size = crop
+    for transform in find(config.train_dataloader.dataset, 'size'):
+        transform.size = crop
+    for transform in find(config.train_dataloader.dataset, 'ratio_range'):
+        transform.scale = (160, 120)
+    for dataset in find(config.train_dataloader.dataset, 'data_root'):
+        dataset.data_root = masks
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(config.model)
+        model.init_weights()
+        dataset = DATASETS.build(config.train_dataloader.dataset)
+        batch = pseudo_collate([dataset[0], dataset[-1]])
+    assert len(dataset) == (4 if 'voc' in name else 2)
+    filled = model.backbone.state_dict()
+    assert filled.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(filled[key], value), key
+
+    assert all(isinstance(m, nn.SyncBatchNorm) for m in norms(model))
+    assert len(norms(model)) == 53 + (4 if 'd8' in name else 2)  # the head's, the auxiliary's
+    check_rgb(model.data_preprocessor)
+    stride, dilation = (8, 4) if 'd8' in name else (16, 2)
+    assert model.backbone.layer4[2].conv2.dilation == (dilation, dilation)
+    model.eval()
+    assert model.backbone(torch.rand(2, 3, 64, 64))[-1].shape == (2, 2048, *[64 // stride] * 2)
+
+    model = revert_sync_batchnorm(model)
+    model.train()
+    check_step(model, batch)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert not torch.equal(model.backbone.bn1.running_mean, expected['bn1.running_mean'])
+
+
+def check_rgb(preprocessor):
+    """ImageNet's mean and deviation, on RGB."""
+    rgb = getattr(preprocessor, '_channel_conversion', None)  # mmengine's and mmdet's name
+    assert preprocessor.channel_conversion if rgb is None else rgb
+    assert preprocessor.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+    assert preprocessor.std.flatten().tolist() == pytest.approx([58.395, 57.12, 57.375])
+
+
+def check_step(model, batch):
+    """One, backward included, with all of the model in training."""
+    assert all(m.training for m in norms(model))
+    assert all(p.requires_grad for p in model.parameters())
+    inputs = model.data_preprocessor(batch, training=True)
+    loss, terms = model.parse_losses(model(**inputs, mode='loss'))
+    assert all(torch.isfinite(term).all() for term in terms.values()), terms
+    loss.backward()
+
+
+@pytest.mark.parametrize('name', [name for name in DETECTORS if '2x' not in name])
 def test_trains_from_exactly_the_checkpoint(name, inherit, require, backbone, coco):
     require('mmcv._ext')
     path, expected = backbone
     config = inherit(name)
     shrink(config)
-    for part in find(config.model, 'init_cfg'):
-        if part.init_cfg and part.init_cfg.get('type') == 'mmdense.SelfSupPretrained':
-            part.init_cfg.checkpoint = path
-    config.train_dataloader.dataset.update(
-        data_root=coco, ann_file='coco.json', data_prefix=dict(img='')
-    )
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    use_checkpoint(config, path)
+    for dataset in find(config.train_dataloader.dataset, 'data_root'):
+        dataset.data_root = coco
+    if 'coco' in name:
+        config.train_dataloader.dataset.update(ann_file='coco.json', data_prefix=dict(img=''))
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(config.model)
         model.init_weights()
@@ -180,28 +491,59 @@ def test_trains_from_exactly_the_checkpoint(name, inherit, require, backbone, co
         assert torch.equal(filled[key], value), key
 
     # the protocol
-    synchronised = ['backbone', *CONFIGS[name][-1]]
+    synchronised = ['backbone', *DETECTORS[name][-1]]
     parts = [norms(model.get_submodule(part)) for part in synchronised]
     assert all(parts) and sum(map(len, parts)) == len(norms(model))
     assert all(isinstance(m, nn.SyncBatchNorm) for m in norms(model))
     last = model.roi_head.shared_head.res_layer if 'c4' in name else model.backbone
     for block in (model.backbone.layer2[0], last.layer4[0]):  # PyTorch's style
         assert (block.conv1_stride, block.conv2_stride) == (1, 2)
-    preprocessor = model.data_preprocessor
-    assert preprocessor._channel_conversion  # RGB
-    assert preprocessor.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
-    assert preprocessor.std.flatten().tolist() == pytest.approx([58.395, 57.12, 57.375])
+    check_rgb(model.data_preprocessor)
 
     # a step
     model = revert_sync_batchnorm(model)
     model.train()
-    assert all(m.training for m in norms(model))
-    assert all(p.requires_grad for p in model.parameters())
-    loss, terms = model.parse_losses(model(**preprocessor(batch, training=True), mode='loss'))
-    assert all(torch.isfinite(term).all() for term in terms.values()), terms
-    loss.backward()
+    check_step(model, batch)
     for part in synchronised:
         for key, parameter in model.get_submodule(part).named_parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), (part, key)
     assert model.backbone.conv1.weight.grad.abs().sum() > 0
     assert not torch.equal(model.backbone.bn1.running_mean, expected['bn1.running_mean'])
+
+
+@pytest.mark.parametrize(
+    'name, workers', [('faster-rcnn_r50_c4_24k_voc0712', 2), ('mask-rcnn_r50_c4_1x_coco', 0)]
+)
+def test_precise_bn(name, workers, inherit, require, backbone, coco, tmp_path):
+    """At the end of training, before the checkpoint: the mean over batches, under fixed weights."""
+    require('mmcv._ext')
+    config = inherit(name)
+    shrink(config)
+    config.model.test_cfg.rpn.update(nms_pre=50, max_per_img=10)
+    use_checkpoint(config, backbone[0])
+    for dataset in find(config.train_dataloader.dataset, 'data_root'):
+        dataset.data_root = coco
+    if 'coco' in name:
+        config.train_dataloader.dataset.update(ann_file='coco.json', data_prefix=dict(img=''))
+    config.train_dataloader.num_workers = workers
+    for key in ('cfg', 'dataloader', 'evaluator'):
+        config[f'val_{key}'] = config[f'test_{key}'] = None
+    length = 'max_epochs' if 'coco' in name else 'max_iters'
+    config.train_cfg[length] = config.custom_hooks[0].interval = 1
+    config.custom_hooks[0].num_samples = 4  # a data set of 2 has one batch, one of 4 has two
+    config.merge_from_dict(dict(work_dir=str(tmp_path / 'work'), experiment_name=tmp_path.name))
+    runner = Runner.from_cfg(config)
+    seen = []
+    norm = runner.model.backbone.bn1
+    norm.register_forward_hook(lambda module, inputs, _: seen.append((module.momentum, inputs[0])))
+    runner.train()
+    precise = [x for momentum, x in seen if momentum == 1.0]
+    assert len(precise) == (1 if 'coco' in name else 2)
+    expected = torch.stack([x.mean((0, 2, 3)) for x in precise]).mean(0)
+    assert torch.allclose(norm.running_mean, expected, atol=1e-5)
+    assert norm.momentum == 0.1
+    for module in norms(runner.model):
+        assert module.running_var.isfinite().all() and module.running_var.max() > 0
+    (saved,) = (tmp_path / 'work').glob('*_1.pth')
+    state = torch.load(saved, weights_only=False)['state_dict']
+    assert torch.equal(state['backbone.bn1.running_mean'], norm.running_mean)

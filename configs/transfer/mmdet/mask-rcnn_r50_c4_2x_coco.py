@@ -2,3 +2,4 @@ _base_ = 'mask-rcnn_r50_c4_1x_coco.py'
 
 train_cfg = dict(max_epochs=24)
 _base_.param_scheduler[1].update(end=24, milestones=[16, 22])
+_base_.custom_hooks[0].interval = 24

@@ -1,7 +1,6 @@
 # Mask R-CNN R50-FPN 1x on COCO from a pretrained backbone, under the protocol of
 # DenseCL, PixPro and SlotCon: SyncBN in the backbone, the FPN and both heads, and a box
 # head of four convolutions and one linear layer. The rest is mmdet's own config.
-# --cfg-options model.backbone.init_cfg.checkpoint=...
 _base_ = ['mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', '_base_/protocol.py']
 
 model = dict(

@@ -8,34 +8,17 @@ _base_ = __import__('mmdense') and [
     'mmseg::_base_/schedules/schedule_20k.py',
     'mmseg::_base_/default_runtime.py',
     '../../_base_/datasets/camvid.py',
+    '_base_/protocol.py',
 ]
 
-# --cfg-options model.backbone.init_cfg.checkpoint=...
-checkpoint = 'work_dirs/densecl_r50_coco/backbone.pth'
 crop_size = (360, 480)
 void = _base_.void
 
 model = dict(
-    pretrained=None,
     data_preprocessor=dict(size=crop_size, seg_pad_val=void),
-    backbone=dict(
-        type='ResNet',
-        strides=(1, 2, 2, 1),
-        dilations=(1, 1, 1, 2),
-        contract_dilation=False,
-        init_cfg=dict(type='mmdense.SelfSupPretrained', checkpoint=checkpoint),
-    ),
-    decode_head=dict(
-        channels=256,
-        dilation=6,
-        concat_input=False,
-        dropout_ratio=0,
-        num_classes=11,
-        align_corners=True,
-        ignore_index=void,
-    ),
-    auxiliary_head=None,
+    **_base_.fcn_d16,
 )
+model['decode_head'].update(num_classes=11, ignore_index=void)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

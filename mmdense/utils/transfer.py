@@ -1,0 +1,439 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Pretrained backbones × tasks of configs/transfer, under mmdet's and mmseg's own tools.
+
+A run's folder has ``config.py``, whole, from its start, and ``result.json`` from its end; what is
+between the two is an interrupted run.
+"""
+
+import copy
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import os.path as osp
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import CheckpointLoader
+
+import mmdense
+from mmdense.checkpoints import recognise
+from mmdense.checkpoints.io import cached_path
+
+from .errors import CheckpointError, DataError, InputError, MMDenseError
+
+ROOT = osp.dirname(osp.abspath(mmdense.__file__))
+INITIALISER = 'mmdense.SelfSupPretrained'
+# ResNet's own initialisers, written out: without any, MMEngine would keep PyTorch's.
+RANDOM = [
+    dict(type='Kaiming', layer='Conv2d'),
+    dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+]
+# What the papers' tables have, in their order; mmdet measures in fractions, mmseg in percent.
+HEADLINES = {
+    'coco/bbox_mAP': 'box AP',
+    'coco/bbox_mAP_50': 'box AP50',
+    'coco/bbox_mAP_75': 'box AP75',
+    'coco/segm_mAP': 'mask AP',
+    'coco/segm_mAP_50': 'mask AP50',
+    'coco/segm_mAP_75': 'mask AP75',
+    'pascal_voc/mAP': 'AP',
+    'pascal_voc/AP50': 'AP50',
+    'pascal_voc/AP75': 'AP75',
+    'mIoU': 'mIoU',
+}
+# Keys, at any depth, that two runs may differ in and be compared all the same. MMEngine writes
+# config.py once more, with launcher, resume and work_dir.
+_FREE = {
+    *('checkpoint', 'init_cfg', 'transfer', 'work_dir', 'launcher', 'resume'),
+    *('num_workers', 'persistent_workers', 'pin_memory'),
+}
+
+
+def find_tasks() -> Dict[str, str]:
+    """The configs of configs/transfer, by their file names without ending."""
+    pattern = osp.join(ROOT, '.mim', 'configs', 'transfer', 'mm*', '*.py')
+    return {osp.splitext(osp.basename(path))[0]: path for path in sorted(glob.glob(pattern))}
+
+
+@dataclass
+class Method:
+    """A backbone to be compared.
+
+    Attributes:
+        name (str): In the table, and of its folder.
+        checkpoint (str, optional): Absolute path; None for random weights.
+        sha256 (str, optional): Of that file.
+    """
+
+    name: str
+    checkpoint: Optional[str] = None
+    sha256: Optional[str] = None
+
+
+def read_method(argument: str) -> Method:
+    """``CHECKPOINT`` or ``NAME=CHECKPOINT``; a path or a URL.
+
+    Without a name it is called by its algorithm, if the file says that, or by
+    the file's name.
+
+    Raises:
+        CheckpointError: When the file cannot be read or has no backbone.
+        InputError: When the name is not fit for a folder.
+    """
+    name, equals, source = argument.partition('=')
+    if not equals or re.search(r'[/\\]', name):
+        name, source = '', argument
+    source = osp.expanduser(source)
+    checkpoint = CheckpointLoader.load_checkpoint(source, 'cpu', logger='silent')
+    path = cached_path(source) if re.match('https?://', source) else osp.abspath(source)
+    found = recognise(checkpoint, name=source)
+    if not name:
+        own = found.meta.get('mmdense')
+        name = isinstance(own, dict) and own.get('algorithm')
+        name = str(name).lower() if name else osp.splitext(osp.basename(path))[0]
+    if not re.fullmatch(r'\w[\w.+-]*', name) or name == 'random':
+        raise InputError(f'{name!r} is no name for a method: give another as NAME={source}')
+    with open(path, 'rb') as file:
+        return Method(name, path, hashlib.sha256(file.read()).hexdigest())
+
+
+def read_methods(arguments: Sequence[str], baseline: Optional[str] = None) -> List[Method]:
+    """All of them, the baseline first; each name once.
+
+    Raises:
+        InputError: When there is none, or two have the same name.
+    """
+    methods = [Method(baseline)] if baseline else []
+    for argument in arguments:
+        method = read_method(argument)
+        for other in methods:
+            if other.name == method.name:
+                raise InputError(
+                    f'{other.checkpoint} and {argument} would both be called {method.name}: name '
+                    f'them, as {method.name}-2={argument}'
+                )
+        methods.append(method)
+    if not methods:
+        raise InputError('nothing to transfer: give a checkpoint, or --baseline random')
+    return methods
+
+
+@dataclass
+class Run:
+    """One method on one task.
+
+    Attributes:
+        method (Method): What is transferred.
+        task (str): Where to.
+        package (str): mmdet or mmseg, whose tools run it.
+        folder (str): Absolute path of all its files.
+        cfg (Config): As it is going to be written there.
+    """
+
+    method: Method
+    task: str
+    package: str
+    folder: str
+    cfg: Config
+
+    def __str__(self) -> str:
+        return f'{self.method.name} → {self.task}'
+
+    def path(self, *parts: str) -> str:
+        return osp.join(self.folder, *parts)
+
+    @property
+    def done(self) -> bool:
+        return osp.isfile(self.path('result.json'))
+
+
+def plan(
+    methods: Sequence[Method],
+    tasks: Sequence[str],
+    work_dir: str,
+    options: Optional[dict] = None,
+    data_root: Optional[str] = None,
+) -> List[Run]:
+    """All runs, every one checked: nothing is trained while anything is wrong.
+
+    Args:
+        methods (Sequence[Method]): As :func:`read_methods` gives them.
+        tasks (Sequence[str]): Of :func:`find_tasks`.
+        work_dir (str): Each run gets ``work_dir/<method>/<task>``.
+        options (dict, optional): Changes of every config, as of ``--cfg-options``.
+        data_root (str, optional): Takes the place of ``data`` in all paths.
+
+    Raises:
+        MMDenseError: An unknown task, a package or images that are missing, a
+            checkpoint that does not fit a task's backbone, or a folder whose
+            runs had another checkpoint or other settings.
+    """
+    known = find_tasks()
+    runs = []
+    for task in dict.fromkeys(tasks):
+        if task not in known:
+            raise InputError(f'there is no task {task!r}; there are: {", ".join(known)}')
+        package = osp.basename(osp.dirname(known[task]))
+        if find_spec(package) is None:
+            raise InputError(f'{task} needs {package}, which is not installed')
+        for method in methods:
+            cfg = _config(known[task], method, task, options, data_root)
+            folder = osp.abspath(osp.join(work_dir, method.name, task))
+            run = Run(method, task, package, folder, cfg)
+            if not run.done:
+                _check_data(run)
+                if method.checkpoint:
+                    _check_fit(run)
+            _check_folder(run, work_dir)
+            runs.append(run)
+    return runs
+
+
+def _config(path, method, task, options, data_root) -> Config:
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options or {})
+    for key, node in list(_items(cfg)):
+        if data_root and isinstance(node[key], str) and re.match(r'(\./)?data/', node[key]):
+            node[key] = osp.join(osp.abspath(data_root), node[key].partition('data/')[2])
+        elif _is_ours(node[key]):
+            if method.checkpoint:
+                node[key].checkpoint = method.checkpoint
+            else:
+                node[key] = [dict(initialiser) for initialiser in RANDOM]
+    cfg.checkpoint = method.checkpoint
+    # Every process knows our modules, and reads checkpoints with our loader.
+    imports = cfg.get('custom_imports') or dict(imports=[])
+    cfg.custom_imports = dict(imports, imports=[*imports['imports'], 'mmdense.checkpoints'])
+    if 'auto_scale_lr' in cfg:
+        cfg.auto_scale_lr.enable = True
+    cfg.transfer = dict(method=method.name, task=task, checkpoint_sha256=method.sha256)
+    return cfg
+
+
+def _items(node: Any) -> Iterator[Tuple[Any, Any]]:
+    """(key, container) of all values, at any depth."""
+    if isinstance(node, (dict, list, Config)):
+        for key in list(range(len(node)) if isinstance(node, list) else node):
+            yield key, node
+            yield from _items(node[key])
+
+
+def _is_ours(node: Any) -> bool:
+    return isinstance(node, dict) and node.get('type') == INITIALISER
+
+
+def _check_data(run: Run) -> None:
+    for loader in ('train_dataloader', 'test_dataloader'):
+        for key, node in _items(run.cfg.get(loader)):
+            if key != 'data_root' or not isinstance(node[key], str) or '://' in node[key]:
+                continue
+            if not osp.isdir(node[key]):
+                raise DataError(
+                    f'{run.task} reads {node[key]}, which is not there: link it, or name with '
+                    '--data-root the folder that has what is below data/'
+                )
+
+
+def _check_fit(run: Run) -> None:
+    """Builds what the checkpoint fills, and fills it."""
+    with DefaultScope.overwrite_default_scope(run.package):
+        for key, node in list(_items(run.cfg.model)):
+            if _is_ours(node[key]) and key == 'init_cfg':
+                MODELS.build(copy.deepcopy(node)).init_weights()
+
+
+def _check_folder(run: Run, work_dir: str) -> None:
+    """Runs of one task in one folder are compared: they must be comparable."""
+    mend = 'delete that folder, or name another --work-dir'
+    for path in sorted(glob.glob(osp.join(work_dir, '*', run.task, 'config.py'))):
+        folder = osp.dirname(path)
+        old = Config.fromfile(path)
+        own = osp.abspath(folder) == run.folder
+        if own and old.transfer.checkpoint_sha256 != run.method.sha256:
+            raise CheckpointError(
+                f'{folder} is of another checkpoint than {run.method.checkpoint} (it was '
+                f'{old.checkpoint}): {mend}, or name this one, as {run.method.name}-2='
+                f'{run.method.checkpoint}'
+            )
+        before, now = _settings(old), _settings(run.cfg)
+        changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+        if changed:
+            key = changed[0]
+            raise InputError(
+                f'{folder} has other settings: {key} was {before.get(key)} and would be '
+                f'{now.get(key)}{f", {len(changed) - 1} more" if len(changed) > 1 else ""}. '
+                f'Their results cannot be compared: {mend}'
+            )
+
+
+def _settings(cfg: Config) -> Dict[str, str]:
+    """All that must be equal, by its path."""
+    found = {}
+
+    def walk(node: Any, path: str) -> None:
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, value in items:
+            if key in _FREE:
+                continue
+            here = f'{path}.{key}' if path else str(key)
+            if isinstance(value, (dict, list, tuple)) and value:
+                walk(value, here)
+            else:
+                found[here] = repr(value)
+
+    walk(cfg.to_dict(), '')
+    return found
+
+
+def execute(run: Run, gpus: int = 1) -> None:
+    """Trains, or goes on training, tests, and writes ``result.json``.
+
+    Args:
+        run (Run): As :func:`plan` gives it.
+        gpus (int): Number of processes.
+
+    Raises:
+        MMDenseError: When a tool fails; its last line, and where its log is.
+    """
+    os.makedirs(run.folder, exist_ok=True)
+    with _locked(run.path('lock')) as lock:
+        _write(run.path('config.py'), run.cfg.pretty_text)
+        last = run.path('last_checkpoint')
+        flags = ['--resume'] if osp.isfile(last) else []
+        _call(run, 'train', gpus, lock, '--work-dir', run.folder, *flags)
+        with open(last, encoding='utf-8') as file:
+            trained = run.path(osp.basename(file.read().strip()))
+        shutil.rmtree(run.path('test'), ignore_errors=True)
+        _call(run, 'test', gpus, lock, trained, '--work-dir', run.path('test'))
+        (written,) = glob.glob(run.path('test', '*', '*.json'))
+        with open(written, encoding='utf-8') as file:
+            metrics = {k: v for k, v in json.load(file).items() if k not in ('data_time', 'time')}
+        result = dict(
+            method=run.method.name,
+            task=run.task,
+            metrics=metrics,
+            checkpoint=run.method.checkpoint,
+            checkpoint_sha256=run.method.sha256,
+            trained=trained,
+            gpus=gpus,
+            config_sha256=hashlib.sha256(run.cfg.pretty_text.encode()).hexdigest(),
+            date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        )
+        _write(run.path('result.json'), json.dumps(result, indent=2) + '\n')
+
+
+def _write(path: str, text: str) -> None:
+    """Whole or not at all."""
+    with open(f'{path}.part', 'w', encoding='utf-8') as file:
+        file.write(text)
+    os.replace(f'{path}.part', path)
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[int]:
+    """Held by the tools too: should this program be killed, they go on without it."""
+    with open(path, 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MMDenseError(f'{osp.dirname(path)} is in use by another process') from None
+        yield file.fileno()
+
+
+def _call(run: Run, tool: str, gpus: int, lock: int, *arguments: str) -> None:
+    """mmdet's or mmseg's own tool, with its output in a log."""
+    folder = osp.dirname(find_spec(run.package).origin)
+    script = osp.join(folder, '.mim', 'tools', f'{tool}.py')
+    if not osp.isfile(script):  # a checkout
+        script = osp.join(osp.dirname(folder), 'tools', f'{tool}.py')
+    command = [sys.executable]
+    if gpus > 1:
+        command += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={gpus}']
+        arguments = (*arguments, '--launcher', 'pytorch')
+    path = os.pathsep.join(filter(None, [osp.dirname(ROOT), os.environ.get('PYTHONPATH')]))
+    log = run.path(f'{tool}.log')
+    with open(log, 'a', encoding='utf-8') as file:
+        process = subprocess.Popen(
+            [*command, script, run.path('config.py'), *arguments],
+            env=dict(os.environ, PYTHONPATH=path),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock],
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if code:
+        with open(log, encoding='utf-8', errors='replace') as file:
+            lines = [line.strip() for line in file if line.strip()] or ['']
+        raise MMDenseError(f'{lines[-1][:300]} (exit code {code}; {log})')
+
+
+def check_gpus(gpus: int) -> None:
+    """mmdet's and mmseg's tools run on the CPU in one process alone.
+
+    Raises:
+        InputError: When there are not as many.
+    """
+    found = torch.cuda.device_count()
+    if gpus < 1 or gpus > max(found, 1):
+        raise InputError(f'--gpus {gpus}, but {found} found; one process can use the CPU')
+
+
+def images_per_step(run: Run, gpus: int) -> Tuple[int, Optional[int]]:
+    """Images in a step on so many GPUs, and in the protocol's, if it says."""
+    base = run.cfg.get('auto_scale_lr', {}).get('base_batch_size')
+    return gpus * run.cfg.train_dataloader.batch_size, base
+
+
+def make_table(work_dir: str) -> str:
+    """All results below ``work_dir``, one row a method, in Markdown; '' if there are none.
+
+    A task's name is in the head of the first of its columns.
+    """
+    results: Dict[str, Dict[str, dict]] = {}
+    for path in glob.glob(osp.join(work_dir, '*', '*', 'result.json')):
+        with open(path, encoding='utf-8') as file:
+            result = json.load(file)
+        results.setdefault(result['method'], {})[result['task']] = result['metrics']
+    if not results:
+        return ''
+    columns = [
+        (task, key)
+        for task in sorted({task for tasks in results.values() for task in tasks})
+        for key in HEADLINES
+        if any(key in tasks.get(task, ()) for tasks in results.values())
+    ]
+    heads = [HEADLINES[key] for _, key in columns]
+    for i, (task, _) in enumerate(columns):
+        if i == 0 or columns[i - 1][0] != task:
+            heads[i] = f'{task} {heads[i]}'
+    rows = [['method', *heads]]
+    for method in sorted(results, key=lambda name: (name != 'random', name)):
+        cells = [_percent(results[method].get(task, {}), key) for task, key in columns]
+        rows.append([method, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows.insert(1, ['-' * width for width in widths])
+    lines = [' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
+    return ''.join(f'| {line} |\n' for line in lines)
+
+
+def _percent(metrics: dict, key: str) -> str:
+    if key not in metrics:
+        return '–'
+    return f'{metrics[key] * (100 if "/" in key else 1):.1f}'

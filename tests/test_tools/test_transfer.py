@@ -1,0 +1,226 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""tools/transfer.py, on real images, at a size that a CPU does in seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SMALL = [
+    'model.backbone.depth=18',
+    *(f'{loader}_dataloader.num_workers=0' for loader in ('train', 'val', 'test')),
+    *(f'{loader}_dataloader.persistent_workers=False' for loader in ('train', 'val', 'test')),
+    *(f'{loader}_dataloader.dataset.indices=2' for loader in ('val', 'test')),
+    *('train_dataloader.batch_size=2', 'default_hooks.checkpoint.interval=2'),
+    'default_hooks.logger.interval=1',
+]
+OPTIONS = dict(
+    fcn_r50_camvid=[
+        *('model.decode_head.in_channels=512', 'model.decode_head.channels=32'),
+        'model.data_preprocessor.size=(96,128)',
+        'train_dataloader.dataset.pipeline.2.scale=(160,120)',
+        'train_dataloader.dataset.pipeline.3.crop_size=(96,128)',
+    ],
+    **{
+        'faster-rcnn_r50_fpn_bccd': [
+            *('model.neck.in_channels=64,128,256,512', 'model.neck.out_channels=32'),
+            *('model.rpn_head.in_channels=32', 'model.rpn_head.feat_channels=32'),
+            'model.roi_head.bbox_roi_extractor.out_channels=32',
+            *(f'model.roi_head.bbox_head.{k}=32' for k in ('in_channels', 'conv_out_channels')),
+            'model.roi_head.bbox_head.fc_out_channels=64',
+            *(f'model.train_cfg.rpn_proposal.{k}=50' for k in ('nms_pre', 'max_per_img')),
+            'model.train_cfg.rcnn.sampler.num=32',
+            'train_dataloader.dataset.pipeline.2.scales=[(200,160)]',
+            *(
+                f'{loader}_dataloader.dataset.pipeline.1.scale=(200,160)'
+                for loader in ('val', 'test')
+            ),
+        ]
+    },
+)
+
+
+@pytest.fixture
+def arguments(data_root, tmp_path):
+    def make(task, *flags, iters=3, data=data_root):
+        return [
+            *(*flags, '--to', task, '--work-dir', str(tmp_path / 'runs'), '--data-root', str(data)),
+            *('--cfg-options', *SMALL, *OPTIONS.get(task, ()), f'train_cfg.max_iters={iters}'),
+        ]
+
+    return make
+
+
+def read(folder):
+    return json.loads((folder / 'result.json').read_text())
+
+
+def test_kill_resume_and_one_table(arguments, tmp_path, pretrained, repo, run, run_here, require):
+    require('mmseg')
+    runs = tmp_path / 'runs'
+    flags = arguments('fcn_r50_camvid', pretrained, '--baseline', 'random', iters=12)
+    command = [sys.executable, 'tools/transfer.py', *map(str, flags)]
+
+    # killed in the middle: mmseg's tool ends with it
+    env = dict(os.environ, PYTHONPATH=str(repo))
+    process = subprocess.Popen(command, cwd=repo, env=env, text=True, stdout=subprocess.PIPE)
+    begun = runs / 'random' / 'fcn_r50_camvid'
+    for _ in range(1200):
+        if (begun / 'last_checkpoint').exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert (begun / 'last_checkpoint').exists() and not (begun / 'result.json').exists()
+    assert not (runs / 'densecl').exists()
+
+    done = run(*command)
+    assert done.returncode == 0, done.stdout
+    assert 'random → fcn_r50_camvid: goes on' in done.stdout
+    assert 'densecl → fcn_r50_camvid: starts' in done.stdout
+    assert 'resumed epoch' in (begun / 'train.log').read_text()
+    log = (runs / 'densecl' / 'fcn_r50_camvid' / 'train.log').read_text()
+    assert f'all 120 tensors of ResNet filled from {pretrained}' in log and 'loss: ' in log
+    table = (runs / 'table.md').read_text()
+    assert table in done.stdout
+    header, _, *rows = [line.strip('|').split('|') for line in table.splitlines()]
+    assert [cell.strip() for cell in header] == ['method', 'fcn_r50_camvid mIoU']
+    for (name, miou), expected in zip(rows, ('random', 'densecl')):
+        result = read(runs / expected / 'fcn_r50_camvid')
+        assert name.strip() == result['method'] == expected
+        assert miou.strip() == f'{result["metrics"]["mIoU"]:.1f}'
+        assert result['trained'].endswith('iter_12.pth')
+    assert read(begun)['checkpoint'] is None
+    assert read(runs / 'densecl' / 'fcn_r50_camvid')['checkpoint'] == str(pretrained)
+
+    # the same again: nothing is run, the table is the same
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob('*') if path.suffix != '.md'}
+    code, printed = run_here('transfer.py', *flags)
+    assert code == 0 and printed.out.count('finished before') == 2 and table in printed.out
+    assert {p: p.stat().st_mtime_ns for p in runs.rglob('*') if p.suffix != '.md'} == before
+
+    # other settings, another checkpoint
+    code, printed = run_here('transfer.py', *arguments('fcn_r50_camvid', pretrained, iters=13))
+    assert code == 1 and 'train_cfg.max_iters was 12 and would be 13' in printed.err
+    other = tmp_path / 'other.pth'
+    export_other(pretrained, other)
+    code, printed = run_here(
+        'transfer.py', *arguments('fcn_r50_camvid', f'densecl={other}', iters=12)
+    )
+    assert code == 1 and f'is of another checkpoint than {other}' in printed.err
+    assert 'delete that folder, or name another --work-dir' in printed.err
+
+
+def export_other(checkpoint, path):
+    """The same backbone, a little different."""
+    from mmdense.checkpoints import read_checkpoint, recognise
+    from mmdense.checkpoints.export import save_backbone
+
+    tensors = recognise(read_checkpoint(str(checkpoint))).backbone
+    save_backbone({k: v + 1 if v.is_floating_point() else v for k, v in tensors.items()}, str(path))
+
+
+def test_a_detector_and_a_failure(arguments, tmp_path, pretrained, run, require):
+    """One run that fails does not lose the other."""
+    require('mmdet')
+    require('mmcv._ext')
+    flags = arguments('faster-rcnn_r50_fpn_bccd', f'first={pretrained}', f'second={pretrained}')
+    blocked = tmp_path / 'runs' / 'first' / 'faster-rcnn_r50_fpn_bccd'
+    (blocked / 'iter_2.pth').mkdir(parents=True)  # no checkpoint can be written there
+    done = run(sys.executable, 'tools/transfer.py', *flags)
+    assert done.returncode == 1, done.stdout
+    assert 'first → faster-rcnn_r50_fpn_bccd: failed: ' in done.stdout
+    assert f'{blocked}/train.log' in done.stdout
+    assert 'error: failed: first → faster-rcnn_r50_fpn_bccd\n' in done.stdout
+    metrics = read(tmp_path / 'runs' / 'second' / 'faster-rcnn_r50_fpn_bccd')['metrics']
+    assert 0 <= metrics['pascal_voc/AP75'] <= metrics['pascal_voc/AP50'] <= 1
+    header, _, row = (tmp_path / 'runs' / 'table.md').read_text().splitlines()
+    names = [cell.strip() for cell in header.strip('|').split('|')]
+    assert names == ['method', 'faster-rcnn_r50_fpn_bccd AP', 'AP50', 'AP75']
+    assert row.startswith('| second ')
+
+
+def test_mistakes_are_one_line_before_anything_starts(
+    arguments, tmp_path, data_root, run_here, require
+):
+    import torch
+    from mmpretrain.models import ResNet
+
+    from mmdense.checkpoints.export import save_backbone
+
+    require('mmseg')
+    good, deep, bad = tmp_path / 'r18.pth', tmp_path / 'r50.pth', tmp_path / 'bad.pth'
+    save_backbone(ResNet(18).state_dict(), str(good))
+    save_backbone(ResNet(50).state_dict(), str(deep), algorithm='SlotCon')
+    torch.save(dict(state_dict=ResNet(18).state_dict()), bad)
+    bad.write_bytes(bad.read_bytes()[:1000])
+    task = 'fcn_r50_camvid'
+    for flags, expected in [
+        (arguments('fcn_r50_camvit', good), "there is no task 'fcn_r50_camvit'; there are: "),
+        (arguments('fcn_r50_camvit', good), 'mask-rcnn_r50_fpn_1x_coco'),
+        (arguments(task, good, bad), f'{bad} is damaged or cut short'),
+        (arguments(task, tmp_path / 'none.pth'), 'none.pth does not exist'),
+        (arguments(task, good, deep), 'the model is a ResNet-18: set depth'),
+        (arguments(task, good, good), 'would both be called r18: name them, as r18-2='),
+        (arguments(task, f'random={good}'), "'random' is no name for a method"),
+        (arguments(task), 'give a checkpoint, or --baseline random'),
+        (arguments(task, good, data=tmp_path), f'reads {tmp_path}/camvid, which is not there'),
+        (arguments(task, good, '--gpus', '999'), '--gpus 999, but '),
+    ]:
+        code, printed = run_here('transfer.py', *flags)
+        assert code == 1 and expected in printed.err, printed.err
+        assert printed.err.count('\n') == 1 and printed.err.startswith('mmdense: error: ')
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_random_is_resnets_own_initialisation(data_root):
+    """Not PyTorch's, which is left where init_cfg is empty; and nothing is read."""
+    import torch
+    from mmengine.registry import MODELS, DefaultScope
+
+    from mmdense.utils.transfer import Method, plan
+
+    pytest.importorskip('mmseg')
+    (run,) = plan([Method('random')], ['fcn_r50_camvid'], 'nowhere', data_root=str(data_root))
+    assert 'SelfSupPretrained' not in run.cfg.pretty_text
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        backbone = MODELS.build(run.cfg.model.backbone)
+    backbone.init_weights()
+    weight = backbone.layer2[0].conv2.weight
+    fan_out = weight.shape[0] * 9
+    assert weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)
+    assert torch.equal(backbone.layer4[2].bn3.weight, torch.ones(2048))
+
+
+TOOL = """
+import os, pathlib, sys
+assert sys.argv[-2:] == ['--launcher', 'pytorch']
+pathlib.Path(os.environ['RANK'] + '.txt').write_text(' '.join(sys.argv[1:]))
+"""
+
+
+def test_several_gpus_and_the_lock(tmp_path, monkeypatch):
+    """Through torchrun, one process a GPU; and two programs never train in one folder."""
+    from mmdense.utils.errors import MMDenseError
+    from mmdense.utils.transfer import Method, Run, _call, _locked
+
+    tools = tmp_path / 'package' / '.mim' / 'tools'
+    tools.mkdir(parents=True)
+    (tools / 'train.py').write_text(TOOL)
+    (tools.parents[1] / '__init__.py').write_text('')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = Run(Method('random'), 'task', 'package', str(tmp_path), None)
+    with _locked(run.path('lock')) as lock:
+        _call(run, 'train', 2, lock, '--resume')
+        in_use = pytest.raises(MMDenseError, match='is in use by another process')
+        with in_use, _locked(run.path('lock')):
+            pass
+    for rank in range(2):
+        expected = f'{tmp_path}/config.py --resume --launcher pytorch'
+        assert (tmp_path / f'{rank}.txt').read_text() == expected
