@@ -35,6 +35,7 @@ setup(
     packages=find_namespace_packages(include=['mmdense', 'mmdense.*']),
     # mmdense/.mim comes with MANIFEST.in: links in the tree, real files in wheel and sdist.
     include_package_data=True,
+    entry_points={'console_scripts': ['mmdense = mmdense.cli:main']},
     install_requires=requirements('runtime'),
     extras_require={
         'optional': requirements('optional'),

@@ -12,6 +12,7 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Dict, List, Optional
 
 # module: (oldest version that does, first one that does not)
@@ -159,3 +160,22 @@ def map_packages() -> None:
             MODULE2PACKAGE[module] = module
         elif _is_distribution('onedl-mmengine'):
             MODULE2PACKAGE[module] = maintained
+
+
+def classic_config() -> dict:
+    """The config that a shim in ``mmdense/configs`` stands for.
+
+    Pure-Python configs (``with read_base()``) cannot inherit classic ones, nor
+    import names with dashes. A shim is the classic file of the same name, with
+    ``_`` for ``-``, read when it is evaluated, so that the two cannot drift.
+    The caller's file name says which: MMEngine does not always set __file__.
+    """
+    from mmengine.config import Config
+
+    shim = Path(sys._getframe(1).f_code.co_filename)
+    root = next(folder for folder in shim.parents if folder.name == 'configs')
+    classic = root.parent / '.mim' / 'configs' / shim.parent.relative_to(root)
+    found = [p for p in classic.glob('*.py') if p.stem.replace('-', '_') == shim.stem]
+    if len(found) != 1:
+        raise ImportError(f'{shim} stands for {len(found)} files in {classic}: reinstall mmdense')
+    return Config.fromfile(str(found[0])).to_dict()

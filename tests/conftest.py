@@ -5,7 +5,9 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
 from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -247,6 +249,12 @@ def tiny(repo, images, tmp_path):
 
 
 @pytest.fixture(scope='session')
+def tiny_options():
+    """Arguments that make an algorithm's COCO recipe tiny."""
+    return lambda algorithm: ['--cfg-options', *TINY, *TINY_OF[algorithm]]
+
+
+@pytest.fixture(scope='session')
 def pretrained_by(tmp_path_factory, repo, images):
     """The checkpoint of a short run of an algorithm, R18, as tools/train.py wrote it."""
 
@@ -294,3 +302,64 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
+
+
+class _Served:
+    """A file on :func:`server`, and what the server does when asked for it."""
+
+    def __init__(
+        self, content, status=200, etag='"1"', modified=None, ranges=True, lax=False, cuts=()
+    ):
+        self.content, self.status, self.etag, self.modified = content, status, etag, modified
+        self.ranges, self.lax = ranges, lax  # lax: overlooks If-Range
+        self.cuts = list(cuts)  # bytes after which the connection is lost, request by request
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        name = self.path.lstrip('/').split('?')[0]
+        self.server.asked.append((name, dict(self.headers)))
+        file = self.server.files.get(name)
+        if file is None:
+            return self.send_error(404)
+        if file.status != 200:
+            return self.send_error(file.status)
+        content, start = file.content, self.headers.get('Range')
+        same = file.lax or self.headers.get('If-Range') in (file.etag, file.modified)
+        if start and file.ranges and same:
+            start = int(start[len('bytes=') : -1])
+            if start >= len(content):
+                return self.send_error(416)
+            self.send_response(206)
+            self.send_header('Content-Range', f'bytes {start}-{len(content) - 1}/{len(content)}')
+            content = content[start:]
+        else:
+            self.send_response(200)
+        self.send_header('Content-Length', str(len(content)))
+        for key, value in (('ETag', file.etag), ('Last-Modified', file.modified)):
+            if value:
+                self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(content[: file.cuts.pop(0)] if file.cuts else content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A web server on this machine: ``server.put(name, content, …)`` is the URL, ``server.asked``
+    the requests."""
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    web = ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
+    web.files, web.asked = {}, []
+
+    def put(name, content, **behaviour):
+        web.files[name] = _Served(content, **behaviour)
+        return f'http://127.0.0.1:{web.server_port}/{name}'
+
+    web.put = put
+    threading.Thread(target=web.serve_forever, kwargs=dict(poll_interval=0.05), daemon=True).start()
+    yield web
+    web.shutdown()
+    web.server_close()

@@ -3,10 +3,8 @@ import io
 import os
 import tarfile
 from contextlib import suppress
-from http.client import HTTPException
 from types import ModuleType
 from typing import Any, BinaryIO, Optional, Union
-from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier, get_rank
@@ -14,6 +12,7 @@ from mmengine.fileio import get_file_backend
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
+from mmdense.utils.download import download, file_name
 from mmdense.utils.errors import CheckpointError
 
 from . import restricted_pickle
@@ -138,16 +137,20 @@ def load_from_local(filename: str, map_location: Optional[Any] = None) -> Any:
     return read_checkpoint(filename, map_location)
 
 
+def cached_path(url: str) -> str:
+    """Where a URL's file is kept: in torch.hub's cache."""
+    return os.path.join(torch.hub.get_dir(), 'checkpoints', file_name(url))
+
+
 @CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
 def load_from_http(
     filename: str,
     map_location: Optional[Any] = None,
     model_dir: Optional[str] = None,
-    progress: bool = False,
+    progress: Optional[bool] = None,
 ) -> Any:
-    """MMEngine's loader of URLs, restricted; kept in torch.hub's cache."""
-    folder = model_dir or os.path.join(torch.hub.get_dir(), 'checkpoints')
-    path = os.path.join(folder, os.path.basename(urlparse(filename).path))
+    """MMEngine's loader of URLs, restricted; see :func:`cached_path`."""
+    path = os.path.join(model_dir, file_name(filename)) if model_dir else cached_path(filename)
     checkpoint = error = None
     # Nobody raises between the barriers, or the other ranks would wait for ever.
     if get_rank() == 0:
@@ -171,16 +174,14 @@ def load_from_http(
     return checkpoint
 
 
-def _download(url: str, path: str, progress: bool) -> Optional[CheckpointError]:
-    """Unless the file is there. It appears whole or not at all."""
+def _download(url: str, path: str, progress: Optional[bool]) -> Optional[CheckpointError]:
+    """Unless the file is there, whatever it is."""
     if os.path.isfile(path):
         return None
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        torch.hub.download_url_to_file(url, path, progress=progress)
-    except (OSError, HTTPException, ValueError, RuntimeError) as error:
-        line = ' '.join(str(error).split())
-        return CheckpointError(f'checkpoint {url} could not be downloaded to {path}: {line}')
+        download(url, path, progress=progress)
+    except CheckpointError as error:
+        return error
     return None
 
 

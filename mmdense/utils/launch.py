@@ -52,7 +52,8 @@ def merge_common_arguments(cfg: Config, args) -> None:
         cfg.merge_from_dict(args.cfg_options)
     loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
     for loader in filter(None, loaders):
-        loader.setdefault('collate_fn', dict(type='mmdense.default_collate'))
+        if cfg.get('default_scope') in ('mmdense', 'mmpretrain'):  # mmdet and mmseg stack no images
+            loader.setdefault('collate_fn', dict(type='mmdense.default_collate'))
         if args.no_pin_memory or not torch.cuda.is_available():
             loader.pin_memory = False
         if loader.get('num_workers', 0) == 0:  # PyTorch refuses the combination

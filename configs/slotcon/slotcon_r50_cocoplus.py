@@ -1,0 +1,1 @@
+_base_ = 'slotcon_resnet50_8xb64-coslr-800e_cocoplus.py'

@@ -1,0 +1,193 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""The zoo: the recipes by name, and the weights that were published for them."""
+
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Union
+
+from mmengine.fileio import load
+
+from mmdense.utils.errors import InputError
+
+_MIM = Path(__file__).parent / '.mim'
+
+
+class Weights(NamedTuple):
+    """A published file.
+
+    Attributes:
+        url (str): Where it is.
+        sha256 (str or None): Of the file, where the name does not carry it.
+        by_authors (bool): In the algorithm's authors' own format, which
+            mmdense reads and ``mmengine.hub`` does not.
+    """
+
+    url: str
+    sha256: Optional[str]
+    by_authors: bool
+
+
+def list_models(pattern: Optional[str] = None) -> List[str]:
+    """The names of all recipes, sorted.
+
+    Args:
+        pattern (str, optional): Only those with this in their name; ``*``,
+            ``?`` and ``[…]`` as in the shell.
+    """
+    names = sorted(entry['Name'] for entry in _entries())
+    return [name for name in names if fnmatchcase(name, f'*{pattern or ""}*')]
+
+
+def find_weights(name: str) -> Optional[Weights]:
+    """What was published for a recipe; None if nothing was.
+
+    Raises:
+        InputError: For an unknown name, with the nearest.
+    """
+    entry = _find(name)
+    if 'Weights' in entry:
+        return Weights(entry['Weights'], entry.get('SHA256'), by_authors=False)
+    if 'Authors Weights' in entry:
+        return Weights(entry['Authors Weights'], entry.get('SHA256'), by_authors=True)
+    return None
+
+
+def get_model(name: str, pretrained: Union[bool, str] = False, **overrides):
+    """Builds a recipe's algorithm, in eval mode, as mmpretrain's ``get_model``.
+
+    Args:
+        name (str): One of :func:`list_models`, or its short form
+            (``densecl_r50_coco``).
+        pretrained (bool or str): True downloads the published weights. A path
+            or URL takes those: a checkpoint of the whole algorithm fills all
+            of it, strictly; one of a backbone fills the backbone, strictly,
+            and the log says that the rest is untrained. Defaults to False:
+            random weights.
+        overrides: Go into the config's ``model``:
+            ``backbone=dict(depth=18), queue_len=4096``.
+
+    Returns:
+        DenseSelfSupervisor: The algorithm. ``get_product()`` is its backbone.
+
+    Raises:
+        InputError: For an unknown name, or one without published weights.
+        CheckpointError: When the weights cannot be had or do not fit.
+    """
+    from mmengine.config import Config
+    from mmengine.registry import DefaultScope
+
+    from mmdense.registry import MODELS
+
+    entry = _find(name)
+    source = _download(name) if pretrained is True else pretrained
+    config = Config.fromfile(str(_MIM / entry['Config']))
+    config.merge_from_dict(dict(model=overrides))
+    with DefaultScope.overwrite_default_scope('mmdense'):
+        model = MODELS.build(config.model)
+    _init_weights(model)
+    if source:
+        _fill(model, str(source))
+    return model.eval()
+
+
+def download(name: str, folder: str = '.') -> str:
+    """Downloads what was published for a recipe, checked.
+
+    Args:
+        name (str): As in :func:`get_model`.
+        folder (str): Where to. Defaults to the current one.
+
+    Returns:
+        str: The path of the file.
+
+    Raises:
+        InputError: For an unknown name, or one without published weights.
+        CheckpointError: When there is no file, or another than was published.
+    """
+    from mmdense.checkpoints.io import read_checkpoint
+    from mmdense.utils.download import download, hash_in_name
+
+    weights = _required_weights(name)
+    # The authors' names say little, some of them nothing ('download').
+    file = f'{_find(name)["Name"]}.pth' if weights.by_authors else weights.url.rsplit('/', 1)[1]
+    path = str(Path(folder) / file)
+    known = weights.sha256 or hash_in_name(weights.url)
+    check = None if known else lambda file: read_checkpoint(file, name=weights.url)
+    download(weights.url, path, weights.sha256, check)
+    return path
+
+
+def _download(name: str) -> str:
+    """Into the cache; the URL, which is then found there."""
+    from mmdense.checkpoints.io import cached_path
+    from mmdense.utils.download import download
+
+    weights = _required_weights(name)
+    download(weights.url, cached_path(weights.url), weights.sha256)
+    return weights.url
+
+
+def _required_weights(name: str) -> Weights:
+    weights = find_weights(name)
+    if weights is None:
+        algorithm = _find(name)['In Collection']
+        names = [entry['Name'] for entry in _entries() if entry['In Collection'] == algorithm]
+        having = [other for other in names if find_weights(other)]
+        others = f'; there are some for {", ".join(having)}' if having else ''
+        raise InputError(
+            f'no weights were published for {name}{others}. Train it, or give the path of a '
+            'checkpoint'
+        )
+    return weights
+
+
+def _init_weights(model) -> None:
+    """MMEngine lists every tensor where no run's log file takes the list."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        model.init_weights()
+    finally:
+        logger.setLevel(level)
+
+
+def _fill(model, source: str) -> None:
+    from mmengine.logging import print_log
+    from mmengine.runner import CheckpointLoader
+
+    from mmdense.checkpoints import SelfSupPretrained, recognise
+
+    checkpoint = CheckpointLoader.load_checkpoint(source, 'cpu', logger='silent')
+    found = recognise(checkpoint, name=source)
+    kind = type(model).__name__
+    if found.algorithm is not None and found.algorithm_type in ('', kind):
+        SelfSupPretrained(source)(model)
+        return
+    for backbone in {model.backbone, model.get_product()}:
+        backbone.init_cfg = None  # it has been followed
+        SelfSupPretrained(source)(backbone)
+    print_log(f'{source} gives {kind} its backbone alone: neck and head are untrained', 'current')
+
+
+@lru_cache(maxsize=None)
+def _entries() -> tuple:
+    metafiles = load(str(_MIM / 'model-index.yml'))['Import']
+    return tuple(entry for file in metafiles for entry in load(str(_MIM / file))['Models'])
+
+
+def _find(name: str) -> dict:
+    known: Dict[str, dict] = {}
+    for entry in _entries():
+        known.update(dict.fromkeys([entry['Name'], *entry.get('Alias', [])], entry))
+    if name not in known:
+        near = ', '.join(get_close_matches(str(name), known, n=3, cutoff=0.3))
+        raise InputError(
+            f'there is no recipe {name!r}{f"; the nearest: {near}" if near else ""}. '
+            '`mmdense list` and mmdense.list_models() name all'
+        )
+    return known[name]

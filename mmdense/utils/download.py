@@ -1,0 +1,239 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Downloads that arrive whole or not at all.
+
+torch.hub, mim and pooch start again after a lost connection, and mim takes a web page for weights.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
+from typing import Any, Callable, Iterator, Optional, Tuple
+from urllib.error import HTTPError
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
+
+from filelock import FileLock, Timeout  # which PyTorch requires
+from mmengine.logging import print_log
+from torch.hub import tqdm  # or its stand-in
+
+from .errors import CheckpointError
+
+TRIES = 4  # in a row that bring nothing new
+PAUSE = 1.0  # seconds before the second of them; twice as many before each further one
+TIMEOUT = 30.0  # seconds of silence
+_CHUNK = 1 << 20
+
+# resnet50-0676ba61.pth, …_20220825-3078723b.pth: the start of the file's SHA256. Not a date.
+_HASH_IN_NAME = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.[^/]+$')
+
+
+def hash_in_name(url: str) -> Optional[str]:
+    """The start of the SHA256 that a file's name carries by convention."""
+    match = _HASH_IN_NAME.search(urlparse(url).path)
+    return match and match.group(1)
+
+
+def file_name(url: str) -> str:
+    """The name to keep a URL's file under, beside those of other URLs.
+
+    It is the URL's own, as torch.hub's, if that carries a hash; else another
+    site may have another file of that name, and the URL's hash is added.
+    """
+    name = os.path.basename(urlparse(url).path)
+    if hash_in_name(url):
+        return name
+    stem, suffix = os.path.splitext(name)
+    return f'{stem}_{hashlib.sha256(url.encode()).hexdigest()[:8]}{suffix}'
+
+
+def download(
+    url: str,
+    path: str,
+    sha256: Optional[str] = None,
+    check: Optional[Callable[[str], Any]] = None,
+    progress: Optional[bool] = None,
+) -> None:
+    """Downloads a file, unless it is there.
+
+    Until it is whole it is ``path.part``; what is there of it is gone on with,
+    if the server says that it is still the same file. Several processes can ask
+    for one path: the first downloads, the others wait.
+
+    Args:
+        url (str): http or https.
+        path (str): The file to write. Its folder is made.
+        sha256 (str, optional): Of the file, or the start of it, in hexadecimal.
+            Defaults to what the URL's file name carries. A file that is there
+            and has another is downloaded anew.
+        check (callable, optional): Called with the path of what has arrived. If
+            it raises, nothing is kept.
+        progress (bool, optional): Show a bar. Defaults to where there is a
+            terminal.
+
+    Raises:
+        CheckpointError: One line: why there is no file.
+    """
+    sha256 = (sha256 or hash_in_name(url) or '').lower()
+    if _is_there(path, sha256):
+        return
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with _locked(path):
+            if not _is_there(path, sha256):
+                _fetch(url, f'{path}.part', progress)
+                _check(url, f'{path}.part', sha256, check)
+                os.replace(f'{path}.part', path)
+                _forget(f'{path}.part')
+        with suppress(OSError):  # whoever waits for it will find the file
+            os.remove(f'{path}.lock')
+    except CheckpointError:
+        raise
+    except (OSError, HTTPException, ValueError, NotImplementedError) as error:
+        line = ' '.join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f'checkpoint {url} could not be downloaded to {path}: {line}'
+        ) from error
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[None]:
+    lock = FileLock(f'{path}.lock')
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print_log(f'{path}: waiting for another process that downloads it', 'current')
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_there(path: str, sha256: str) -> bool:
+    return os.path.isfile(path) and (not sha256 or _sha256(path).startswith(sha256))
+
+
+def _fetch(url: str, part: str, progress: Optional[bool]) -> None:
+    """Asks until all of the file is there, or nothing more comes."""
+    most = tries = 0
+    while True:
+        try:
+            return _ask(url, part, progress)
+        except (OSError, HTTPException) as error:
+            if isinstance(error, HTTPError):
+                error.close()
+                if error.code == 416:  # what is there is no part of the file
+                    _forget(part)
+                elif error.code < 500 and error.code not in (408, 425, 429):
+                    raise
+            tries = 0 if _size(part) > most else tries + 1
+            most = max(most, _size(part))
+            if tries >= TRIES:
+                raise
+            time.sleep(PAUSE * 2 ** max(tries - 1, 0))
+
+
+def _ask(url: str, part: str, progress: Optional[bool]) -> None:
+    """One request, for what is missing; ConnectionError if that does not come."""
+    start, total, same = _resume_at(url, part)
+    if start == total:
+        return
+    headers = {'User-Agent': 'mmdense', 'Accept-Encoding': 'identity'}
+    if start:
+        headers.update({'Range': f'bytes={start}-', 'If-Range': same})
+    with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as reply:
+        if reply.status != 206:  # no ranges here, or another file by now
+            _forget(part)
+            total, start = reply.headers.get('Content-Length'), 0
+            note = dict(url=url, total=total and int(total), same=_validator(reply.headers))
+            with open(f'{part}.json', 'w', encoding='utf-8') as file:
+                json.dump(note, file)
+            total = note['total']
+        elif not _continues(reply.headers, start, total, same):
+            _forget(part)
+            raise ConnectionError('the server sent another part than it was asked for')
+        chunk = reply.read1(_CHUNK)
+        if not start and chunk.lstrip(b'\xef\xbb\xbf \t\r\n')[:1] == b'<':
+            _forget(part)
+            raise CheckpointError(
+                f'{url} answers with a web page, not with a file: open it in a browser to see what '
+                'it wants (a login, a confirmation), and give the path of the file'
+            )
+        show = sys.stderr.isatty() if progress is None else progress
+        bar = tqdm(
+            total=total, initial=start, unit='B', unit_scale=True, unit_divisor=1024,
+            disable=not show, desc=os.path.basename(part)[: -len('.part')],
+        )  # fmt: skip
+        with open(part, 'ab') as file, bar:
+            while chunk:
+                file.write(chunk)
+                bar.update(len(chunk))
+                chunk = reply.read1(_CHUNK)
+    if total is not None and _size(part) != total:
+        raise ConnectionError(f'the connection was lost after {_size(part):,} of {total:,} bytes')
+
+
+def _resume_at(url: str, part: str) -> Tuple[int, Optional[int], Optional[str]]:
+    """How much of the file is there, of how much, and what tells the server
+    which file that was; 0 where it could not be told from another."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        with open(f'{part}.json', encoding='utf-8') as file:
+            note = json.load(file)
+        if note['url'] == url and note['same']:
+            return _size(part), note['total'], note['same']
+    return 0, None, None
+
+
+def _continues(headers, start: int, total: Optional[int], same: str) -> bool:
+    """Some servers overlook If-Range."""
+    found = re.match(r'bytes (\d+)-\d+/(\d+|\*)$', headers.get('Content-Range', ''))
+    if found is None or _validator(headers) not in (None, same):
+        return False
+    return int(found.group(1)) == start and found.group(2) in ('*', str(total or '*'))
+
+
+def _validator(headers) -> Optional[str]:
+    """For If-Range, which takes no weak ETag."""
+    etag = headers.get('ETag')
+    return etag if etag and not etag.startswith('W/') else headers.get('Last-Modified')
+
+
+def _check(url: str, part: str, sha256: str, check: Optional[Callable[[str], Any]]) -> None:
+    try:
+        if _size(part) == 0:
+            raise CheckpointError(f'checkpoint {url} is empty')
+        found = _sha256(part)
+        if not found.startswith(sha256):
+            raise CheckpointError(
+                f'checkpoint {url} is not the file that was published: its SHA256 begins with '
+                f'{found[: len(sha256)]}, not {sha256}. Nothing was kept; try again, or ask its '
+                'author'
+            )
+        if check is not None:
+            check(part)
+    except CheckpointError:
+        _forget(part)
+        raise
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for chunk in iter(lambda: file.read(_CHUNK), b''):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+def _forget(part: str) -> None:
+    for path in (part, f'{part}.json'):
+        with suppress(FileNotFoundError):
+            os.remove(path)
