@@ -39,6 +39,17 @@ def _missing(reason: str) -> None:
     pytest.fail(reason) if os.environ.get('CI') == 'true' else pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True)
+def no_visualizer_stays():
+    """MMEngine keeps it for the process; it would write into the folder of a test that is over."""
+    yield
+    if 'mmengine.visualization' in sys.modules:
+        kinds = [sys.modules['mmengine.visualization'].Visualizer]
+        for kind in kinds:
+            kind._instance_dict.clear()
+            kinds += kind.__subclasses__()
+
+
 @pytest.fixture(scope='session')
 def data_root() -> Path:
     """The folder of real images: coco/, camvid/, bccd/, unlabeled/.

@@ -4,11 +4,9 @@
 import os
 import runpy
 import sys
-from collections import OrderedDict
 
 import pytest
 import torch
-from mmengine.visualization import Visualizer
 
 
 class Bomb:
@@ -66,8 +64,6 @@ def train(tiny, monkeypatch, capsys, repo, tmp_path):
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv('MMDENSE_TRACEBACK', raising=False)
         monkeypatch.setattr(sys, 'argv', ['train.py', *tiny(*options, flags=flags)])
-        # A process of its own has no visualizer yet; another test's writes into its folder.
-        monkeypatch.setattr(Visualizer, '_instance_dict', OrderedDict())
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(repo / 'tools' / 'train.py'), run_name='__main__')
         return end.value.code, capsys.readouterr().err.strip().splitlines()[-1]
