@@ -343,9 +343,7 @@ def test_a_view_may_write_to_its_image():
 
 def test_packed_and_collated():
     transform = multi_view([CROP], [CROP])
-    pack = TRANSFORMS.build(
-        dict(type='mmpretrain.PackInputs', meta_keys=('img_path', 'view_boxes'))
-    )
+    pack = TRANSFORMS.build(dict(type='mmdense.PackInputs'))
     views = [transform(dict(img=np.zeros((30, 40, 3), np.uint8), img_path='a')) for _ in range(3)]
     collate = FUNCTIONS.get('mmdense.default_collate')
     batch = collate([pack(view) for view in views])
@@ -368,7 +366,7 @@ def test_wrong_min_overlap(value):
 
 
 def test_right_min_overlap():
-    assert repr(RandomResizedCrop(8, min_overlap=0.5)).endswith('backend=cv2, min_overlap=0.5)')
+    assert repr(RandomResizedCrop(8, min_overlap=0.5)).endswith('backend=torch, min_overlap=0.5)')
     RandomResizedCrop(8, min_overlap=np.float64(0.5))
     RandomResizedCrop(8, min_overlap=1)
 

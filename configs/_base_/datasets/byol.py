@@ -10,42 +10,30 @@ shared = [
         scale=224,
         crop_ratio_range=(0.08, 1.0),
         interpolation='bilinear',
-        backend='pillow',
     ),
     dict(type='RandomFlip', prob=0.5),
     dict(
-        type='mmpretrain.RandomApply',
-        transforms=[
-            dict(
-                type='mmpretrain.ColorJitter',
-                brightness=0.4,
-                contrast=0.4,
-                saturation=0.2,
-                hue=0.1,
-                backend='pillow',
-            )
-        ],
+        type='ColorJitter',
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
         prob=0.8,
     ),
-    dict(
-        type='mmpretrain.RandomGrayscale',
-        prob=0.2,
-        keep_channels=True,
-        channel_weights=(0.114, 0.587, 0.2989),
-    ),
+    dict(type='RandomGrayscale', prob=0.2),
 ]
-blur = dict(type='mmpretrain.GaussianBlur', magnitude_range=(0.1, 2.0), magnitude_std='inf')
+blur = dict(type='GaussianBlur', sigma=(0.1, 2.0))
 
 view_pipelines = [
     [*shared, dict(blur, prob=1.0)],
-    [*shared, dict(blur, prob=0.1), dict(type='mmpretrain.Solarize', thr=128, prob=0.2)],
+    [*shared, dict(blur, prob=0.1), dict(type='Solarize', thr=128, prob=0.2)],
 ]
 del shared, blur  # no part of the config
 
 train_pipeline = [
     dict(type='LoadImage'),
     dict(type='MultiView', num_views=[1, 1], transforms=view_pipelines),
-    dict(type='mmpretrain.PackInputs', meta_keys=('img_path', 'view_boxes')),
+    dict(type='PackInputs'),
 ]
 
 # PixPro: 1024 images on 8 GPUs

@@ -1,14 +1,30 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from .batched import apply_batch
+from .formatting import PackInputs
 from .loading import LoadImage, UnreadableImageError, decode_image
 from .patches import JigsawPatches
+from .photometric import (
+    ColorJitter,
+    GaussianBlur,
+    RandomGrayscale,
+    Solarize,
+    apply_operation,
+)
 from .views import MultiView, RandomFlip, RandomResizedCrop
 
 __all__ = [
+    'ColorJitter',
+    'GaussianBlur',
     'JigsawPatches',
     'LoadImage',
     'MultiView',
+    'PackInputs',
     'RandomFlip',
+    'RandomGrayscale',
     'RandomResizedCrop',
+    'Solarize',
     'UnreadableImageError',
+    'apply_batch',
+    'apply_operation',
     'decode_image',
 ]

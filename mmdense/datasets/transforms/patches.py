@@ -1,6 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """The shuffled patches of an image that DetCo's local heads look at."""
 
+from typing import List
+
 import numpy as np
 from mmcv.transforms import BaseTransform
 
@@ -27,7 +29,8 @@ class JigsawPatches(BaseTransform):
     ⌊(i+1)H/grid⌋, likewise its columns: where the grid does not divide H, some
     cells are a pixel larger.
 
-    **Required Keys:** ``img`` (np.ndarray): H×W×C.
+    **Required Keys:** ``img`` (np.ndarray): H×W×C; ``deferred`` (list, optional):
+    where there is one, the cutting is put off (see :class:`MultiView`).
 
     **Modified Keys:**
 
@@ -65,19 +68,26 @@ class JigsawPatches(BaseTransform):
                 'before, or lower grid or patch_size'
             )
         cells = np.random.permutation(self.grid**2)
-        results['img'] = np.concatenate([self._patch(img, cell) for cell in cells], axis=1)
-        results['img_shape'] = results['img'].shape[:2]
+        size = self.patch_size
+        corners = [self._corner(img, cell) for cell in cells]
+        if 'deferred' in results:  # see photometric.py
+            tops, lefts = zip(*corners)
+            results['deferred'].append(('jigsaw', (size, *tops, *lefts)))
+        else:
+            results['img'] = np.concatenate(
+                [img[top : top + size, left : left + size] for top, left in corners], axis=1
+            )
+        results['img_shape'] = (size, size * len(cells))
         results['patch_cells'] = cells
         return results
 
-    def _patch(self, img: np.ndarray, cell: int) -> np.ndarray:
-        """A random patch inside a cell."""
-        window = []
+    def _corner(self, img: np.ndarray, cell: int) -> List[int]:
+        """Top and left of a random patch inside a cell."""
+        corner = []
         for index, length in zip(divmod(cell, self.grid), img.shape):
             first, end = index * length // self.grid, (index + 1) * length // self.grid
-            start = np.random.randint(first, end - self.patch_size + 1)
-            window.append(slice(start, start + self.patch_size))
-        return img[tuple(window)]
+            corner.append(np.random.randint(first, end - self.patch_size + 1))
+        return corner
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(grid={self.grid}, patch_size={self.patch_size})'

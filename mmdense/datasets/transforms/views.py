@@ -17,15 +17,21 @@ import io
 import math
 import re
 from contextlib import redirect_stdout
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+import cv2
 import mmcv
 import numpy as np
+import torch
 from mmcv.transforms import RandomFlip as _RandomFlip
+from torch.nn.functional import interpolate
 
 from mmdense.registry import TRANSFORMS
 from mmdense.utils.checks import check_fractions
 from mmdense.utils.errors import InputError
+
+from .patches import JigsawPatches
+from .photometric import Operation, Photometric
 
 with redirect_stdout(io.StringIO()):  # it prints that an optional package is missing
     from mmpretrain.datasets.transforms import MultiView as _MultiView
@@ -41,12 +47,17 @@ _FLIPPED: Dict[Optional[str], Box] = {
     'diagonal': (1.0, 1.0, 0.0, 0.0),
 }
 
+_CV2_FLIP = dict(horizontal=1, vertical=0, diagonal=-1)
+
 # What moves pixels, in the words of mmcv, the OpenMMLab packages, torchvision and albumentations.
 _MOVES = re.compile(
     'Crop|Flip|Rotat|Shear|Translat|Affine|Perspective|Elastic|(Grid|Optical)Distortion|Mosaic|'
     'Pad$|Transpose|Zoom|RandomShift|Expand|Jigsaw'
 )
 
+
+# what no transform can change in place
+_CONSTANT = (str, int, float, tuple, type(None))
 
 _AUTO = re.compile('AutoAugment|RandAugment|TrivialAugment|AugMix')
 
@@ -62,6 +73,9 @@ class RandomResizedCrop(_RandomResizedCrop):
     of the area that was asked for (before it is rounded to pixels; a size that
     does not fit costs an attempt), then any crop.
 
+    Pixels are those of Pillow's resize, which filters where it shrinks, and of
+    the papers' code; PyTorch computes them, in a tenth of Pillow's time.
+
     **Required Keys:** ``img``, ``view_box`` (optional), ``earlier_boxes``
     (optional, from :class:`MultiView`)
 
@@ -72,17 +86,25 @@ class RandomResizedCrop(_RandomResizedCrop):
     Args:
         *args: Of mmpretrain's.
         min_overlap (float): In 0..1; SlotCon's is 0.01. Defaults to 0, any crop.
+        backend (str): 'torch', as above, for 'bilinear' and 'bicubic'
+            interpolation; or mmcv's 'pillow' or 'cv2'. Defaults to 'torch'.
         **kwargs: Of mmpretrain's.
 
     Raises:
-        InputError: ``min_overlap`` is not a number in 0..1.
+        InputError: ``min_overlap`` is not a number in 0..1, or an
+            interpolation that the backend has not.
     """
 
     keeps_view_box = True
 
-    def __init__(self, *args, min_overlap: float = 0.0, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args, min_overlap: float = 0.0, backend: str = 'torch', **kwargs) -> None:
+        super().__init__(*args, backend=backend, **kwargs)
         check_fractions(min_overlap=min_overlap)
+        if backend == 'torch' and self.interpolation not in ('bilinear', 'bicubic'):
+            raise InputError(
+                f"RandomResizedCrop: interpolation={self.interpolation!r} needs backend='pillow' "
+                "or 'cv2'; 'torch' has 'bilinear' and 'bicubic'"
+            )
         self.min_overlap = min_overlap
 
     def transform(self, results: dict) -> dict:
@@ -94,14 +116,18 @@ class RandomResizedCrop(_RandomResizedCrop):
         else:
             top, left, h, w = self.rand_crop_params(img)
         results['view_box'] = _inside(outer, _part(img, top, left, h, w))
-        results['img'] = mmcv.imresize(
-            img[top : top + h, left : left + w],
-            tuple(self.scale[::-1]),
-            interpolation=self.interpolation,
-            backend=self.backend,
-        )
+        results['img'] = self._resize(img[top : top + h, left : left + w])
         results['img_shape'] = results['img'].shape[:2]
         return results
+
+    def _resize(self, img: np.ndarray) -> np.ndarray:
+        if self.backend == 'torch':
+            planes = torch.from_numpy(img)[None].permute(0, 3, 1, 2)  # the same memory
+            planes = interpolate(planes, self.scale, mode=self.interpolation, antialias=True)
+            return np.ascontiguousarray(planes[0].permute(1, 2, 0).numpy())
+        return mmcv.imresize(
+            img, self.scale[::-1], interpolation=self.interpolation, backend=self.backend
+        )
 
     def _near(self, img: np.ndarray, outer: Box, first: Box) -> Tuple[int, int, int, int]:
         """(top, left, h, w), overlapping ``first`` if a try does."""
@@ -144,6 +170,18 @@ class RandomFlip(_RandomFlip):
 
     keeps_view_box = True
 
+    def _choose_direction(self) -> Optional[str]:
+        if isinstance(self.direction, str) and isinstance(self.prob, float):
+            # mmcv's np.random.choice takes longer than the flip
+            return self.direction if np.random.rand() < self.prob else None
+        return super()._choose_direction()
+
+    def _flip(self, results: dict) -> None:
+        img = results['img']
+        super()._flip(results)
+        # mmcv leaves a view with negative strides, which every later step pays for
+        results['img'] = cv2.flip(img, _CV2_FLIP[results['flip_direction']])
+
     def transform(self, results: dict) -> dict:
         """Perhaps flip ``img`` and ``view_box``."""
         results = super().transform(results)
@@ -152,9 +190,17 @@ class RandomFlip(_RandomFlip):
         return results
 
 
+class DeferredView(NamedTuple):
+    """A view that is not finished; mmpretrain's ``PackInputs`` refuses it, ours takes it."""
+
+    img: np.ndarray
+    operations: List[Optional[Operation]]
+
+
 @TRANSFORMS.register_module()
 class MultiView(_MultiView):
-    """mmpretrain's ``MultiView``, with the boxes of the views.
+    """mmpretrain's ``MultiView``, with the boxes of the views, and optionally
+    with all but their geometry left to the device.
 
     Every view knows the boxes of those before it (``earlier_boxes``), for
     :class:`RandomResizedCrop` with ``min_overlap``.
@@ -164,9 +210,15 @@ class MultiView(_MultiView):
     your own that composes ``view_box`` says so by the class attribute
     ``keeps_view_box = True``.
 
+    With ``device_augment`` colours, blur and patches are drawn here and applied
+    by :class:`~mmdense.models.SelfSupDataPreprocessor` to the whole batch.
+    Pipelines may then have nothing after their first such transform but others
+    of mmdense, and flips.
+
     **Required Keys:** ``img``, ``view_box`` (optional)
 
-    **Modified Keys:** ``img`` (list[np.ndarray])
+    **Modified Keys:** ``img`` (list[np.ndarray], or list[DeferredView] for
+    mmdense's ``PackInputs``)
 
     **Added Keys:** ``view_boxes`` (np.ndarray): (V, 4) float64, in the order of
     the views. Name it in the ``meta_keys`` of ``PackInputs``.
@@ -174,32 +226,59 @@ class MultiView(_MultiView):
     Args:
         transforms (list[list[dict | Callable]]): The pipelines.
         num_views (int | list[int]): How many views each of them makes.
+        with_boxes (bool): Whether the algorithm compares places. False adds no
+            ``view_boxes`` and takes any transform. Defaults to True.
+        device_augment (bool): Defaults to False.
 
     Raises:
-        InputError: A pipeline that moves pixels without keeping the box.
+        InputError: A pipeline that moves pixels without keeping the box, or one
+            that cannot be finished on the device.
     """
 
-    def __init__(self, transforms: List[list], num_views: Union[int, List[int]]) -> None:
+    def __init__(
+        self,
+        transforms: List[list],
+        num_views: Union[int, List[int]],
+        with_boxes: bool = True,
+        device_augment: bool = False,
+    ) -> None:
         super().__init__(transforms, num_views)
+        self.with_boxes = with_boxes
+        self.device_augment = device_augment
         for i, pipeline in enumerate(self.pipelines):
-            for culprit in _movers(pipeline):
+            for culprit in _movers(pipeline) if with_boxes else ():
                 raise InputError(
                     f'MultiView: pipeline {i} has {culprit}, which moves pixels without keeping '
                     "the view's box; use RandomResizedCrop and RandomFlip of mmdense, or "
-                    "mmpretrain's MultiView where no boxes are needed"
+                    'with_boxes=False where no boxes are needed'
+                )
+            for culprit, before in _undeferrable(pipeline) if device_augment else ():
+                raise InputError(
+                    f'MultiView: pipeline {i} has {culprit} after {before}, which is left to the '
+                    'device: put it before, use the ColorJitter, RandomGrayscale, GaussianBlur '
+                    'and Solarize of mmdense, or leave out device_augment'
                 )
 
     def transform(self, results: dict) -> dict:
         """Replace ``img`` by the list of views and add ``view_boxes``."""
-        images: List[np.ndarray] = []
+        img, rest = results['img'], {k: v for k, v in results.items() if k != 'img'}
+        views: List[Union[np.ndarray, DeferredView]] = []
         boxes: List[Box] = []
         for pipeline in self.transforms:
-            # With the pixels, 1/200 of a view's time: transforms may write to them.
-            view = pipeline(dict(copy.deepcopy(results), earlier_boxes=tuple(boxes)))
-            images.append(view['img'])
+            view = {k: v if isinstance(v, _CONSTANT) else copy.deepcopy(v) for k, v in rest.items()}
+            view['earlier_boxes'] = tuple(boxes)
+            # Transforms may write to the pixels, but those that start with a crop.
+            crops = isinstance(next(iter(pipeline), None), RandomResizedCrop)
+            view['img'] = img if crops else img.copy()
+            if self.device_augment:
+                view['deferred'] = []
+            view = pipeline(view)
+            deferred = view.get('deferred')
+            views.append(view['img'] if deferred is None else DeferredView(view['img'], deferred))
             boxes.append(view.get('view_box', _WHOLE))
-        results['img'] = images
-        results['view_boxes'] = np.array(boxes, np.float64)
+        results['img'] = views
+        if self.with_boxes:
+            results['view_boxes'] = np.array(boxes, np.float64)
         return results
 
 
@@ -248,3 +327,26 @@ def _movers(transform: Any) -> Iterator[str]:
         inner = [getattr(transform, name, ()) for name in ('transforms', 't', 'aug')]
     for one in inner:
         yield from _movers(one)
+
+
+def _undeferrable(transform: Any) -> Iterator[Tuple[str, str]]:
+    """Names of transforms that the device cannot wait for, and of what comes before them."""
+    before: List[Any] = []
+    for one in _flatten(transform):
+        late = isinstance(one, (Photometric, JigsawPatches))
+        flips = isinstance(one, _RandomFlip)  # the same before colours and blur, not patches
+        if before and not late and not (flips and not isinstance(before[-1], JigsawPatches)):
+            yield type(one).__name__, type(before[-1]).__name__
+        if late:
+            before.append(one)
+
+
+def _flatten(transform: Any) -> Iterator[Any]:
+    """The transforms in ``transform``, in their order, through wrappers."""
+    parts = transform if isinstance(transform, (list, tuple)) else None
+    parts = getattr(transform, 'transforms', parts)
+    if parts is None:
+        yield transform
+    else:
+        for part in parts:
+            yield from _flatten(part)

@@ -19,8 +19,8 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
             any writer. To go on from a checkpoint of the whole algorithm, use
             ``load_from`` of tools/train.py, or
             ``init_cfg=dict(type='Pretrained', _scope_='mmdense', checkpoint=...)``.
-        data_preprocessor (dict, optional): Defaults to mmpretrain's
-            ``SelfSupDataPreprocessor``.
+        data_preprocessor (dict, optional): Defaults to
+            :class:`mmdense.models.SelfSupDataPreprocessor`.
         init_cfg (dict or list[dict], optional): As everywhere.
 
     Attributes:
@@ -51,7 +51,7 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
         if data_preprocessor is None or isinstance(data_preprocessor, dict):
             # Named in full: the look-up must not depend on the default scope.
             data_preprocessor = dict(data_preprocessor or {})
-            data_preprocessor.setdefault('type', 'mmpretrain.SelfSupDataPreprocessor')
+            data_preprocessor.setdefault('type', 'mmdense.SelfSupDataPreprocessor')
         super().__init__(
             backbone=backbone,
             neck=neck,

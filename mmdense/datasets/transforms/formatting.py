@@ -1,0 +1,42 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import io
+from contextlib import redirect_stdout
+from typing import Sequence
+
+from mmdense.registry import TRANSFORMS
+
+from .views import DeferredView
+
+with redirect_stdout(io.StringIO()):  # it prints that an optional package is missing
+    from mmpretrain.datasets.transforms import PackInputs as _PackInputs
+
+
+@TRANSFORMS.register_module()
+class PackInputs(_PackInputs):
+    """mmpretrain's ``PackInputs``, with the operations that are left to the device.
+
+    **Required Keys:** ``img`` (np.ndarray | list[np.ndarray | DeferredView])
+
+    **Added Keys:** ``inputs`` (Tensor | list[Tensor]): 3×H×W uint8, BGR;
+    ``data_samples`` (DataSample): with ``meta_keys``, and where views are not
+    finished with ``deferred``, a list of operations for each of them.
+
+    Args:
+        meta_keys (Sequence[str]): Defaults to ('img_path', 'view_boxes').
+        **kwargs: Of mmpretrain's.
+    """
+
+    def __init__(self, meta_keys: Sequence[str] = ('img_path', 'view_boxes'), **kwargs) -> None:
+        super().__init__(meta_keys=meta_keys, **kwargs)
+
+    def transform(self, results: dict) -> dict:
+        """Pack ``results`` into ``inputs`` and ``data_samples``."""
+        views = results[self.input_key]
+        deferred = None
+        if isinstance(views, list) and any(isinstance(view, DeferredView) for view in views):
+            images, deferred = zip(*views)
+            results = dict(results, **{self.input_key: list(images)})
+        packed = super().transform(results)
+        if deferred is not None:
+            packed['data_samples'].set_metainfo(dict(deferred=list(deferred)))
+        return packed
