@@ -168,6 +168,49 @@ def slotcon_checkpoint(small_slotcon, tmp_path) -> Path:
     return path
 
 
+@pytest.fixture(scope='session')
+def exported(tmp_path_factory):
+    """An exported ResNet of a depth: its file, and its state dict, none of whose weights a model
+    has by itself."""
+    import torch
+    from mmpretrain.models import ResNet
+
+    from mmdense.checkpoints import save_backbone
+
+    @lru_cache(maxsize=None)
+    def export(depth: int):
+        tensors = ResNet(depth).state_dict()
+        for tensor in tensors.values():
+            if tensor.dim() == 1:  # BatchNorm's
+                tensor += torch.rand_like(tensor) * 0.1
+        path = str(tmp_path_factory.mktemp('exported') / 'backbone.pth')
+        save_backbone(tensors, path)
+        return path, tensors
+
+    return export
+
+
+_SPY = """
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class SpyHook(Hook):
+    def before_train(self, runner):
+        torch.save(runner.model.backbone.state_dict(), 'before_first_step.pth')
+"""
+
+
+@pytest.fixture
+def spied(tmp_path) -> Path:
+    """Where the hook of a module ``spy``, beside it, writes the backbone as it is right before the
+    first step of a run in that folder."""
+    (tmp_path / 'spy.py').write_text(_SPY)
+    return tmp_path / 'before_first_step.pth'
+
+
 @pytest.fixture
 def run_here(repo, monkeypatch, capfd):
     """Runs a tool in this process; its exit code, and what it printed (out, err)."""

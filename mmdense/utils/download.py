@@ -51,6 +51,15 @@ def file_name(url: str) -> str:
     return f'{stem}_{hashlib.sha256(url.encode()).hexdigest()[:8]}{suffix}'
 
 
+def sha256_of(path: str) -> str:
+    """The SHA256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for chunk in iter(lambda: file.read(_CHUNK), b''):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def download(
     url: str,
     path: str,
@@ -115,7 +124,7 @@ def _locked(path: str) -> Iterator[None]:
 
 
 def _is_there(path: str, sha256: str) -> bool:
-    return os.path.isfile(path) and (not sha256 or _sha256(path).startswith(sha256))
+    return os.path.isfile(path) and (not sha256 or sha256_of(path).startswith(sha256))
 
 
 def _fetch(url: str, part: str, progress: Optional[bool]) -> None:
@@ -207,7 +216,7 @@ def _check(url: str, part: str, sha256: str, check: Optional[Callable[[str], Any
     try:
         if _size(part) == 0:
             raise CheckpointError(f'checkpoint {url} is empty')
-        found = _sha256(part)
+        found = sha256_of(part)
         if not found.startswith(sha256):
             raise CheckpointError(
                 f'checkpoint {url} is not the file that was published: its SHA256 begins with '
@@ -219,14 +228,6 @@ def _check(url: str, part: str, sha256: str, check: Optional[Callable[[str], Any
     except CheckpointError:
         _forget(part)
         raise
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        for chunk in iter(lambda: file.read(_CHUNK), b''):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _size(path: str) -> int:

@@ -31,6 +31,7 @@ import mmdense
 from mmdense.checkpoints import recognise
 from mmdense.checkpoints.io import cached_path
 
+from .download import sha256_of
 from .errors import CheckpointError, DataError, InputError, MMDenseError
 
 ROOT = osp.dirname(osp.abspath(mmdense.__file__))
@@ -105,8 +106,7 @@ def read_method(argument: str) -> Method:
         name = str(name).lower() if name else osp.splitext(osp.basename(path))[0]
     if not re.fullmatch(r'\w[\w.+-]*', name) or name == 'random':
         raise InputError(f'{name!r} is no name for a method: give another as NAME={source}')
-    with open(path, 'rb') as file:
-        return Method(name, path, hashlib.sha256(file.read()).hexdigest())
+    return Method(name, path, sha256_of(path))
 
 
 def read_methods(arguments: Sequence[str], baseline: Optional[str] = None) -> List[Method]:

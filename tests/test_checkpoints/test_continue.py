@@ -186,7 +186,7 @@ def test_the_published_loss(
 
 
 @pytest.mark.parametrize('algorithm', ['densecl', 'pixpro', 'slotcon', 'detco'])
-def test_load_from_of_the_tool(algorithm, tiny, run_here, monkeypatch, tmp_path):
+def test_load_from_of_the_tool(algorithm, tiny, run_here, randomize, monkeypatch, tmp_path):
     """Right before the first step, all is the file's: no initialiser came after it."""
     from mmdense.models import DenseCL, DetCo, PixPro, SlotCon
 
@@ -199,8 +199,7 @@ def test_load_from_of_the_tool(algorithm, tiny, run_here, monkeypatch, tmp_path)
 
     monkeypatch.setattr(kind, 'loss', first_step)
     run_here('train.py', *tiny(algorithm=algorithm))
-    for value in states[0].values():
-        value.normal_() if value.is_floating_point() else value.fill_(3)
+    randomize(states[0])
     about = dict(algorithm=kind.__name__, product=kind.product)
     path = tmp_path / 'whole.pth'
     torch.save(dict(meta=dict(mmdense=about), state_dict=states[0]), path)
@@ -266,21 +265,21 @@ def densecl(package='mmdense', queue_len=16):
     )
 
 
-def random_state(model):
-    state = model.state_dict()
-    for value in state.values():
-        value.normal_() if value.is_floating_point() else value.fill_(3)
-    return state
-
-
 def save(path, state, **more):
     torch.save(dict(more, state_dict=state), path)
     return SelfSupPretrained(str(path))
 
 
-def save_ours(path, model):
-    about = dict(algorithm=type(model).__name__, product=model.product)
-    return save(path, random_state(model), meta=dict(mmdense=about))
+@pytest.fixture
+def save_ours(randomize, tmp_path):
+    """Writes a whole algorithm as we do; what fills a model from it."""
+
+    def call(model):
+        about = dict(algorithm=type(model).__name__, product=model.product)
+        state = randomize(model.state_dict())
+        return save(tmp_path / 'whole.pth', state, meta=dict(mmdense=about))
+
+    return call
 
 
 def openselfsup(state):
@@ -298,9 +297,9 @@ def openselfsup(state):
 
 
 @pytest.mark.parametrize('writer', ['mmpretrain', 'OpenSelfSup DenseCL'])
-def test_densecl_of_others_goes_on(writer, tmp_path):
+def test_densecl_of_others_goes_on(writer, randomize, tmp_path):
     """Twin, heads and both queues; one that was longer gives its newest keys."""
-    state = random_state(densecl('mmpretrain'))
+    state = randomize(densecl('mmpretrain').state_dict())
     given = state if writer == 'mmpretrain' else openselfsup(state)
     fill = save(tmp_path / 'densecl.pth', given, meta=dict(epoch=200))
     found = recognise(read_checkpoint(fill.checkpoint))
@@ -320,8 +319,8 @@ def test_densecl_of_others_goes_on(writer, tmp_path):
     assert torch.equal(shorter.queue.keys[:, -3:], state['queue'][:, :3])
 
 
-def test_what_the_model_lacks_is_left_out(tmp_path):
-    fill = save_ours(tmp_path / 'whole.pth', pixpro(instance=True))
+def test_what_the_model_lacks_is_left_out(save_ours):
+    fill = save_ours(pixpro(instance=True))
     model = pixpro(instance=False)
     fill(model)
     state = torch.load(fill.checkpoint)['state_dict']
@@ -344,8 +343,8 @@ def test_what_the_model_lacks_is_left_out(tmp_path):
         (dict(), dict(type='mmdense.DenseCL'), 'The file holds PixPro, the model is DenseCL'),
     ],
 )
-def test_another_config_is_refused(file, model, message, tmp_path):
-    fill = save_ours(tmp_path / 'whole.pth', pixpro(**file))
+def test_another_config_is_refused(file, model, message, save_ours):
+    fill = save_ours(pixpro(**file))
     model = densecl() if 'type' in model else pixpro(**model)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message) as error:
@@ -355,9 +354,9 @@ def test_another_config_is_refused(file, model, message, tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_not_finite_in_any_part_of_the_algorithm(tmp_path):
+def test_not_finite_in_any_part_of_the_algorithm(save_ours):
     model = pixpro()
-    fill = save_ours(tmp_path / 'whole.pth', model)
+    fill = save_ours(model)
     state = torch.load(fill.checkpoint)
     state['state_dict']['encoder_k.module.neck.mlp.3.bias'][1] = float('nan')
     torch.save(state, fill.checkpoint)

@@ -1,33 +1,21 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-import functools
-import http.server
-import threading
-
 import pytest
 import torch
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
-from mmpretrain.models import ResNet
 
 from mmdense.checkpoints import SelfSupPretrained
 from mmdense.registry import MODELS
 
 
-def random_tensors(depth):
-    tensors = ResNet(depth=depth).state_dict()
-    for value in tensors.values():
-        value.normal_() if value.is_floating_point() else value.fill_(3)
-    return tensors
+@pytest.fixture(scope='module')
+def backbone(random_backbone):
+    return random_backbone(50)
 
 
 @pytest.fixture(scope='module')
-def backbone():
-    return random_tensors(50)
-
-
-@pytest.fixture(scope='module')
-def small():
-    return random_tensors(18)
+def small(random_backbone):
+    return random_backbone(18)
 
 
 def slotcon(backbone):
@@ -169,23 +157,17 @@ def test_an_interrupted_conversion_leaves_the_old_file(convert, small, monkeypat
     assert torch.load(out)['state_dict'].keys() == small.keys()
 
 
-def test_from_a_url(convert, small, tmp_path, monkeypatch):
-    folder = tmp_path / 'web'
-    folder.mkdir()
-    torch.save(dict(meta=dict(epoch=7), state_dict=small), folder / 'weights.pth')
+def test_from_a_url(convert, small, server, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f'http://127.0.0.1:{server.server_port}/weights.pth'
-        code, line, out = convert(None, source=url)
-        server.shutdown()
+    path = tmp_path / 'weights.pth'
+    torch.save(dict(meta=dict(epoch=7), state_dict=small), path)
+    code, line, out = convert(None, source=server.put(path.name, path.read_bytes()))
     assert code == 0, line
     about = torch.load(out, weights_only=True)['meta']['mmdense']
     assert about == dict(writer='torchvision', epoch=7, product='')
 
 
-def test_whole(convert, tmp_path):
+def test_whole(convert, random_backbone, tmp_path):
     """In our names, which go on training; and from such a file, the backbone."""
     mlp = dict(type='ProjectionMLP', hid_channels=8, out_channels=6)
     with DefaultScope.overwrite_default_scope('mmdense'):
@@ -197,8 +179,8 @@ def test_whole(convert, tmp_path):
                 head=dict(type='PixProHead', in_channels=6),
             )
         )
-    state = {f'encoder.{k}': v for k, v in random_tensors(18).items()}
-    state.update({f'encoder_k.{k}': v for k, v in random_tensors(18).items()})
+    state = {f'encoder.{k}': v for k, v in random_backbone(18).items()}
+    state.update({f'encoder_k.{k}': v for k, v in random_backbone(18).items()})
     for branch in ('projector', 'projector_k'):
         for name, layer in (('linear1', 0), ('bn1', 1), ('linear2', 3)):
             for key, value in model.neck.mlp[layer].state_dict().items():

@@ -22,14 +22,6 @@ def below(*prefixes, names=NAMES):
     return [f'{prefix}{name}' for prefix in prefixes for name in names]
 
 
-def detectron2_name(key):
-    """torchvision's name of a ResNet's tensor to detectron2's."""
-    key = re.sub(r'^layer(\d)', lambda m: f'res{int(m[1]) + 1}', key)
-    key = key if key.startswith('res') else f'stem.{key}'
-    key = key.replace('downsample.0', 'shortcut').replace('downsample.1', 'shortcut.norm')
-    return re.sub(r'bn(\d)', r'conv\1.norm', key)
-
-
 def mlp(part, layers):
     return [f'{part}.{layer}.{kind}' for layer in layers for kind in ('weight', 'bias')]
 
@@ -117,7 +109,7 @@ subsets = st.sets(st.sampled_from(NAMES)).map(sorted)
 
 @settings(max_examples=30, deadline=None)
 @given(subsets)
-def test_detectron2_names_round_trip(subset):
+def test_detectron2_names_round_trip(detectron2_name, subset):
     tensors = numbered(sorted({*subset, 'conv1.weight', 'layer1.0.conv1.weight'}))
     theirs = {detectron2_name(key): value.numpy() for key, value in tensors.items()}
     found = recognise(dict(model=theirs, __author__='OpenSelfSup', matching_heuristics=True))

@@ -1,6 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pickle
-import re
 
 import pytest
 import torch
@@ -20,16 +19,8 @@ def build(package, **cfg):
     return model
 
 
-def random_backbone(depth=18):
-    model = build('mmpretrain', depth=depth)
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.normal_()
-    return model.state_dict()
-
-
 @pytest.fixture
-def full_checkpoint(tmp_path):
+def full_checkpoint(tmp_path, random_backbone):
     """As a run of DenseCL writes it, with a twin that differs."""
     backbone = random_backbone()
     state = {f'backbone.{k}': v for k, v in backbone.items()}
@@ -82,7 +73,7 @@ def test_survives_inside_a_model(full_checkpoint, require):
     assert_filled(model.backbone, backbone)
 
 
-def test_another_depth_is_refused(full_checkpoint, tmp_path):
+def test_another_depth_is_refused(full_checkpoint, random_backbone, tmp_path):
     path, _ = full_checkpoint
     init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=path)
     message = 'does not fit ResNet; nothing was loaded.*ResNet-18, the model is a ResNet-50'
@@ -95,7 +86,7 @@ def test_another_depth_is_refused(full_checkpoint, tmp_path):
         build('mmpretrain', init_cfg=dict(type='mmdense.SelfSupPretrained', checkpoint=deep))
 
 
-def test_missing_tensors_are_refused(tmp_path):
+def test_missing_tensors_are_refused(random_backbone, tmp_path):
     backbone = random_backbone()
     del backbone['layer2.0.conv1.weight']
     path = str(tmp_path / 'part.pth')
@@ -162,7 +153,7 @@ def test_a_language_model_is_refused(tmp_path):
         build('mmpretrain', init_cfg=dict(type='mmdense.SelfSupPretrained', checkpoint=path))
 
 
-def test_not_finite_is_refused(tmp_path):
+def test_not_finite_is_refused(random_backbone, tmp_path):
     """In the part to load; what is beside it does not matter."""
     backbone = random_backbone()
     state = {f'backbone.{k}': v for k, v in backbone.items()}
@@ -178,7 +169,7 @@ def test_not_finite_is_refused(tmp_path):
         build('mmpretrain', init_cfg=init_cfg)
 
 
-def test_a_detector_is_refused(tmp_path):
+def test_a_detector_is_refused(random_backbone, tmp_path):
     """Until its backbone is asked for."""
     backbone = random_backbone()
     state = {f'backbone.{k}': v for k, v in backbone.items()}
@@ -251,15 +242,7 @@ def published(networks, others):
     return dict(model={f'module.{k}': v for k, v in state.items()}, optimizer={}, epoch=1)
 
 
-def detectron2_name(key):
-    """torchvision's name of a ResNet's tensor to detectron2's."""
-    key = re.sub(r'^layer(\d)', lambda m: f'res{int(m[1]) + 1}', key)
-    key = key if key.startswith('res') else f'stem.{key}'
-    key = key.replace('downsample.0', 'shortcut').replace('downsample.1', 'shortcut.norm')
-    return re.sub(r'bn(\d)', r'conv\1.norm', key)
-
-
-def test_a_pickle_of_detectron2(tmp_path, full_checkpoint):
+def test_a_pickle_of_detectron2(tmp_path, full_checkpoint, detectron2_name):
     """As DetCo's authors released theirs: numpy arrays, no batch counters."""
     backbone = {k: v for k, v in full_checkpoint[1].items() if 'num_batches' not in k}
     model = {detectron2_name(k): v.numpy() for k, v in backbone.items()}

@@ -11,20 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
-# Writes down the backbone as it is right before the first step.
-SPY = """
-import torch
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
-
-@HOOKS.register_module()
-class SpyHook(Hook):
-    def before_train(self, runner):
-        torch.save(runner.model.backbone.state_dict(), 'before_first_step.pth')
-"""
 SPIED = """
 custom_imports = dict(imports=['spy'])
 custom_hooks = [dict(type='mmengine.SpyHook')]
@@ -138,37 +125,26 @@ FAST = ('mmdet_one_line', 'mmseg_reads', 'mmpretrain_linear_probe', 'mmdense_inh
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-    """Four images of different sizes, with objects, masks and a class, and a backbone, none of
-    whose tensors a model has by itself."""
-    from mmpretrain.models import ResNet
-
-    from mmdense.checkpoints import save_backbone
-
-    root = tmp_path_factory.mktemp('files')
+    """The folder of four images of different sizes, with objects, masks and a class."""
+    root = tmp_path_factory.mktemp('data')
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for kind in ('img_dir/train', 'ann_dir/train'):
-        (root / 'data' / kind).mkdir(parents=True)
+        (root / kind).mkdir(parents=True)
     for i in range(4):
         height = 80 - 4 * i
         pixels = rng.integers(0, 255, (height, 96, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / f'data/img_dir/train/{i}.jpg')
+        Image.fromarray(pixels).save(root / f'img_dir/train/{i}.jpg')
         mask = rng.integers(0, 10, (height, 96), dtype=np.uint8)
-        Image.fromarray(mask).save(root / f'data/ann_dir/train/{i}.png')
+        Image.fromarray(mask).save(root / f'ann_dir/train/{i}.png')
         images.append(dict(id=i, file_name=f'{i}.jpg', width=96, height=height))
         box = [10, 12, 60, 50]
         corners = [10, 12, 70, 12, 70, 62, 10, 62]
         annotations.append(dict(id=i + 1, image_id=i, category_id=1, bbox=box, area=3000,
                                 iscrowd=0, segmentation=[corners]))  # fmt: skip
     coco = dict(images=images, annotations=annotations, categories=[dict(id=1, name='person')])
-    (root / 'data/coco.json').write_text(json.dumps(coco))
-    model = ResNet(18)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
-                tensor.data += torch.rand_like(tensor) * 0.1
-    save_backbone(model.state_dict(), str(root / 'backbone.pth'))
-    return root, model.state_dict()
+    (root / 'coco.json').write_text(json.dumps(coco))
+    return root
 
 
 def mim_folder(package):
@@ -176,7 +152,7 @@ def mim_folder(package):
 
 
 @pytest.fixture
-def train(run_in, installed, files, require, tmp_path):
+def train(run_in, installed, files, exported, spied, require, tmp_path):
     """Trains by the config of a project under a package's own tool."""
 
     def call(package, models, project, config, *options):
@@ -185,9 +161,9 @@ def train(run_in, installed, files, require, tmp_path):
             require(name)
             mims[name] = mim_folder(name)
             project = project.replace('{' + name + '}', str(mims[name]))
-        for name in ('data', 'backbone.pth'):
-            (tmp_path / name).symlink_to(files[0] / name)
-        for name, text in (('spy', SPY), ('project', project), ('own', config)):
+        (tmp_path / 'data').symlink_to(files)
+        (tmp_path / 'backbone.pth').symlink_to(exported(18)[0])
+        for name, text in (('project', project), ('own', config)):
             (tmp_path / f'{name}.py').write_text(text)
         tool = mims[package] / 'tools' / 'train.py'
         options = ['--cfg-options', *OPTIONS.get(models, []), *options]
@@ -200,11 +176,11 @@ def train(run_in, installed, files, require, tmp_path):
 @pytest.mark.parametrize(
     'name', [p if p in FAST else pytest.param(p, marks=pytest.mark.slow) for p in PROJECTS]
 )
-def test_starts_from_exactly_the_checkpoint(train, files, tmp_path, name):
+def test_starts_from_exactly_the_checkpoint(train, exported, spied, name):
     train(*PROJECTS[name])
-    start = torch.load(tmp_path / 'before_first_step.pth', weights_only=True)
-    assert start.keys() == files[1].keys() and len(start) == 120
-    for key, value in files[1].items():
+    start, (_, expected) = torch.load(spied, weights_only=True), exported(18)
+    assert start.keys() == expected.keys() and len(start) == 120
+    for key, value in expected.items():
         assert torch.equal(start[key], value), key
 
 

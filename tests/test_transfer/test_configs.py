@@ -133,23 +133,6 @@ PARENTS = {
 }
 
 
-@pytest.fixture(scope='module')
-def backbone(tmp_path_factory):
-    """An exported ResNet-50: its file and tensors, none of them as a model has them by itself."""
-    from mmpretrain.models import ResNet
-
-    from mmdense.checkpoints.export import save_backbone
-
-    model = ResNet(50)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
-                tensor.data += torch.rand_like(tensor) * 0.1
-    path = tmp_path_factory.mktemp('backbone') / 'backbone.pth'
-    save_backbone(model.state_dict(), str(path))
-    return str(path), model.state_dict()
-
-
 VOC_XML = """<annotation><size><width>240</width><height>200</height><depth>3</depth></size>
 <object><name>{name}</name><difficult>0</difficult>
 <bndbox><xmin>20</xmin><ymin>30</ymin><xmax>110</xmax><ymax>110</ymax></bndbox></object>
@@ -407,8 +390,8 @@ def use_checkpoint(config, path):
 
 
 @pytest.mark.parametrize('name', SEGMENTERS)
-def test_segmenters_train_from_exactly_the_checkpoint(name, inherit, backbone, masks):
-    path, expected = backbone
+def test_segmenters_train_from_exactly_the_checkpoint(name, inherit, exported, masks):
+    path, expected = exported(50)
     config = inherit(name)
     use_checkpoint(config, path)
     config.model.data_preprocessor.size = crop = (65, 65)
@@ -465,9 +448,9 @@ def check_step(model, batch):
 
 
 @pytest.mark.parametrize('name', [name for name in DETECTORS if '2x' not in name])
-def test_trains_from_exactly_the_checkpoint(name, inherit, require, backbone, coco):
+def test_trains_from_exactly_the_checkpoint(name, inherit, require, exported, coco):
     require('mmcv._ext')
-    path, expected = backbone
+    path, expected = exported(50)
     config = inherit(name)
     shrink(config)
     use_checkpoint(config, path)
@@ -514,13 +497,13 @@ def test_trains_from_exactly_the_checkpoint(name, inherit, require, backbone, co
 @pytest.mark.parametrize(
     'name, workers', [('faster-rcnn_r50_c4_24k_voc0712', 2), ('mask-rcnn_r50_c4_1x_coco', 0)]
 )
-def test_precise_bn(name, workers, inherit, require, backbone, coco, tmp_path):
+def test_precise_bn(name, workers, inherit, require, exported, coco, tmp_path):
     """At the end of training, before the checkpoint: the mean over batches, under fixed weights."""
     require('mmcv._ext')
     config = inherit(name)
     shrink(config)
     config.model.test_cfg.rpn.update(nms_pre=50, max_per_img=10)
-    use_checkpoint(config, backbone[0])
+    use_checkpoint(config, exported(50)[0])
     for dataset in find(config.train_dataloader.dataset, 'data_root'):
         dataset.data_root = coco
     if 'coco' in name:

@@ -11,19 +11,6 @@ import torch
 
 from mmdense.checkpoints import read_checkpoint
 
-# Writes down the backbone as it is right before the first step.
-SPY = """
-import torch
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
-
-@HOOKS.register_module()
-class SpyHook(Hook):
-    def before_train(self, runner):
-        torch.save(runner.model.backbone.state_dict(), 'before_first_step.pth')
-"""
-
 MASK_RCNN = """
 _base_ = __import__('mmdense') and 'mmdense::transfer/mmdet/mask-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['spy'])
@@ -99,7 +86,7 @@ PROJECTS = dict(mmdet=MASK_RCNN, mmseg=FCN)
 
 
 @pytest.fixture(params=PROJECTS)
-def project(request, tmp_path, run, data_root, require, repo):
+def project(request, tmp_path, spied, run, data_root, require, repo):
     """A project outside the checkout; a function that trains in it."""
     package = request.param
     require(package)
@@ -109,7 +96,6 @@ def project(request, tmp_path, run, data_root, require, repo):
     def train(*flags, checkpoint, depth=18):
         text = PROJECTS[package].format(depth=depth, checkpoint=checkpoint, data=data_root)
         (tmp_path / 'config.py').write_text(text)
-        (tmp_path / 'spy.py').write_text(SPY)
         return run(sys.executable, tool, 'config.py', *flags, cwd=tmp_path, path=tmp_path)
 
     def test(checkpoint):
@@ -117,7 +103,7 @@ def project(request, tmp_path, run, data_root, require, repo):
         return run(sys.executable, tool, 'config.py', checkpoint, cwd=tmp_path, path=tmp_path)
 
     train.test = test
-    train.folder = tmp_path
+    train.folder, train.spied = tmp_path, spied
     train.package = package
     return train
 
@@ -133,7 +119,7 @@ def test_starts_from_exactly_the_checkpoint(project, pretrained_by, algorithm):
         for key, value in read_checkpoint(str(pretrained))['state_dict'].items()
         if key.startswith(product)
     }
-    start = torch.load(project.folder / 'before_first_step.pth', weights_only=True)
+    start = torch.load(project.spied, weights_only=True)
     assert start.keys() == expected.keys() and len(start) == 120
     for key, value in expected.items():
         assert torch.equal(start[key], value), key
@@ -160,4 +146,4 @@ def test_another_depth_is_refused(project, pretrained):
     done = project(depth=34, checkpoint=pretrained)
     assert done.returncode != 0
     assert 'The file holds a ResNet-18, the model is a ResNet-34: set depth.' in done.stdout
-    assert not (project.folder / 'before_first_step.pth').exists()
+    assert not project.spied.exists()

@@ -12,5 +12,5 @@ custom_hooks = [dict(interval=24000, **_base_.precise_bn)]
 train_cfg = dict(max_iters=24000)
 _base_.param_scheduler[1].update(end=24000, milestones=[18000, 22000])
 
-val_evaluator = dict(iou_thrs=[iou / 100 for iou in range(50, 100, 5)])
+val_evaluator = _base_.voc_ap
 test_evaluator = val_evaluator

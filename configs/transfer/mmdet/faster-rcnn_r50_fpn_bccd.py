@@ -6,14 +6,7 @@ _base_ = ['mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py', '_base_/protoco
 model = dict(
     backbone=_base_.backbone,
     neck=dict(norm_cfg=_base_.sync_bn),
-    roi_head=dict(
-        bbox_head=dict(
-            type='Shared4Conv1FCBBoxHead',
-            conv_out_channels=256,
-            norm_cfg=_base_.sync_bn,
-            num_classes=3,
-        ),
-    ),
+    roi_head=dict(bbox_head=dict(num_classes=3, **_base_.box_head)),
 )
 
 bccd = dict(
@@ -43,7 +36,7 @@ val_dataloader = dict(
 test_dataloader = dict(
     dataset=dict(ann_file='ImageSets/Main/test.txt', pipeline=_base_.test_pipeline, **bccd)
 )
-val_evaluator = dict(eval_mode='area', iou_thrs=[iou / 100 for iou in range(50, 100, 5)])
+val_evaluator = dict(eval_mode='area', **_base_.voc_ap)
 test_evaluator = val_evaluator
 
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=3000, val_interval=500)

@@ -6,12 +6,7 @@ _base_ = ['mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', '_base_/protocol.py']
 model = dict(
     backbone=_base_.backbone,
     neck=dict(norm_cfg=_base_.sync_bn),
-    roi_head=dict(
-        bbox_head=dict(
-            type='Shared4Conv1FCBBoxHead', conv_out_channels=256, norm_cfg=_base_.sync_bn
-        ),
-        mask_head=dict(norm_cfg=_base_.sync_bn),
-    ),
+    roi_head=dict(bbox_head=_base_.box_head, mask_head=dict(norm_cfg=_base_.sync_bn)),
 )
 
 _base_.train_pipeline[2] = _base_.resize

@@ -11,11 +11,15 @@ backbone = dict(
     norm_cfg=sync_bn,
     init_cfg=_base_.init_cfg,
 )
+box_head = dict(type='Shared4Conv1FCBBoxHead', conv_out_channels=256, norm_cfg=sync_bn)
 resize = dict(
     type='RandomChoiceResize',
     scales=[(1333, side) for side in (640, 672, 704, 736, 768, 800)],
     keep_ratio=True,
 )
+
+# VOC's measure at the ten IoUs of COCO's.
+voc_ap = dict(iou_thrs=[iou / 100 for iou in range(50, 100, 5)])
 
 # C4: mmdet has Caffe's ResNet on BGR. The last stage is in the RoI head, with one more norm
 # after it, and is filled from the same file.
