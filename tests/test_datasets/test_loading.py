@@ -12,8 +12,21 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageFile, ImageOps
 
 from mmdense.datasets import LoadImage, UnreadableImageError, decode_image
+from mmdense.datasets.transforms import loading
+from mmdense.utils.errors import InputError
 
 ORIENTATION = 0x0112
+
+
+@pytest.fixture(scope='module', autouse=True, params=['simplejpeg', 'OpenCV'])
+def decoder(request):
+    """Of plain JPEG: everything here is so with both."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == 'OpenCV':
+            patch.setattr(loading, 'simplejpeg', None)
+        else:
+            assert loading.simplejpeg is not None
+        yield request.param
 
 
 def picture(height=37, width=53):
@@ -275,14 +288,18 @@ def test_bytes_after_the_end_do_no_harm(tail):
     )
 
 
-def test_what_opencv_refuses_is_left_to_pillow(monkeypatch):
-    def refuse(*args):
-        raise cv2.error('no')
+def test_what_the_decoder_refuses_is_left_to_pillow(decoder, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise cv2.error('no') if decoder == 'OpenCV' else ValueError('no')
 
     expected = decode_image(ENCODED['jpeg'])
-    for imdecode in (refuse, lambda *args: None):
-        monkeypatch.setattr(cv2, 'imdecode', imdecode)
+    if decoder == 'OpenCV':
+        monkeypatch.setattr(cv2, 'imdecode', lambda *args: None)
         np.testing.assert_array_equal(decode_image(ENCODED['jpeg']), expected)
+        monkeypatch.setattr(cv2, 'imdecode', refuse)
+    else:
+        monkeypatch.setattr(loading.simplejpeg, 'decode_jpeg', refuse)
+    np.testing.assert_array_equal(decode_image(ENCODED['jpeg']), expected)
 
 
 def test_another_library_cannot_switch_strictness_off(monkeypatch):
@@ -330,7 +347,7 @@ def test_load_image_is_found_in_the_scope():
     out = subprocess.run(
         [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, check=True
     )
-    assert 'LoadImage(backend_args=None)' in out.stdout
+    assert 'LoadImage(backend_args=None, min_side=None)' in out.stdout
 
 
 @pytest.mark.parametrize(
@@ -375,3 +392,39 @@ def test_error_survives_pickling():
 def test_wrong_type():
     with pytest.raises(TypeError, match="backend_args must be a dict or None, got 'disk'"):
         LoadImage(backend_args='disk')
+
+
+# ---------------------------------------------------------------- at a part of its size
+
+
+@pytest.mark.parametrize(
+    'min_side, shape',
+    [(None, (600, 800)), (301, (600, 800)), (300, (300, 400)), (80, (150, 200)), (1, (75, 100))],
+)
+@pytest.mark.parametrize('orientation', [1, 6])
+def test_min_side(min_side, shape, orientation, tmp_path):
+    """The smallest of 1/1, 1/2, 1/4 and 1/8 whose shorter side is long enough."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / 'a.jpg'
+    path.write_bytes(encode(picture(600, 800), 'jpeg', quality=95, exif=exif))
+    results = LoadImage(min_side=min_side)(dict(img_path=str(path)))
+    expected = LoadImage()(dict(img_path=str(path)))['img']
+    shape = shape if orientation == 1 else shape[::-1]
+    assert results['img'].shape[:2] == results['img_shape'] == shape
+    resized = cv2.resize(expected, shape[::-1], interpolation=cv2.INTER_AREA)
+    assert_close(results['img'], resized, 4)
+
+
+def test_min_side_of_odd_sizes_and_other_formats():
+    for height, width in [(37, 53), (801, 1003)]:
+        img = decode_image(encode(picture(height, width), 'jpeg'), min_side=10)
+        shrink = 2 if height == 37 else 8
+        assert img.shape == (-(-height // shrink), -(-width // shrink), 3)
+    assert decode_image(encode(picture(80, 80), 'png'), min_side=10).shape == (80, 80, 3)
+
+
+@pytest.mark.parametrize('min_side', [0, 1.5, '224', True])
+def test_wrong_min_side(min_side):
+    with pytest.raises(InputError, match='min_side must be a whole number'):
+        LoadImage(min_side=min_side)
