@@ -1,5 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .collate import default_collate
+from .sampler import ResumableSampler
 from .transforms import (
     ColorJitter,
     GaussianBlur,
@@ -26,6 +27,7 @@ __all__ = [
     'RandomFlip',
     'RandomGrayscale',
     'RandomResizedCrop',
+    'ResumableSampler',
     'Solarize',
     'UnlabeledDataset',
     'UnreadableImageError',

@@ -1,18 +1,23 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""A data set of images without labels, from a folder, a list or a COCO json."""
+"""A data set of images without labels, from a folder, a zip, an LMDB, a list or a COCO json."""
 
+import io
 import json
 import os
 import os.path as osp
 import random
-from typing import Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mmengine.dataset import BaseDataset
+from mmengine.fileio import get
 from mmengine.structures import BaseDataElement
 
 from mmdense.registry import DATASETS
 from mmdense.utils.errors import DataError
+from mmdense.utils.randomness import seeded
+from mmdense.utils.workers import settle_worker
 
+from .storage import LmdbStorage, ZipStorage, open_storage
 from .transforms.loading import UnreadableImageError
 
 _PathLike = Union[str, os.PathLike]
@@ -32,6 +37,11 @@ class UnlabeledDataset(BaseDataset):
     With ``ann_file`` the images are those it names, in its order, relative to
     ``data_root/data_prefix``: the lines of a ``.txt``, or the ``file_name`` of
     each of the ``images`` of a COCO ``.json``.
+
+    Each folder may be a zip, or an LMDB whose keys are the files' paths, or a
+    folder in one (``coco.zip/train2017``), with the same images in the same
+    order. ``ann_file`` may be in one, too. ``LoadImage`` finds such an image's
+    bytes in ``img_bytes``.
 
     An image that cannot be read (:class:`UnreadableImageError`) is replaced by
     another that depends on its index only, so that a resumed run sees the same
@@ -70,6 +80,8 @@ class UnlabeledDataset(BaseDataset):
         >>> dataset[0]['img_path']
         'data/coco/train2017/000000000009.jpg'
     """
+
+    takes_numbers = True  # see ResumableSampler
 
     EXTENSIONS = (
         '.jpg',
@@ -131,6 +143,7 @@ class UnlabeledDataset(BaseDataset):
             raise TypeError(f'max_refetch must be an int of at least 0, got {max_refetch!r}')
         self.extensions = _extensions(extensions)
         self.recursive = recursive
+        self._storages: List[Union[ZipStorage, LmdbStorage]] = []
         super().__init__(
             ann_file=ann_file,
             data_root=data_root,
@@ -173,41 +186,111 @@ class UnlabeledDataset(BaseDataset):
         return subset
 
     def load_data_list(self) -> List[dict]:
-        """list[dict]: One ``dict(img_path=...)`` an image."""
+        """list[dict]: One ``dict(img_path=...)`` an image; ``stored`` is where
+        it is in a zip or an LMDB."""
+        self._storages = []
         if not self.ann_file:
-            folders = _as_list(self.data_prefix['img_path'])
-            # once, where one folder is below another
-            paths = sorted({path for folder in folders for path in self._search(folder)})
+            stored: Dict[str, Optional[tuple]] = {}  # once, where one folder is below another
+            for folder in _as_list(self.data_prefix['img_path']):
+                stored.update(self._search(folder))
+            images = sorted(stored.items())
         else:
             is_json = self.ann_file.lower().endswith('.json')
-            paths = self._read_json() if is_json else self._read_list()
-            paths = [osp.join(self.data_prefix['img_path'], path) for path in paths]
-            # One missing image is replaced; when all are, the prefix is wrong. Paths on
-            # another backend ('s3://…') are not looked up.
-            if not any('://' in path or osp.exists(path) for path in paths):
-                raise DataError(
-                    f'none of the {len(paths)} images in {self.ann_file} exists; the first '
-                    f'was looked for at {paths[0]}; check data_root and data_prefix'
-                )
-        return [dict(img_path=path) for path in paths]
+            images = self._look_up(self._read_json() if is_json else self._read_list())
+        return [
+            dict(img_path=path) if at is None else dict(img_path=path, stored=at)
+            for path, at in images
+        ]
 
-    def _search(self, folder: str) -> List[str]:
-        if not osp.isdir(folder):
-            what = 'is not a folder' if osp.exists(folder) else 'does not exist'
+    def _search(self, folder: str) -> Dict[str, Optional[tuple]]:
+        found = open_storage(folder)
+        if found is not None:
+            stored = self._search_storage(folder, *found)
+        elif osp.isdir(folder):
+            stored = {
+                osp.join(parent, name): None
+                for parent, names in _walk(folder, self.recursive)
+                for name in names
+                if name.lower().endswith(self.extensions)
+            }
+        else:
+            what = 'does not exist'
+            if osp.exists(folder):
+                what = 'is not a folder, nor a zip or an LMDB'
             raise DataError(f'image folder {folder} {what}; looked for {self.source}')
-        paths = []
-        for parent, names in _walk(folder, self.recursive):
-            paths.extend(
-                osp.join(parent, name) for name in names if name.lower().endswith(self.extensions)
-            )
-        if not paths:
+        if not stored:
             raise DataError(f'no image found in {self._searched(folder)}')
-        return paths
+        return stored
+
+    def _search_storage(self, path, storage, folder: str) -> Dict[str, Optional[tuple]]:
+        start = f'{folder}/' if folder else ''
+        below = [
+            (name, location)
+            for name, location in storage.entries().items()
+            if name.startswith(start)
+        ]
+        if folder and not below:
+            raise DataError(
+                f'image folder {path} does not exist in {storage.path}; looked for {self.source}'
+            )
+        self._storages.append(storage)
+        number = len(self._storages) - 1
+        return {
+            f'{storage.path}/{name}': (number, location)
+            for name, location in below
+            if name.lower().endswith(self.extensions) and self._is_listed(name[len(start) :])
+        }
+
+    def _is_listed(self, name: str) -> bool:
+        """As :func:`_walk` would; macOS adds a folder to its zips."""
+        parts = name.split('/')
+        hidden = any((part.startswith('.') and part != '.') or part == '__MACOSX' for part in parts)
+        return not hidden and (self.recursive or len(parts) == 1)
+
+    def _look_up(self, names: List[str]) -> List[Tuple[str, Optional[tuple]]]:
+        folder = self.data_prefix['img_path']
+        images: List[Tuple[str, Optional[tuple]]] = [
+            (osp.join(folder, name), None) for name in names
+        ]
+        found = open_storage(folder)
+        if found is not None:
+            storage, _ = found
+            self._storages.append(storage)
+            entries, root = storage.entries(), f'{storage.path}/'
+            for i, (path, _) in enumerate(images):
+                if path.startswith(root):  # or the list has an absolute path
+                    name = path[len(root) :]
+                    if name not in entries:
+                        name = osp.normpath(name)
+                    images[i] = f'{root}{name}', (0, entries.get(name))
+        # One missing image is replaced; when all are, the prefix is wrong. Paths on another
+        # backend ('s3://…') are not looked up.
+        if not any(
+            '://' in path or (osp.exists(path) if stored is None else stored[1] is not None)
+            for path, stored in images
+        ):
+            raise DataError(
+                f'none of the {len(images)} images in {self.ann_file} exists; the first '
+                f'was looked for at {images[0][0]}; check data_root and data_prefix'
+            )
+        return images
+
+    def _read_annotations(self) -> str:
+        found = None if osp.isfile(self.ann_file) else open_storage(self.ann_file)
+        if found is None:
+            with open(self.ann_file, 'rb') as f:
+                content = f.read()
+        else:
+            storage, name = found
+            try:
+                content = storage.read(name, storage.entries().get(name))
+            except UnreadableImageError as e:
+                raise OSError(e.reason) from None
+        return content.decode('utf-8-sig')
 
     def _read_list(self) -> List[str]:
         try:
-            with open(self.ann_file, encoding='utf-8-sig') as f:
-                paths = [line.strip() for line in f]
+            paths = [line.strip() for line in io.StringIO(self._read_annotations(), newline=None)]
         except (OSError, UnicodeDecodeError) as e:
             raise DataError(f'cannot read the image list {self.ann_file}: {e}') from None
         paths = [path for path in paths if path]
@@ -219,8 +302,7 @@ class UnlabeledDataset(BaseDataset):
 
     def _read_json(self) -> List[str]:
         try:
-            with open(self.ann_file, encoding='utf-8-sig') as f:
-                content = json.load(f)
+            content = json.loads(self._read_annotations())
         except (OSError, ValueError) as e:
             raise DataError(f'cannot read the COCO json {self.ann_file}: {e}') from None
         images = content.get('images') if isinstance(content, dict) else None
@@ -239,7 +321,8 @@ class UnlabeledDataset(BaseDataset):
         """The idx-th image through the pipeline, or another in its place.
 
         Args:
-            idx (int): The index of the image.
+            idx (int): The index of the image, or one of
+                :class:`ResumableSampler`'s numbers.
 
         Returns:
             dict: What the pipeline returns; its ``data_samples`` says in
@@ -248,10 +331,14 @@ class UnlabeledDataset(BaseDataset):
         Raises:
             DataError: Neither this image nor ``max_refetch`` others can be read.
         """
+        settle_worker()
+        if idx >= len(self):
+            with seeded(idx):
+                return self.prepare_data(idx % len(self))
         unreadable: List[Tuple[str, str]] = []
         for candidate in self._candidates(idx):
             try:
-                results = self.pipeline(self.get_data_info(candidate))
+                results = self.pipeline(self._load(self.get_data_info(candidate)))
             except UnreadableImageError as e:
                 unreadable.append((e.path, e.reason))
                 continue
@@ -266,6 +353,35 @@ class UnlabeledDataset(BaseDataset):
             f'cannot read image {path} ({reason}), nor any of {len(unreadable) - 1} others tried '
             f'in its place, of {len(self)} from {self.source}'
         )
+
+    def read(self, idx: int) -> Tuple[str, bytes]:
+        """The idx-th image's file.
+
+        Args:
+            idx (int): The index of the image.
+
+        Returns:
+            tuple[str, bytes]: Its path, and its content.
+
+        Raises:
+            UnreadableImageError: It cannot be read.
+        """
+        info = self._load(self.get_data_info(idx))
+        path = info['img_path']
+        try:
+            return path, info['img_bytes'] if 'img_bytes' in info else get(path)
+        except OSError as e:
+            raise UnreadableImageError(path, e.strerror or str(e)) from None
+
+    def _load(self, info: dict) -> dict:
+        """``img_bytes`` from where the image is stored, if that is no file."""
+        stored = info.pop('stored', None)
+        if stored is not None:
+            number, location = stored
+            storage = self._storages[number]
+            name = info['img_path'][len(storage.path) + 1 :]
+            info['img_bytes'] = storage.read(name, location)
+        return info
 
     def _candidates(self, idx: int) -> Iterator[int]:
         """``idx``, then the others to try: distinct, from all over the data

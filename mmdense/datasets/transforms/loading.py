@@ -2,6 +2,7 @@
 """Image files to arrays, strictly: a file that is not whole is an error."""
 
 import io
+import re
 from contextlib import contextmanager
 from typing import Iterator, Optional
 
@@ -21,6 +22,18 @@ except ImportError:
 
 # Raster formats only: Pillow's full list has parsers (EPS) that start other programs.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')
+
+# Limits on what a file may declare, before anything is decoded.
+MAX_PIXELS = 178_956_970  # where Pillow, too, takes a file for a bomb
+_MAX_SIDE = 65_535  # a JPEG's; some decoders take memory by the row
+# A Huffman-coded JPEG of fewer bytes cannot be whole, and in the other formats it is no
+# photograph: larger ones than these must have so many bytes.
+_PIXELS_PER_BYTE = 512
+_MAX_UNLIKELY_PIXELS = 2**24
+# Each scan of a JPEG goes over all of its pixels, and can be of ten bytes. Real ones have about
+# ten scans.
+_MAX_SCANNED_PIXELS = 2**31
+_FEW_SCANS = 16
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -93,15 +106,26 @@ class LoadImage(BaseTransform):
             The smallest crop should still be as large as the view: for views
             of 224 pixels of at least 8 % of the area, about 1024. Defaults to
             None, the whole size.
+        max_pixels (int): Larger images are refused; a decoder needs about 12
+            bytes for a pixel. Whatever it is, so are sides of more than 65,535
+            pixels, and more than 16.8 megapixels from less than a byte for 512
+            of them. Defaults to 178,956,970, as Pillow.
     """
 
-    def __init__(self, backend_args: Optional[dict] = None, min_side: Optional[int] = None) -> None:
+    def __init__(
+        self,
+        backend_args: Optional[dict] = None,
+        min_side: Optional[int] = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         if not (backend_args is None or isinstance(backend_args, dict)):
             raise TypeError(f'backend_args must be a dict or None, got {backend_args!r}')
         if min_side is not None:
             check_counts(min_side=min_side)
+        check_counts(max_pixels=max_pixels)
         self.backend_args = backend_args
         self.min_side = min_side
+        self.max_pixels = max_pixels
 
     def transform(self, results: dict) -> dict:
         """Add ``img``, ``img_shape`` and ``ori_shape`` to ``results``.
@@ -117,7 +141,7 @@ class LoadImage(BaseTransform):
             except OSError as e:
                 raise UnreadableImageError(path, e.strerror or _one_line(e)) from None
         try:
-            img = decode_image(content, self.min_side)
+            img = decode_image(content, self.min_side, self.max_pixels)
         except ValueError as e:
             raise UnreadableImageError(path, str(e)) from None
         results['img'] = img
@@ -129,7 +153,9 @@ class LoadImage(BaseTransform):
         return f'{type(self).__name__}(backend_args={self.backend_args}, min_side={self.min_side})'
 
 
-def decode_image(content: bytes, min_side: Optional[int] = None) -> np.ndarray:
+def decode_image(
+    content: bytes, min_side: Optional[int] = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Decode a JPEG, PNG, WebP, BMP, TIFF, GIF or PPM file to pixels.
 
     - Grey and palette images become three channels.
@@ -142,6 +168,7 @@ def decode_image(content: bytes, min_side: Optional[int] = None) -> np.ndarray:
     Args:
         content (bytes): The whole file.
         min_side (int, optional): Of :class:`LoadImage`.
+        max_pixels (int): Of :class:`LoadImage`.
 
     Returns:
         np.ndarray: (H, W, 3) uint8, BGR, writable.
@@ -153,8 +180,9 @@ def decode_image(content: bytes, min_side: Optional[int] = None) -> np.ndarray:
     if not content:
         raise ValueError('the file is empty')
     try:
-        with _strict_pillow():
+        with _strict_pillow(max_pixels):
             image = Image.open(io.BytesIO(content), formats=_FORMATS)  # reads the header alone
+            _check_size(image, content, max_pixels)
             pixels = _decode_plain_jpeg(image, content, min_side)
             if pixels is not None:
                 return pixels
@@ -163,15 +191,57 @@ def decode_image(content: bytes, min_side: Optional[int] = None) -> np.ndarray:
             image = _to_rgb(image)
             if orientation in _UPRIGHT:
                 image = image.transpose(_UPRIGHT[orientation])
+            pixels = np.frombuffer(image.tobytes('raw', 'BGR'), np.uint8)
+            return pixels.reshape(image.height, image.width, 3).copy()  # the buffer is read-only
     except UnidentifiedImageError:
         start = bytes(content[:16])
         raise ValueError(
             f'not an image, or only the start of one; it begins with {start}'
         ) from None
+    except Image.DecompressionBombError:
+        raise ValueError(
+            f'its size exceeds max_pixels={max_pixels} of LoadImage: a decompression bomb, or an '
+            'image to cut into pieces'
+        ) from None
+    except MemoryError:
+        raise ValueError('decoding it takes more memory than there is') from None
     except Exception as e:  # a broken file makes decoders raise anything, struct.error too
         raise ValueError(_one_line(e)) from None
-    pixels = np.frombuffer(image.tobytes('raw', 'BGR'), np.uint8)
-    return pixels.reshape(image.height, image.width, 3).copy()  # the buffer is read-only
+
+
+def _check_size(image: Image.Image, content: bytes, max_pixels: int) -> None:
+    """Refuses what takes memory or time out of proportion to its file."""
+    width, height = image.size
+    pixels, size = width * height, f'{width:,} × {height:,} pixels'
+    if pixels > max_pixels:
+        raise Image.DecompressionBombError
+    if max(width, height) > _MAX_SIDE:
+        raise ValueError(f'it has {size}, more than {_MAX_SIDE:,} on a side')
+    if pixels > max(_MAX_UNLIKELY_PIXELS, _PIXELS_PER_BYTE * len(content)):
+        raise ValueError(
+            f'{len(content):,} bytes that say they are {size}: damaged, or a decompression bomb'
+        )
+    if image.format == 'JPEG':
+        scans = content.count(b'\xff\xda')  # as many as there are, or more
+        if scans > _FEW_SCANS and scans * pixels > _MAX_SCANNED_PIXELS:
+            scans = _count_scans(content)
+            if scans > _FEW_SCANS and scans * pixels > _MAX_SCANNED_PIXELS:
+                raise ValueError(f'{scans} scans of {size}, which take minutes to decode')
+    run_length_coded = image.format == 'BMP' and image.info.get('compression') in (1, 2)
+    if run_length_coded and pixels > _MAX_UNLIKELY_PIXELS:  # Pillow does it in Python
+        raise ValueError(f'a run-length coded BMP of {size}, which takes minutes to decode')
+
+
+def _count_scans(content: bytes) -> int:
+    """Of a JPEG, without what looks like one in a thumbnail, or in a video behind its end."""
+    at, scans = 2, 0
+    marker = re.compile(rb'\xff([^\x00\x01\xd0-\xd8\xff])')  # that a segment follows
+    while True:
+        found = marker.search(content, at)
+        if found is None or found.group(1) == b'\xd9':
+            return scans
+        scans += found.group(1) == b'\xda'
+        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2], 'big')
 
 
 def _decode_plain_jpeg(
@@ -233,14 +303,14 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """Other libraries switch this flag for the whole process."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+def _strict_pillow(max_pixels: int) -> Iterator[None]:
+    """Other libraries switch these for the whole process."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, max_pixels
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
 
 
 def _one_line(error: Exception) -> str:
