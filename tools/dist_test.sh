@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # tools/dist_test.sh CONFIG CHECKPOINT GPUS [flags of tools/test.py]
-# GPUS is the number of processes; without a GPU they run on the CPU.
+# GPUS is the number of processes on this node; without a GPU they run on the CPU.
+# Several nodes: NNODES, NODE_RANK, MASTER_ADDR and PORT from the environment, docs/scaling.md.
 set -e
 if [ $# -lt 3 ]; then
     echo "usage: $0 CONFIG CHECKPOINT GPUS [flags of tools/test.py]" >&2

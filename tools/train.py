@@ -6,8 +6,9 @@ import argparse
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import MODELS
-from mmengine.runner import IterBasedTrainLoop, Runner, find_latest_checkpoint
+from mmengine.runner import IterBasedTrainLoop, Runner
 
+from mmdense.checkpoints import latest_whole_checkpoint
 from mmdense.engine import check_enough_images
 from mmdense.models.selfsup import DenseSelfSupervisor
 from mmdense.utils.launch import (
@@ -51,11 +52,15 @@ def merge_args(cfg, args):
         if get_device() == 'cpu':
             raise ValueError('--amp needs a GPU: leave it out on the CPU')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    start_from_checkpoint(cfg, args.resume)
+        # bfloat16 has float32's range: nothing to scale, and no step waits to hear of an overflow
+        scaled = cfg.optim_wrapper.setdefault('dtype', 'float16') == 'float16'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic' if scaled else dict(enabled=False))
+    if args.resume == 'auto' or (args.resume is None and cfg.get('resume') and not cfg.load_from):
+        args.resume = latest_whole_checkpoint(cfg.work_dir)
+        cfg.resume = False  # where there is none
     if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.resume, cfg.load_from = True, args.resume
+    start_from_checkpoint(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
@@ -66,19 +71,28 @@ def merge_args(cfg, args):
                 cfg[f'{split}_dataloader'].persistent_workers = False
 
 
-def start_from_checkpoint(cfg, resume=None):
+def start_from_checkpoint(cfg):
     """``load_from`` of a new run becomes the model's initialiser, which is strict: MMEngine's own
-    way only warns of what does not fit, and would train on random weights. With ``--resume`` it
-    is where a run starts that has not written a checkpoint yet."""
-    if not cfg.get('load_from') or cfg.get('resume') or resume not in (None, 'auto'):
-        return
-    if resume == 'auto' and find_latest_checkpoint(cfg.work_dir):
+    way only warns of what does not fit, and would train on random weights."""
+    if not cfg.get('load_from') or cfg.get('resume'):
         return
     with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         kind = registry.get(cfg.model.type) if isinstance(cfg.model.type, str) else cfg.model.type
     if isinstance(kind, type) and issubclass(kind, DenseSelfSupervisor):
         cfg.model.init_cfg = dict(type='Pretrained', _scope_='mmdense', checkpoint=cfg.load_from)
         cfg.load_from = None
+
+
+def scale_lr(runner):
+    """``--auto-scale-lr``. MMEngine's takes an iteration for a step of the optimizer, which
+    accumulated gradients are not."""
+    scale, runner.auto_scale_lr = runner.auto_scale_lr, None
+    runner.scale_lr(runner.optim_wrapper, scale)
+    counts = runner.cfg.optim_wrapper.get('accumulative_counts', 1)
+    if scale and scale.get('enable') and counts > 1:
+        runner.logger.info(f'Scaling the LR by {counts} more: a step has {counts} iterations.')
+        for group in runner.optim_wrapper.param_groups:
+            group['lr'] *= counts
 
 
 def build_training(runner):
@@ -98,8 +112,7 @@ def build_training(runner):
                     'no convert_to_iter_based'
                 )
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-    runner.auto_scale_lr = None
+    scale_lr(runner)
     if runner.param_schedulers is not None:
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
 

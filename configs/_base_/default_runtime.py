@@ -4,8 +4,17 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
+    # whole files only, whenever the run is killed
     checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # a resumed run is that which was interrupted, to the last bit
+    exact_resume=dict(type='ExactResumeHook'),
+    # on SIGTERM and SIGUSR1 saves and ends
+    preemption=dict(type='PreemptionHook'),
+    # moves the twin once a step of the optimizer, where gradients are accumulated
+    momentum_twin=dict(type='MomentumTwinHook'),
+    # reads the losses when a line is logged: to read one is to wait for the device
+    loss_log=dict(type='LossLogHook'),
     # names and counts files that cannot be read; an error if they are many
     unreadable_images=dict(type='UnreadableImagesHook', max_ratio=0.01),
     # says how full a key queue is and what chance level is; silent without one

@@ -27,7 +27,7 @@ from mmdense.datasets import (
 )
 from mmdense.datasets.transforms import apply_batch, apply_operation
 from mmdense.models import SelfSupDataPreprocessor
-from mmdense.registry import TRANSFORMS
+from mmdense.registry import MODELS, TRANSFORMS
 from mmdense.utils.errors import InputError
 
 TORCHVISION = dict(
@@ -280,6 +280,18 @@ def test_mmpretrain_does_not_pack_what_is_not_finished(photographs, mmdense_scop
     pack = TRANSFORMS.build(dict(type='mmpretrain.PackInputs'))
     with pytest.raises(TypeError, match='DeferredView'):
         pack(view(dict(img=photographs[0])))
+
+
+def test_no_algorithm_takes_what_is_not_finished(boxed, mmdense_scope):
+    backbone = dict(type='mmpretrain.ResNet', depth=18, base_channels=8, stem_channels=8)
+    neck = dict(type='ProjectionMLP', in_channels=64, hid_channels=16, out_channels=8)
+    model = MODELS.build(
+        dict(type='PixPro', backbone=backbone, neck=neck, head=dict(type='PixContrastHead'))
+    )
+    samples = boxed(*torch.rand(2, 2, 4))
+    samples[0].set_metainfo(dict(deferred=[[], []]))
+    with pytest.raises(InputError, match='must be mmdense.SelfSupDataPreprocessor'):
+        model(list(torch.rand(2, 2, 3, 64, 64)), samples, mode='loss')
 
 
 CROP = dict(type='RandomResizedCrop', scale=8)

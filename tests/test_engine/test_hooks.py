@@ -1,13 +1,24 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.hooks import LoggerHook
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 from torch import nn
 
-from mmdense.engine import BackboneExportHook, KeyQueueLogHook, LambdaWarmupHook
-from mmdense.models import KeyQueue
+from mmdense.checkpoints import read_checkpoint
+from mmdense.engine import (
+    BackboneExportHook,
+    KeyQueueLogHook,
+    LambdaWarmupHook,
+    LossLogHook,
+    MomentumTwinHook,
+)
+from mmdense.models import KeyQueue, MomentumEncoder
 from mmdense.utils.errors import InputError
 
 
@@ -30,9 +41,15 @@ def make_runner(model, **changes):
         message_hub=Hub(),
         hooks=[LoggerHook(interval=2)],
         train_dataloader=Loader(),
+        optim_wrapper=make_wrapper(model),
     )
     runner.update(changes)
     return SimpleNamespace(**runner)
+
+
+def make_wrapper(model, counts=1):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return OptimWrapper(torch.optim.SGD(parameters, lr=0.1), accumulative_counts=counts)
 
 
 class Loader:
@@ -47,7 +64,7 @@ class Model(nn.Module):
 
     def __init__(self, queue_len=8):
         super().__init__()
-        self.backbone = nn.Conv2d(3, 2, 1)
+        self.backbone = nn.Conv2d(3, 2, 3)
         self.queue = KeyQueue(4, queue_len)
         self.loss_lambda = 0.5
 
@@ -70,6 +87,132 @@ def test_lambda_warmup():
     assert runner.model.loss_lambda == 0
     hook.after_train(runner)
     assert runner.model.loss_lambda == 0.5
+
+
+def test_lambda_warmup_counts_steps_of_the_optimizer():
+    model = Model()
+    runner = make_runner(model, optim_wrapper=make_wrapper(model, counts=2))
+    hook = LambdaWarmupHook(start_iters=2)
+    hook.before_train(runner)
+    seen = []
+    for runner.iter in range(6):
+        hook.before_train_iter(runner, runner.iter)
+        seen.append(runner.model.loss_lambda)
+    assert seen == [0, 0, 0, 0, 0.5, 0.5]
+
+
+class WithTwin(nn.Module):
+    """A student, and a twin with a schedule."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.student = nn.Linear(3, 2)
+        self.twin = MomentumEncoder(self.student, momentum=0.5, end_momentum=0.0)
+
+
+def train_with_twin(counts, iters):
+    """The twin after each iteration."""
+    model = WithTwin()
+    wrapper = make_wrapper(model, counts)
+    wrapper.initialize_count_status(model, 0, iters)
+    runner = make_runner(model, optim_wrapper=wrapper, max_iters=iters)
+    hook = MomentumTwinHook()
+    hook.before_train(runner)
+    if counts == 1:
+        model.twin.total_steps = iters  # MMEngine's runner says it
+    twins = []
+    for runner.iter in range(iters):
+        hook.before_train_iter(runner, runner.iter)
+        model.twin.follow(model.student)
+        twins.append((model.twin.current_momentum(), model.twin.module.weight.clone()))
+        wrapper.update_params(model.student(torch.ones(1, 3)).square().sum())
+    hook.after_train(runner)
+    assert model.twin.moving
+    return twins
+
+
+def test_the_twin_moves_once_a_step_of_the_optimizer():
+    """Three times the same batch is that batch: twin and schedule must not tell them apart."""
+    plain, accumulated = train_with_twin(1, 4), train_with_twin(3, 12)
+    for i, (momentum, weight) in enumerate(accumulated):
+        expected_momentum, expected = plain[i // 3]
+        assert momentum == pytest.approx(expected_momentum)
+        torch.testing.assert_close(weight, expected)
+    assert not torch.equal(plain[1][1], plain[2][1])
+
+
+class Noisy(BaseModel):
+    """Two losses, different in each iteration."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs, mode='loss'):
+        inputs = inputs.float()
+        return dict(loss_a=(self.weight * inputs).mean(), loss_b=(self.weight * inputs**2).mean())
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """In which iterations a tensor was read."""
+    seen = []
+    for name in ('item', 'tolist'):
+        original = getattr(torch.Tensor, name)
+
+        def read(self, original=original):
+            if self.is_floating_point():
+                seen.append(None)
+            return original(self)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+    return seen
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_loss_log(tmp_path, reads, by_epoch):
+    """The log and what a checkpoint keeps of it are as without the hook; losses are read when a
+    line is due."""
+    written, kept, numbers = [], [], []
+    for hooks in ([], [LossLogHook()]):
+        reads.clear()
+        work_dir = tmp_path / f'{len(hooks)}'
+        train_cfg = dict(by_epoch=True, max_epochs=2) if by_epoch else dict(max_iters=22)
+        runner = Runner(
+            Noisy(),
+            work_dir=str(work_dir),
+            train_dataloader=dict(
+                dataset=[dict(inputs=float(i)) for i in range(11)],
+                sampler=dict(type='DefaultSampler', shuffle=False),
+                collate_fn=dict(type='default_collate'),
+                batch_size=1,
+            ),
+            train_cfg=dict(by_epoch=by_epoch, **train_cfg) if not by_epoch else train_cfg,
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+            default_hooks=dict(
+                logger=dict(type='LoggerHook', interval=4),
+                checkpoint=dict(
+                    type='CheckpointHook', interval=1 if by_epoch else 6, by_epoch=by_epoch
+                ),
+            ),
+            custom_hooks=hooks,
+            log_processor=dict(window_size=3, by_epoch=by_epoch),
+            experiment_name=f'{tmp_path.name}_{len(hooks)}',
+            default_scope='mmengine',
+        )
+        runner.train()
+        numbers.append(len(reads))
+        (scalars,) = work_dir.glob('*/vis_data/scalars.json')
+        lines = [json.loads(line) for line in scalars.read_text().splitlines()]
+        written.append([{k: v for k, v in x.items() if 'time' not in k} for x in lines])
+        last = read_checkpoint(str(work_dir / ('epoch_2.pth' if by_epoch else 'iter_18.pth')))
+        history = last['message_hub']['log_scalars']['train/loss_b']
+        kept.append(history.data[0].tolist())
+    assert written[0] == written[1] and len(written[0]) >= 4
+    assert kept[0] == kept[1] and len(kept[0]) == (22 if by_epoch else 18)
+    # three values in each of 22 iterations; one reading for each line, checkpoint and epoch
+    assert numbers[0] >= 66 and numbers[1] <= 12
 
 
 def test_lambda_warmup_says_what_it_needs():
@@ -109,13 +252,18 @@ def test_key_queue_log_without_a_queue():
 
 def test_backbone_export(tmp_path):
     runner = make_runner(Model(), work_dir=str(tmp_path), epoch=3, iter=30)
+    runner.model.to(memory_format=torch.channels_last)
     hook = BackboneExportHook()
-    checkpoint = dict(meta={})
+    checkpoint = dict(meta={}, state_dict=runner.model.state_dict())
     hook.before_save_checkpoint(runner, checkpoint)
     assert checkpoint['meta']['mmdense']['product'] == 'backbone'
+    # other programs, such as safetensors, want them with their channels first
+    assert not runner.model.backbone.weight.is_contiguous()
+    assert checkpoint['state_dict']['backbone.weight'].is_contiguous()
     hook.after_train(runner)
     saved = torch.load(tmp_path / 'backbone.pth', weights_only=True)
     assert torch.equal(saved['state_dict']['weight'], runner.model.backbone.weight)
+    assert saved['state_dict']['weight'].is_contiguous()
     assert saved['meta']['mmdense'] == dict(
         version=saved['meta']['mmdense']['version'],
         algorithm='Model',

@@ -1,31 +1,13 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Two processes over gloo, beside one with the joined batch."""
 
-import os
-import sys
-
 import pytest
 import torch
 from mmengine.model import MMDistributedDataParallel
-from mmengine.registry import DefaultScope
+from tiny import joined_batch, main, tiny_model
 from torch import distributed, nn
 
 from mmdense.models.utils import KeyQueue, gather_rows, shuffled_forward
-
-WORLD = 2
-
-
-@pytest.fixture
-def in_two_processes(run, free_port, tmp_path):
-    """Runs a function of this file in each process; what each returned."""
-
-    def call(function):
-        launch = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', WORLD]
-        done = run(*launch, '--master_port', free_port, __file__, function.__name__, tmp_path)
-        assert done.returncode == 0, done.stdout
-        return [torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in range(WORLD)]
-
-    return call
 
 
 def enqueue(rank):
@@ -45,25 +27,13 @@ def shuffle(rank):
         return x, 2 * x
 
     x = torch.arange(6.0).reshape(6, 1) + 100 * rank
-    out, double = shuffled_forward(encode, x)
+    out, double = shuffled_forward(encode, x, seed=1)
     return torch.equal(out, x) and torch.equal(double, 2 * x), sorted(seen)
 
 
 def pretrain(rank):
     """Three steps of DenseCL under DistributedDataParallel."""
-    from mmdense.registry import MODELS
-
-    with DefaultScope.overwrite_default_scope('mmdense'):
-        model = MODELS.build(
-            dict(
-                type='DenseCL',
-                queue_len=13,
-                feat_dim=8,
-                backbone=dict(type='mmpretrain.ResNet', depth=18),
-                neck=dict(type='DenseCLNeck', in_channels=512, hid_channels=16, out_channels=8),
-                head=dict(type='InfoNCEHead'),
-            )
-        )
+    model = tiny_model('DenseCL', norm=dict(type='BN'))
     for value in model.state_dict().values():
         distributed.broadcast(value, src=0)  # as MMEngine's runner does
     wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
@@ -76,61 +46,6 @@ def pretrain(rank):
     state = model.state_dict()
     same = ('queue', 'encoder_k.module.0.conv1.weight', 'backbone.conv1', 'neck', 'encoder_k.steps')
     return {k: v for k, v in state.items() if k.startswith(same)}
-
-
-MLP = dict(type='ProjectionMLP', hid_channels=16, out_channels=8)
-# There is no synchronised BatchNorm on the CPU: a norm that does not look at other images.
-NORM = dict(type='GN', num_groups=4)
-
-
-def tiny_model(algorithm, norm=NORM):
-    """A tiny model, without BatchNorm unless asked for, the same in every process."""
-    from mmdense.registry import MODELS
-
-    mlp = dict(MLP, norm_cfg=norm)
-    backbone = dict(type='mmpretrain.ResNet', depth=18, norm_cfg=norm)
-    neck = dict(mlp, in_channels=512)
-    if algorithm == 'DetCo':
-        backbone['out_indices'] = (0, 1, 2, 3)
-        neck = dict(type='DetCoNeck', out_channels=8)
-        parts = dict(queue_len=13, feat_dim=8, head=dict(type='InfoNCEHead'))
-    elif algorithm == 'PixPro':
-        parts = dict(
-            total_steps=10,
-            head=dict(type='PixProHead', in_channels=8),
-            instance_neck=dict(mlp, in_channels=512),
-            instance_head=dict(type='InstanceConsistencyHead', predictor=dict(mlp, in_channels=8)),
-        )
-    elif algorithm == 'PixContrast':
-        algorithm, parts = 'PixPro', dict(total_steps=10, head=dict(type='PixContrastHead'))
-    else:
-        predictor = dict(mlp, in_channels=8, dense=False, num_layers=3)
-        parts = dict(
-            total_steps=10,
-            num_prototypes=12,
-            head=dict(type='SlotContrastHead', predictor=predictor),
-        )
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmdense'):
-        model = MODELS.build(dict(type=algorithm, backbone=backbone, neck=neck, **parts))
-    model.init_weights()
-    return model
-
-
-def joined_batch(algorithm):
-    """Two views of six images, with boxes, and for DetCo their patches. The
-    first views hardly overlap and the others do, so that processes have
-    differently many positives."""
-    from mmpretrain.structures import DataSample
-
-    rng = torch.Generator().manual_seed(1)
-    views = list(torch.randn(2, 6, 3, 96, 96, generator=rng))
-    boxes = torch.tensor([[0.1, 0.1, 0.7, 0.8], [0.9, 0.2, 0.3, 0.9]]).repeat(6, 1, 1)
-    boxes[:2, 0] = torch.tensor([0.0, 0.0, 0.2, 0.3])
-    boxes += 0.02 * torch.rand(6, 2, 4, generator=rng)
-    if algorithm == 'DetCo':
-        views += list(torch.randn(2, 6, 3, 32, 288, generator=rng))
-    return views, [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
 
 
 def steps(model, views, samples):
@@ -189,7 +104,7 @@ def shuffle_two(rank):
 
     x = torch.arange(6.0).reshape(6, 1) + 100 * rank
     y = (x + 1000).view(6, 1, 1).expand(-1, 2, 3).contiguous()
-    out, total = shuffled_forward(encode, x, y)
+    out, total = shuffled_forward(encode, x, y, seed=1)
     return torch.equal(out, x) and torch.equal(total, 6 * (x[:, 0] + 1000)), met
 
 
@@ -219,15 +134,42 @@ def few_positives(rank):
 
 
 def gather_unequal(rank):
-    rows, first = gather_rows(torch.full((1 + 2 * rank, 2), float(rank)))
-    empty, start = gather_rows(torch.ones(rank, 2))
-    return rows.tolist(), first, empty.tolist(), start
+    rows = gather_rows(torch.full((1 + 2 * rank, 2), float(rank)), [1, 3])
+    empty = gather_rows(torch.ones(rank, 2), [0, 1])
+    return [part.tolist() for part in rows], [part.tolist() for part in empty]
 
 
-def test_rows_of_unequal_number(in_two_processes):
-    (rows, first, empty, start), (same, second, _, start_2) = in_two_processes(gather_unequal)
-    assert rows == same == [[0, 0], [1, 1], [1, 1], [1, 1]]
-    assert (first, second, start, start_2) == (0, 1, 0, 0) and empty == [[1, 1]]
+def test_rows_of_unequal_number(in_processes):
+    for rows, empty in in_processes(gather_unequal):
+        assert rows == [[[0, 0]], [[1, 1], [1, 1], [1, 1]]]
+        assert empty == [[], [[1, 1]]]
+
+
+def shuffle_as_mmpretrain(rank):
+    """Both formulations, given the same order: what is encoded where, and what comes back."""
+    from mmpretrain.models.utils import batch_shuffle_ddp, batch_unshuffle_ddp
+
+    x, y = torch.randn(5, 3, 2), torch.randn(5, 4)
+    outcome = []
+    for seed in range(3):
+        seen = []
+
+        def encode(x, y, seen=seen):
+            seen.append((x, y))
+            return x.mean(2) + x.mean(), torch.cat([y, x[:, :, 0]], dim=1) * y.std()
+
+        ours = shuffled_forward(encode, x, y, seed=seed)
+        torch.manual_seed(seed)  # the order that they draw
+        rows, order = batch_shuffle_ddp(torch.cat([x.flatten(1), y], dim=1))
+        theirs = encode(rows[:, :6].reshape(x.shape), rows[:, 6:])
+        theirs = [batch_unshuffle_ddp(z, order) for z in theirs]
+        pairs = [*zip(*seen), *zip(ours, theirs)]
+        outcome.append(all(torch.equal(a, b) for a, b in pairs))
+    return outcome
+
+
+def test_shuffles_as_mmpretrain(in_processes):
+    assert in_processes(shuffle_as_mmpretrain) == [[True] * 3] * 2
 
 
 @pytest.mark.parametrize(
@@ -239,10 +181,10 @@ def test_rows_of_unequal_number(in_two_processes):
         (half_detco, 'DetCo'),
     ],
 )
-def test_two_processes_equal_one_with_the_joined_batch(in_two_processes, function, algorithm):
+def test_two_processes_equal_one_with_the_joined_batch(in_processes, function, algorithm):
     """Losses, gradients after DistributedDataParallel's mean, center and queues."""
     one, grads, state = steps(tiny_model(algorithm), *joined_batch(algorithm))
-    (first, grads_2, state_2), (second, same_grads, same_state) = in_two_processes(function)
+    (first, grads_2, state_2), (second, same_grads, same_state) = in_processes(function)
     for joined, a, b in zip(one, first, second):
         for name, value in joined.items():
             assert (a[name] + b[name]) / 2 == pytest.approx(value, rel=1e-5, abs=1e-5), name
@@ -255,9 +197,9 @@ def test_two_processes_equal_one_with_the_joined_batch(in_two_processes, functio
         assert torch.equal(state_2[name], same_state[name]), name
 
 
-def test_processes_with_few_positives(in_two_processes):
+def test_processes_with_few_positives(in_processes):
     """None waits for the other, and nothing is NaN."""
-    for rank, outcome in enumerate(in_two_processes(few_positives)):
+    for rank, outcome in enumerate(in_processes(few_positives)):
         assert [case for case, _, _ in outcome] == ['none here', 'one here', 'none anywhere']
         for case, finite, losses in outcome:
             assert finite and all(loss >= 0 for loss in losses), (case, losses)
@@ -265,21 +207,21 @@ def test_processes_with_few_positives(in_two_processes):
             assert all((loss == 0) == none for loss in losses), (case, losses)
 
 
-def test_queue_gathers_in_order_of_process(in_two_processes):
-    first, second = in_two_processes(enqueue)
+def test_queue_gathers_in_order_of_process(in_processes):
+    first, second = in_processes(enqueue)
     assert first == second
     keys, ptr, filled = first
     # eight keys into seven places: the last one wrapped around
     assert keys[0] == [12, 1, 2, 2, 11, 11, 12] and (ptr, filled) == (1, 7)
 
 
-def test_two_inputs_are_shuffled_alike(in_two_processes):
-    for in_order, met in in_two_processes(shuffle_two):
+def test_two_inputs_are_shuffled_alike(in_processes):
+    for in_order, met in in_processes(shuffle_two):
         assert in_order and met == [1000] * 6
 
 
-def test_shuffled_forward(in_two_processes):
-    results = in_two_processes(shuffle)
+def test_shuffled_forward(in_processes):
+    results = in_processes(shuffle)
     assert all(in_order for in_order, _ in results)
     (_, first), (_, second) = results
     everything = [*range(6), *range(100, 106)]
@@ -287,8 +229,8 @@ def test_shuffled_forward(in_two_processes):
     assert len(first) == len(second) == 6
 
 
-def test_processes_stay_equal(in_two_processes):
-    first, second = in_two_processes(pretrain)
+def test_processes_stay_equal(in_processes):
+    first, second = in_processes(pretrain)
     assert first.keys() == second.keys() and len(first) > 8
     for key, value in first.items():
         assert (value == second[key]).all(), key
@@ -298,15 +240,9 @@ def test_processes_stay_equal(in_two_processes):
 def test_one_process_is_not_shuffled():
     network = nn.Linear(3, 2)
     x = torch.randn(4, 3)
-    (out,) = shuffled_forward(lambda y: (network(y),), x)
+    (out,) = shuffled_forward(lambda y: (network(y),), x, seed=1)
     assert torch.equal(out, network(x)) and not out.requires_grad
 
 
 if __name__ == '__main__':
-    name, folder = sys.argv[1:]
-    distributed.init_process_group('gloo')
-    torch.set_num_threads(1)
-    torch.manual_seed(distributed.get_rank())
-    result = globals()[name](distributed.get_rank())
-    torch.save(result, f'{folder}/{distributed.get_rank()}.pth')
-    os._exit(0)  # PyTorch 2.1 can hang while it takes gloo down
+    main(globals())

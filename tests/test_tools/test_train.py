@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import importlib.util
 import math
 import os
 import re
@@ -9,6 +10,7 @@ import time
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmdense.checkpoints import read_checkpoint
 
@@ -191,6 +193,83 @@ def test_flags_of_mmpretrain(run, tiny):
     # 0.3 × 4 / 256
     assert 'lr: 4.6875e-03' in done.stdout
     assert run(sys.executable, 'tools/train.py', '--help').returncode == 0
+
+
+@pytest.mark.parametrize(
+    'options, dtype, loss_scale',
+    [
+        ({}, 'float16', 'dynamic'),
+        ({'optim_wrapper.dtype': 'bfloat16'}, 'bfloat16', dict(enabled=False)),
+        ({'optim_wrapper.loss_scale': 512.0}, 'float16', 512.0),
+    ],
+)
+def test_amp(repo, monkeypatch, options, dtype, loss_scale):
+    """What a run on a GPU is given; float16 alone needs its losses scaled."""
+    spec = importlib.util.spec_from_file_location('train_tool', repo / 'tools' / 'train.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(tool, 'get_device', lambda: 'cuda')
+    path = str(repo / 'configs' / 'slotcon_r50_coco.py')
+    monkeypatch.setattr(sys, 'argv', ['train.py', path, '--amp'])
+    args = tool.parse_args()
+    args.cfg_options = options
+    cfg = Config.fromfile(path)
+    tool.merge_args(cfg, args)
+    wrapper = cfg.optim_wrapper
+    assert wrapper.type == 'AmpOptimWrapper' and wrapper.optimizer.type == 'mmdense.LARS'
+    assert (wrapper.dtype, wrapper.loss_scale) == (dtype, loss_scale)
+
+
+def test_every_recipe_has_a_batch_for_its_learning_rate(repo):
+    """8xb32 in a name: its learning rate is for 256 images."""
+    recipes = list(repo.glob('configs/*/*_8xb*.py'))
+    assert len(recipes) > 15
+    for path in recipes:
+        cfg = Config.fromfile(str(path))
+        gpus, batch = map(int, re.search(r'_(\d+)xb(\d+)-', path.name).groups())
+        assert cfg.train_dataloader.batch_size == batch, path.name
+        assert cfg.auto_scale_lr == dict(base_batch_size=gpus * batch), path.name
+
+
+def test_gradients_accumulate(run, tiny):
+    """LARS, a learning rate for all images of a step, and a twin that moves once a step."""
+    hooks = ['MomentumTwinHook', 'LossLogHook']
+    arguments = tiny(
+        'optim_wrapper.accumulative_counts=2',
+        'train_cfg.max_epochs=3',
+        *(f'default_hooks.{hook}.type={hook}' for hook in hooks),
+        flags=['--auto-scale-lr'],
+        algorithm='pixpro',
+    )
+    done = run(sys.executable, 'tools/train.py', *arguments)
+    assert done.returncode == 0, done.stdout
+    assert 'Scaling the LR by 2 more' in done.stdout
+    lines = _values(done.stdout)
+    assert len(lines) == 12 and all(math.isfinite(line['loss_pixel']) for line in lines)
+    # in the warm-up, 1.0 for 256 images: 4 in each of two iterations
+    for t, line in enumerate(lines):
+        assert line['lr'] == pytest.approx(8 / 256 * (1 + 99 * t / 20) / 100, rel=1e-3)
+    state = read_checkpoint(str(tiny.work_dir / 'epoch_3.pth'))['state_dict']
+    assert int(state['encoder_k.steps']) == 6
+    assert int(state['encoder_k.module.backbone.bn1.num_batches_tracked']) == 24
+
+
+def test_checkpointed(run, tiny):
+    """MMEngine's own key of the config; the names in the checkpoint stay."""
+    options = [
+        'activation_checkpointing=backbone.layer1,backbone.layer2',
+        'train_cfg.max_epochs=1',
+        'randomness.seed=0',
+    ]
+    losses = []
+    for changed in (options, options[1:]):
+        done = run(sys.executable, 'tools/train.py', *tiny(*changed))
+        assert done.returncode == 0, done.stdout
+        losses.append([line['loss'] for line in _values(done.stdout)])
+        (tiny.work_dir / 'epoch_1.pth').rename(tiny.work_dir / f'{len(losses)}.pth')
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    ours, plain = (read_checkpoint(str(tiny.work_dir / f'{i}.pth'))['state_dict'] for i in (1, 2))
+    assert list(ours) == list(plain)
 
 
 def test_test_tool_says_what_it_needs(run, repo, tmp_path):

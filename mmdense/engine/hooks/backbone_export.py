@@ -23,10 +23,12 @@ class BackboneExportHook(Hook):
         self.filename = filename
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Adds ``meta['mmdense']``."""
+        """Adds ``meta['mmdense']``; tensors lie in memory as everybody expects
+        them, with their channels first."""
         model = get_ori_model(runner.model)
         if hasattr(model, 'product'):
             checkpoint['meta']['mmdense'] = describe_product(model)
+            checkpoint['state_dict'] = _contiguous(checkpoint['state_dict'])
 
     def after_train(self, runner) -> None:
         """Writes the backbone, if anything was trained."""
@@ -38,9 +40,17 @@ class BackboneExportHook(Hook):
         path = osp.join(runner.work_dir, self.filename)
         about = {k: v for k, v in describe_product(model).items() if k != 'product'}
         save_backbone(
-            model.get_product().state_dict(), path, epoch=runner.epoch, iter=runner.iter, **about
+            _contiguous(model.get_product().state_dict()),
+            path,
+            epoch=runner.epoch,
+            iter=runner.iter,
+            **about,
         )
         runner.logger.info(
             f'Backbone alone: {path}. In mmdet or mmseg: backbone=dict(init_cfg=dict('
             f"type='mmdense.SelfSupPretrained', checkpoint='{path}'))"
         )
+
+
+def _contiguous(tensors: dict) -> dict:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -7,6 +7,8 @@ from mmpretrain.utils import get_ori_model
 from mmdense.registry import HOOKS
 from mmdense.utils.errors import InputError
 
+from .momentum_twin import accumulated
+
 
 @HOOKS.register_module()
 class LambdaWarmupHook(Hook):
@@ -17,7 +19,8 @@ class LambdaWarmupHook(Hook):
     (https://arxiv.org/abs/2011.09157, section 3.3).
 
     Args:
-        start_iters (int): Iterations with λ = 0. Defaults to 1000.
+        start_iters (int): Steps of the optimizer with λ = 0: iterations, but
+            for gradient accumulation. Defaults to 1000.
     """
 
     def __init__(self, start_iters: int = 1000) -> None:
@@ -34,7 +37,8 @@ class LambdaWarmupHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Optional[dict] = None) -> None:
         """Sets λ for this iteration."""
-        self.model.loss_lambda = self.loss_lambda if runner.iter >= self.start_iters else 0.0
+        steps = runner.iter // accumulated(runner)
+        self.model.loss_lambda = self.loss_lambda if steps >= self.start_iters else 0.0
 
     def after_train(self, runner) -> None:
         """Leaves the model as it was."""

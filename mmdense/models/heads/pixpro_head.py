@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from mmdense.models.losses import pixel_consistency, pixel_contrast
 from mmdense.models.necks import ProjectionMLP
-from mmdense.models.utils import cell_distances
+from mmdense.models.utils import cell_distances, in_float32
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero, check_below_one, check_counts
 from mmdense.utils.errors import InputError
@@ -31,6 +31,7 @@ class PixelHead(BaseModule):
         check_above_zero(pos_ratio=pos_ratio)
         self.pos_ratio = pos_ratio
 
+    @in_float32
     def loss(self, z: Tensor, target: Tensor, box: Tensor, target_box: Tensor) -> Tensor:
         """One direction, from a view of the student to the teacher's other.
 
@@ -140,7 +141,7 @@ class PixProHead(PixelHead):
         similarity = torch.bmm(cells.transpose(1, 2), cells).clamp(min=self.clamp)  # NxSxS
         if self.power < 1:
             similarity = similarity + 1e-6  # whose power has a finite derivative
-        return torch.bmm(value, similarity.pow(self.power).to(value.dtype)).view_as(z)
+        return torch.bmm(value, similarity.pow(self.power)).view_as(z)
 
     def compare(self, z: Tensor, target: Tensor, positive: Tensor) -> Tensor:
         """As in :class:`PixelHead`."""

@@ -1,8 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Optional, Union
+from typing import Optional, Tuple, Union
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import all_gather, get_rank
 from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn import SyncBatchNorm
@@ -19,6 +19,10 @@ class SlotContrastHead(BaseModule):
     """Contrast of the slots that both views have, against those of all images.
 
     SlotCon (https://arxiv.org/abs/2205.15288), section 3.3.
+
+    How many slots there are is different in every step, and the predictor's
+    BatchNorm must see them alone: the host waits once in a step for the device
+    to count them.
 
     Args:
         predictor (dict): :class:`mmdense.models.necks.ProjectionMLP` with
@@ -51,25 +55,57 @@ class SlotContrastHead(BaseModule):
             Tensor: A scalar of at least 0, normalised such that the mean over
             processes is that of the joined batch.
         """
-        kept_q, kept_k = kept_slots(scores_q), kept_slots(scores_k)  # NxP
-        positive = kept_q & kept_k
-        number = positive.sum()
-        all_reduce(number)
+        return self.total_loss((slots_q, slots_k, scores_q, scores_k))
 
-        # keys: the teacher's kept slots, of all processes; a query's own is among this process's
-        key, first = gather_rows(normalize(slots_k[kept_k], dim=1))  # RxC
-        row = kept_k.flatten().cumsum(0) - 1 + first
-        # the predictor and its BatchNorm see the positives alone: MxC
-        query = normalize(self.predict(slots_q[positive], number), dim=1)
-        return slot_contrast(
-            query,
-            key.to(query.dtype),
-            row[positive.flatten()],
-            self.temperature,
-            num_positives=number / get_world_size(),
-        )
+    def total_loss(self, *directions: Tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        """The sum of several directions, with one exchange between processes.
 
-    def predict(self, slots: Tensor, number: Tensor) -> Tensor:
+        Args:
+            directions (tuple[Tensor]): Each the arguments of :meth:`loss`.
+
+        Returns:
+            Tensor: A scalar.
+        """
+        kept, positive = [], []  # NxP, a direction each
+        for _, _, scores_q, scores_k in directions:
+            kept_q, kept_k = kept_slots(scores_q), kept_slots(scores_k)
+            kept.append(kept_k)
+            positive.append(kept_q & kept_k)
+        # of each process: positives by direction, kept slots by direction
+        counts = torch.stack([mask.sum() for mask in (*positive, *kept)])
+        counts = torch.stack(all_gather(counts)).tolist()  # the host waits here, and only here
+        mine = counts[get_rank()]
+        num_positive = [c[: len(directions)] for c in counts]
+        num_kept = [c[len(directions) :] for c in counts]
+
+        # keys: the teacher's kept slots, of all processes
+        rows = [true_rows(mask, n) for mask, n in zip(kept, num_kept[get_rank()])]
+        own = [slots_k.flatten(0, 1)[r] for (_, slots_k, _, _), r in zip(directions, rows)]
+        own = normalize(torch.cat(own).float(), dim=1)
+        parts = gather_rows(own, [sum(n) for n in num_kept])
+        keys = zip(*(part.split(n) for part, n in zip(parts, num_kept)))  # by direction
+
+        losses = []
+        for i, ((slots_q, *_), key) in enumerate(zip(directions, keys)):
+            rows = true_rows(positive[i], mine[i])
+            number = sum(n[i] for n in num_positive)
+            # the predictor and its BatchNorm see the positives alone: MxC
+            query = self.predict(slots_q.flatten(0, 1).index_select(0, rows), number)
+            # a query's own key is among this process's
+            first = sum(n[i] for n in num_kept[: get_rank()])
+            target = (kept[i].flatten().cumsum(0) - 1 + first)[rows]
+            losses.append(
+                slot_contrast(
+                    normalize(query.float(), dim=1),
+                    torch.cat(key),
+                    target,
+                    self.temperature,
+                    num_positives=number / len(counts),
+                )
+            )
+        return sum(losses)
+
+    def predict(self, slots: Tensor, number: int) -> Tensor:
         """The predictor, by its running statistics where rows are too few.
 
         BatchNorm has no statistics of fewer than two rows, of this process or,
@@ -77,13 +113,13 @@ class SlotContrastHead(BaseModule):
 
         Args:
             slots (Tensor): M×C.
-            number (Tensor): Rows of all processes.
+            number (int): Rows of all processes.
 
         Returns:
             Tensor: M×C.
         """
         synchronised = any(isinstance(m, SyncBatchNorm) for m in self.predictor.modules())
-        too_few = (int(number) if synchronised else len(slots)) < 2
+        too_few = (number if synchronised else len(slots)) < 2
         if not (too_few and self.predictor.training):
             return self.predictor(slots)
         self.predictor.eval()
@@ -104,3 +140,20 @@ def kept_slots(scores: Tensor) -> Tensor:
     """
     best = scores.argmax(1).flatten(1)  # NxS
     return torch.zeros_like(scores[:, :, 0, 0], dtype=torch.bool).scatter_(1, best, True)
+
+
+def true_rows(mask: Tensor, number: int) -> Tensor:
+    """Where a mask is true. Unlike ``nonzero`` it does not ask the device how
+    often.
+
+    Args:
+        mask (Tensor): Bool, of any shape; counted flat.
+        number (int): How often it is true.
+
+    Returns:
+        Tensor: ``number`` indices, rising.
+    """
+    mask = mask.flatten()
+    place = torch.where(mask, mask.cumsum(0) - 1, number)  # all others into a last one
+    everything = torch.arange(len(mask), device=mask.device)
+    return everything.new_empty(number + 1).scatter_(0, place, everything)[:number]

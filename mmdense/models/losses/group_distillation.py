@@ -2,7 +2,10 @@
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softmax
 
+from mmdense.models.utils import in_float32
 
+
+@in_float32
 def group_distillation(
     student: Tensor,
     teacher: Tensor,
@@ -30,5 +33,5 @@ def group_distillation(
         Tensor: A scalar, the mean over all cells.
     """
     center = center.view(-1, *[1] * (teacher.dim() - 2))
-    target = softmax((teacher.detach().float() - center) / teacher_temperature, dim=1)
-    return cross_entropy(student.float() / student_temperature, target)
+    target = softmax((teacher.detach() - center) / teacher_temperature, dim=1)
+    return cross_entropy(student / student_temperature, target)

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmdense.models.utils import in_float32
 from mmdense.utils.errors import InputError
 
 # A block of logits is ROWS×KEYS. Both sides are long enough for the matrix
@@ -64,6 +65,7 @@ class _StreamedInfoNCE(torch.autograd.Function):
         return grad_loss * grad_query, grad_key, None, None
 
 
+@in_float32
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2) -> Tensor:
     r"""InfoNCE of queries against one positive key each and a shared queue.
 
@@ -97,7 +99,4 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2
             'info_nce takes query M×C, key M×C and queue C×K, M at least 1, got '
             f'{tuple(query.shape)}, {tuple(key.shape)} and {tuple(queue.shape)}'
         )
-    with torch.autocast(query.device.type, enabled=False):
-        return _StreamedInfoNCE.apply(
-            query.float(), key.float(), queue.detach().float(), temperature
-        ).mean()
+    return _StreamedInfoNCE.apply(query, key, queue.detach(), temperature).mean()

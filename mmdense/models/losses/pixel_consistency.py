@@ -2,7 +2,10 @@
 import torch
 from torch import Tensor
 
+from mmdense.models.utils import in_float32
 
+
+@in_float32
 def pixel_consistency(query: Tensor, key: Tensor, positive: Tensor) -> Tensor:
     r"""Makes cells that show the same place alike.
 
@@ -23,6 +26,6 @@ def pixel_consistency(query: Tensor, key: Tensor, positive: Tensor) -> Tensor:
         Tensor: A scalar in [−2, 2].
     """
     similarity = torch.bmm(query.transpose(1, 2), key)  # NxSxT
-    total = torch.where(positive, similarity, 0).sum((1, 2), dtype=torch.float32)
+    total = torch.where(positive, similarity, 0).sum((1, 2))
     number = positive.sum((1, 2))
     return -2 * (total / (number + 1e-6)).mean()

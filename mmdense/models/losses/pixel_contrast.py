@@ -2,7 +2,10 @@
 import torch
 from torch import Tensor
 
+from mmdense.models.utils import in_float32
 
+
+@in_float32
 def pixel_contrast(
     query: Tensor, key: Tensor, positive: Tensor, temperature: float = 0.3
 ) -> Tensor:
@@ -27,7 +30,7 @@ def pixel_contrast(
     Returns:
         Tensor: A scalar of at least 0.
     """
-    logits = torch.bmm(query.transpose(1, 2), key).float() / temperature  # NxSxT
+    logits = torch.bmm(query.transpose(1, 2), key) / temperature  # NxSxT
     # A finite floor and not −∞: cells without a positive are left out below, and their gradient
     # must not be NaN.
     among_positives = logits.masked_fill(~positive, torch.finfo(logits.dtype).min)

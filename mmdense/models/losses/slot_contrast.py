@@ -1,17 +1,19 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Optional, Union
+from typing import Optional
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mmdense.models.utils import in_float32
 
+
+@in_float32
 def slot_contrast(
     query: Tensor,
     key: Tensor,
     target: Tensor,
     temperature: float = 0.2,
-    num_positives: Optional[Union[float, Tensor]] = None,
+    num_positives: Optional[float] = None,
 ) -> Tensor:
     r"""InfoNCE of slots against the slots of all images.
 
@@ -26,7 +28,7 @@ def slot_contrast(
         key (Tensor): R×C, normalised: slots of the teacher, of all images.
         target (Tensor): M, t(m), which of the R is a query's own.
         temperature (float): τ, above 0.
-        num_positives (float | Tensor, optional): What to divide the sum by
+        num_positives (float, optional): What to divide the sum by
             instead of M. The positives of all processes over the number of
             processes make DistributedDataParallel's mean equal one process
             with the joined batch, however they are spread.
@@ -36,6 +38,6 @@ def slot_contrast(
     """
     number = len(query) if num_positives is None else num_positives
     logits = query @ key.t() / temperature  # MxR
-    loss = cross_entropy(logits.float(), target, reduction='sum')
+    loss = cross_entropy(logits, target, reduction='sum')
     # 0 / ε = 0 where there is none
-    return 2 * temperature * loss / torch.as_tensor(number, device=loss.device).clamp(min=1e-6)
+    return 2 * temperature * loss / max(number, 1e-6)

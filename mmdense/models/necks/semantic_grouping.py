@@ -6,6 +6,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from mmdense.models.utils import in_float32
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero, check_counts
 
@@ -35,6 +36,7 @@ class SemanticGrouping(BaseModule):
         self.temperature = temperature
         self.slot_embed = nn.Embedding(num_prototypes, feat_dim)
 
+    @in_float32
     def scores(self, z: Tensor) -> Tensor:
         """Cosines of cells and prototypes.
 
@@ -47,6 +49,7 @@ class SemanticGrouping(BaseModule):
         prototypes = normalize(self.slot_embed.weight, dim=1)
         return torch.einsum('pc,nchw->nphw', prototypes, normalize(z, dim=1))
 
+    @in_float32
     def forward(self, z: Tensor) -> Tuple[Tensor, Tensor]:
         """Groups a batch of maps.
 
@@ -60,4 +63,4 @@ class SemanticGrouping(BaseModule):
         attention = (scores.flatten(2) / self.temperature).softmax(dim=1) + 1e-6  # NxPxS
         # divided before the product: NxPxS is smaller than NxPxC
         attention = attention / attention.sum(2, keepdim=True)
-        return torch.bmm(attention, z.flatten(2).transpose(1, 2).to(attention.dtype)), scores
+        return torch.bmm(attention, z.flatten(2).transpose(1, 2)), scores

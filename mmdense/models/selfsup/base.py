@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from typing import Dict, List, Optional, Tuple, Union
 
+import torch
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
@@ -21,6 +22,13 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
             ``init_cfg=dict(type='Pretrained', _scope_='mmdense', checkpoint=...)``.
         data_preprocessor (dict, optional): Defaults to
             :class:`mmdense.models.SelfSupDataPreprocessor`.
+        channels_last (bool): Whether the networks and the views have their
+            channels last in memory, as CPUs and tensor cores take them. Names
+            and shapes stay as they are. Defaults to True.
+        compile (bool | dict): Whether ``torch.compile`` compiles backbones and
+            necks, of student and twin, and the head's loss, at the first step;
+            a dict has its arguments (``dynamic`` defaults to False). Defaults
+            to False.
         init_cfg (dict or list[dict], optional): As everywhere.
 
     Attributes:
@@ -37,6 +45,8 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
         head: Optional[dict] = None,
         pretrained: Optional[str] = None,
         data_preprocessor: Optional[dict] = None,
+        channels_last: bool = True,
+        compile: Union[bool, dict] = False,
         init_cfg: Optional[Union[dict, list]] = None,
         **unknown,
     ) -> None:
@@ -59,6 +69,47 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg,
         )
+        self.channels_last = channels_last
+        if channels_last:  # before the twin copies it; what is built later has 1×1 kernels alone
+            for p in self.parameters():
+                if p.dim() == 4:  # Module.to() would stop at five dimensions
+                    p.data = p.data.contiguous(memory_format=torch.channels_last)
+        self.compile_options = _compile_options(compile)
+
+    def forward(
+        self,
+        inputs: Union[Tensor, List[Tensor]],
+        data_samples: Optional[list] = None,
+        mode: str = 'tensor',
+    ):
+        """As mmpretrain's."""
+        if mode == 'loss' and data_samples and 'deferred' in data_samples[0]:
+            raise InputError(
+                "the views come without their colours and blur (MultiView's device_augment): the "
+                'data_preprocessor must be mmdense.SelfSupDataPreprocessor'
+            )
+        if self.channels_last:
+            single = isinstance(inputs, Tensor)
+            views = [_channels_last(view) for view in ([inputs] if single else inputs)]
+            inputs = views[0] if single else views
+        if mode == 'loss' and self.compile_options is not None:
+            self.compile_parts(**self.compile_options)
+            self.compile_options = None
+        return super().forward(inputs, data_samples, mode)
+
+    def compile_parts(self, **options) -> None:
+        """Compiles in place: what the state dict calls them stays as it is.
+
+        Args:
+            options: Of ``torch.compile``.
+        """
+        for part in (*self._online().children(), *self.encoder_k.module.children()):
+            part.compile(**options)
+        self.head.loss = torch.compile(self.head.loss, **options)
+
+    def _online(self) -> nn.Module:
+        """What has a momentum twin."""
+        return nn.Sequential(self.backbone, self.neck)
 
     def get_product(self) -> nn.Module:
         """The module that :attr:`product` names."""
@@ -125,3 +176,25 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         unflatten_queues(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _compile_options(compile: Union[bool, dict]) -> Optional[dict]:
+    """Arguments of ``torch.compile``, or None.
+
+    Raises:
+        InputError: When they are no arguments, or PyTorch cannot compile here.
+    """
+    if compile is False:
+        return None
+    if compile is not True and not isinstance(compile, dict):
+        raise InputError(f'compile must be True, False or a dict, got {compile!r}')
+    options = dict(dict(dynamic=False), **({} if compile is True else compile))
+    try:
+        torch.compile(nn.Identity(), **options)  # nothing is compiled before it is called
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f'compile={compile!r} of the model: {error}') from None
+    return options

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from mmdense.models.utils import (
     KeyQueue,
     MomentumEncoder,
+    enqueue,
     gather_cells,
     match_cells,
     shuffled_forward,
@@ -57,7 +58,7 @@ class DenseCL(DenseSelfSupervisor):
         super().__init__(backbone, neck, head, **kwargs)
         if neck is None or head is None:
             raise InputError('DenseCL needs a neck and a head')
-        self.encoder_k = MomentumEncoder(nn.Sequential(self.backbone, self.neck), momentum)
+        self.encoder_k = MomentumEncoder(self._online(), momentum)
         self.loss_lambda = loss_lambda
         self.queue = KeyQueue(feat_dim, queue_len)
         self.queue2 = KeyQueue(feat_dim, queue_len)  # dense keys
@@ -83,9 +84,11 @@ class DenseCL(DenseSelfSupervisor):
 
         # keys, from the momentum twin: NxC, NxCxS, NxC
         with torch.no_grad():
-            self.encoder_k.update_parameters(nn.Sequential(self.backbone, self.neck))
+            self.encoder_k.follow(self._online())
             map_k, k, grid_k, mean_k = shuffled_forward(
-                lambda x: self._encode(*self.encoder_k.module, x), view_k
+                lambda x: self._encode(*self.encoder_k.module, x),
+                view_k,
+                seed=self.encoder_k.count(),
             )
             # each query cell's key is the cell most similar in the backbone
             match = match_cells(map_q, map_k)  # NxS
@@ -94,8 +97,7 @@ class DenseCL(DenseSelfSupervisor):
         loss_single = self.head.loss(q, k, self.queue.keys)
         loss_dense = self.head.loss(_rows(grid_q), _rows(positive), self.queue2.keys)
 
-        self.queue.enqueue(k)
-        self.queue2.enqueue(mean_k)
+        enqueue((self.queue, k), (self.queue2, mean_k))
 
         return dict(
             loss_single=(1 - self.loss_lambda) * loss_single,
@@ -110,7 +112,7 @@ class DenseCL(DenseSelfSupervisor):
         vector, dense, dense_mean = neck(maps)
         with torch.no_grad():
             feat = neck.pool(maps[-1]).flatten(2)
-        return tuple(normalize(y, dim=1) for y in (feat, vector, dense, dense_mean))
+        return tuple(normalize(y.float(), dim=1) for y in (feat, vector, dense, dense_mean))
 
 
 def _rows(cells: Tensor) -> Tensor:

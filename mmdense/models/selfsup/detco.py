@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from mmdense.models.utils import (
     KeyQueue,
     MomentumEncoder,
+    enqueue,
     map_channels,
     shuffled_forward,
     split_patches,
@@ -90,7 +91,7 @@ class DetCo(DenseSelfSupervisor):
         self.neck = MODELS.build(
             dict(neck, in_channels=channels[-len(stage_weights) :], with_local=self.with_local)
         )
-        self.encoder_k = MomentumEncoder(nn.Sequential(self.backbone, self.neck), momentum)
+        self.encoder_k = MomentumEncoder(self._online(), momentum)
         self.queues_global = self._queues(feat_dim, queue_len)
         self.queues_local = self._queues(feat_dim, queue_len) if 'll' in pairings else None
 
@@ -123,7 +124,7 @@ class DetCo(DenseSelfSupervisor):
 
         # keys, from the momentum twin
         with torch.no_grad():
-            self.encoder_k.update_parameters(nn.Sequential(self.backbone, self.neck))
+            self.encoder_k.follow(self._online())
             k_global, k_local = self._keys(view_k, patches_k if 'll' in self.pairings else None)
 
         losses = {}
@@ -138,10 +139,7 @@ class DetCo(DenseSelfSupervisor):
                 loss = self.head.loss(query[i], key[i], queue[i].keys)
                 losses[f'loss_{pairing}_stage{stage}'] = weight * loss
 
-        for i in range(len(self.stages)):
-            self.queues_global[i].enqueue(k_global[i])
-            if self.queues_local is not None:
-                self.queues_local[i].enqueue(k_local[i])
+        enqueue(*zip(self.queues_global, k_global), *zip(self.queues_local or (), k_local))
         return losses
 
     def _keys(self, view: Tensor, patches: Optional[Tensor]) -> Tuple[List[Tensor], List[Tensor]]:
@@ -152,7 +150,8 @@ class DetCo(DenseSelfSupervisor):
             global_, local = self._encode(*self.encoder_k.module, *inputs)
             return (*global_, *local)
 
-        keys = shuffled_forward(encode, view, *([] if patches is None else [patches]))
+        views = [view] if patches is None else [view, patches]
+        keys = shuffled_forward(encode, *views, seed=self.encoder_k.count())
         return list(keys[: len(self.stages)]), list(keys[len(self.stages) :])
 
     def _encode(
@@ -160,9 +159,9 @@ class DetCo(DenseSelfSupervisor):
     ) -> Tuple[List[Tensor], List[Tensor]]:
         """N×C for each stage, normalised: of whole images, and of patches."""
         num_stages = len(self.stages)
-        global_ = [normalize(x, dim=1) for x in neck(backbone(view)[-num_stages:])]
+        global_ = [normalize(x.float(), dim=1) for x in neck(backbone(view)[-num_stages:])]
         if patches is None:
             return global_, []
         # all patches of the batch at once
         maps = backbone(split_patches(patches, neck.grid))[-num_stages:]
-        return global_, [normalize(x, dim=1) for x in neck.forward_local(maps)]
+        return global_, [normalize(x.float(), dim=1) for x in neck.forward_local(maps)]

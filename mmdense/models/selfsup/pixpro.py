@@ -90,7 +90,7 @@ class PixPro(DenseSelfSupervisor):
 
         # teacher
         with torch.no_grad():
-            self.encoder_k.update_parameters(online)
+            self.encoder_k.follow(online)
             t_1, instance_t_1 = self._project(self.encoder_k.module, view_1)
             t_2, instance_t_2 = self._project(self.encoder_k.module, view_2)
 
@@ -105,7 +105,7 @@ class PixPro(DenseSelfSupervisor):
         return losses
 
     def _online(self) -> nn.ModuleDict:
-        """What has a momentum twin."""
+        """As the base's, by name."""
         parts = dict(backbone=self.backbone, neck=self.neck, instance_neck=self.instance_neck)
         return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
 

@@ -102,7 +102,7 @@ class SlotCon(DenseSelfSupervisor):
 
         # teacher
         with torch.no_grad():
-            self.encoder_k.update_parameters(online)
+            self.encoder_k.follow(online)
             slots_k1, scores_k1 = self._group(self.encoder_k.module, view_1)
             slots_k2, scores_k2 = self._group(self.encoder_k.module, view_2)
 
@@ -113,8 +113,8 @@ class SlotCon(DenseSelfSupervisor):
         self.center.update(scores_k1, scores_k2)
 
         # a slot that both views have is told from all other slots
-        loss_slot = self.head.loss(slots_q1, slots_k2, scores_q1, scores_k2) + self.head.loss(
-            slots_q2, slots_k1, scores_q2, scores_k1
+        loss_slot = self.head.total_loss(
+            (slots_q1, slots_k2, scores_q1, scores_k2), (slots_q2, slots_k1, scores_q2, scores_k1)
         )
         return dict(
             loss_group=self.group_weight * loss_group,
@@ -206,7 +206,7 @@ class SlotCon(DenseSelfSupervisor):
         return labels, best
 
     def _online(self) -> nn.ModuleDict:
-        """What has a momentum twin."""
+        """As the base's, by name."""
         return nn.ModuleDict(dict(backbone=self.backbone, neck=self.neck, grouping=self.grouping))
 
     @staticmethod

@@ -1,5 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .correspondence import gather_cells, match_cells
+from .float32 import in_float32
 from .gather import gather_rows
 from .geometry import (
     align_maps,
@@ -11,7 +12,7 @@ from .geometry import (
     to_view,
     view_boxes,
 )
-from .key_queue import KeyQueue, unflatten_queues
+from .key_queue import KeyQueue, enqueue, unflatten_queues
 from .map_channels import map_channels
 from .momentum_encoder import MomentumEncoder
 from .patches import split_patches
@@ -25,9 +26,11 @@ __all__ = [
     'align_maps',
     'cell_centres',
     'cell_distances',
+    'enqueue',
     'from_view',
     'gather_cells',
     'gather_rows',
+    'in_float32',
     'is_flipped',
     'map_channels',
     'match_cells',

@@ -2,8 +2,11 @@
 import torch
 from torch import Tensor
 
+from .float32 import in_float32
+
 
 @torch.no_grad()
+@in_float32
 def match_cells(feat_q: Tensor, feat_k: Tensor) -> Tensor:
     """For every cell of the query's map, the most similar cell of the key's.
 

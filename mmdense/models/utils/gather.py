@@ -1,25 +1,24 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Tuple
+from typing import List, Sequence
 
 import torch
-from mmengine.dist import all_gather, get_rank, get_world_size
+from mmengine.dist import all_gather
 from torch import Tensor
 
 
 @torch.no_grad()
-def gather_rows(rows: Tensor) -> Tuple[Tensor, int]:
+def gather_rows(rows: Tensor, counts: Sequence[int]) -> List[Tensor]:
     """Rows of all processes, which may have differently many.
 
     Args:
         rows (Tensor): R×C.
+        counts (Sequence[int]): R of each process.
 
     Returns:
-        tuple[Tensor, int]: (ΣR)×C, by process, and where this process's begin.
+        List[Tensor]: Of each process its R×C.
     """
-    if get_world_size() == 1:
-        return rows.detach(), 0
-    counts = torch.cat(all_gather(torch.tensor([len(rows)], device=rows.device))).tolist()
+    if len(counts) == 1:
+        return [rows.detach()]
     padded = rows.new_zeros(max(counts), rows.size(1))
     padded[: len(rows)] = rows
-    gathered = [part[:count] for part, count in zip(all_gather(padded), counts)]
-    return torch.cat(gathered), sum(counts[: get_rank()])
+    return [part[:count] for part, count in zip(all_gather(padded), counts)]

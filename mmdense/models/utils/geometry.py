@@ -166,11 +166,13 @@ def align_maps(maps: Tensor, box: Tensor, other: Tensor) -> Tensor:
         views do not overlap.
     """
     height, width = maps.shape[2:]
-    size = box.new_tensor([width, height, width, height])
+    overlap = overlap_in_view(box, other)
     # Above the map's size by one rounding, RoIAlign would take 2×2 samples a cell, and not one.
-    regions = (overlap_in_view(box, other) * size).clamp(min=0).minimum(size)
-    index = torch.arange(len(maps), dtype=box.dtype, device=box.device).unsqueeze(1)
-    regions = torch.cat([index, regions], dim=1)
+    x, y = (
+        (overlap[:, i::2] * side).clamp(min=0, max=side) for i, side in enumerate((width, height))
+    )
+    index = torch.arange(len(maps), dtype=box.dtype, device=box.device)
+    regions = torch.stack([index, x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
     # in the boxes' precision: half would move them by a hundredth of a cell
     maps = maps.to(box.dtype)
     aligned = roi_align(maps, regions, (height, width), sampling_ratio=-1, aligned=True)

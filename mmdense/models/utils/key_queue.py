@@ -1,4 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Tuple
+
 import torch
 from mmengine.dist import all_gather
 from torch import Tensor, nn
@@ -41,9 +43,9 @@ class KeyQueue(nn.Module):
     def queue_len(self) -> int:
         return self.keys.size(1)
 
-    @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Replaces the oldest keys by this batch's, of all processes.
+        """Replaces the oldest keys by this batch's, of all processes; for
+        several queues at once see :func:`enqueue`.
 
         Args:
             keys (Tensor): N×C, normalised; N is the same in every process.
@@ -53,12 +55,17 @@ class KeyQueue(nn.Module):
             InputError: When all processes together have more keys than the
                 queue has places.
         """
+        enqueue((self, keys))
+
+    def _check(self, keys: Tensor) -> None:
         if keys.dim() != 2 or keys.size(1) != self.feat_dim:
             raise InputError(
                 f'the queue has feat_dim={self.feat_dim}, but keys are {tuple(keys.shape)}: set '
                 "feat_dim to the neck's out_channels"
             )
-        keys = torch.cat(all_gather(keys.detach().to(self.keys.dtype)), dim=0)
+
+    def _push(self, keys: Tensor) -> None:
+        """Replaces the oldest keys by these."""
         num_keys = keys.size(0)
         if num_keys > self.queue_len:
             raise InputError(
@@ -88,6 +95,24 @@ class KeyQueue(nn.Module):
 
     def extra_repr(self) -> str:
         return f'feat_dim={self.feat_dim}, queue_len={self.queue_len}'
+
+
+@torch.no_grad()
+def enqueue(*pairs: Tuple[KeyQueue, Tensor]) -> None:
+    """:meth:`KeyQueue.enqueue` for several queues, in one exchange between the
+    processes.
+
+    Args:
+        pairs (tuple[KeyQueue, Tensor]): A queue and its keys N×C; N is the
+            same for all.
+    """
+    queues, keys = zip(*pairs)
+    for queue, part in pairs:
+        queue._check(part)
+    joined = torch.cat([part.detach().to(queues[0].keys.dtype) for part in keys], dim=1)
+    gathered = torch.cat(all_gather(joined), dim=0)
+    for queue, part in zip(queues, gathered.split([part.size(1) for part in keys], dim=1)):
+        queue._push(part)
 
 
 def unflatten_queues(module: nn.Module, state_dict: dict, prefix: str = '') -> None:

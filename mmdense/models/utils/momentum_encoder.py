@@ -31,6 +31,10 @@ class MomentumEncoder(ExponentialMovingAverage):
     .. math:: \alpha(k) = \alpha_{end} + (\alpha - \alpha_{end})
               (\cos(\pi k / K) + 1) / 2
 
+    While gradients are accumulated over several iterations, the twin moves in
+    the first of them, once for each step of the optimizer:
+    :class:`mmdense.engine.MomentumTwinHook` sets ``moving``.
+
     Args:
         model (nn.Module): The online network, copied.
         momentum (float): :math:`\alpha` (at the first step), in (0, 1).
@@ -39,6 +43,9 @@ class MomentumEncoder(ExponentialMovingAverage):
             None keeps ``momentum`` constant.
         total_steps (int, optional): K, the updates of the whole run. None
             takes the ``max_iters`` that MMEngine's runner publishes.
+
+    Attributes:
+        moving (bool): Whether :meth:`follow` moves the twin.
     """
 
     def __init__(
@@ -56,6 +63,7 @@ class MomentumEncoder(ExponentialMovingAverage):
         super().__init__(model, momentum=momentum)
         self.end_momentum = end_momentum
         self.total_steps = total_steps
+        self.moving = True
         self._steps = None
 
     def current_momentum(self) -> float:
@@ -68,8 +76,13 @@ class MomentumEncoder(ExponentialMovingAverage):
                 'the momentum schedule needs the number of steps of the run: set total_steps, or '
                 "train by MMEngine's runner, which knows it"
             )
-        weight = (cos(pi * min(self._count() / total, 1)) + 1) / 2
+        weight = (cos(pi * min(self.count() / total, 1)) + 1) / 2
         return self.end_momentum + (self.momentum - self.end_momentum) * weight
+
+    def follow(self, model: nn.Module) -> None:
+        """:meth:`update_parameters`, unless the optimizer has not stepped since."""
+        if self.moving or self.count() == 0:
+            self.update_parameters(model)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -82,13 +95,13 @@ class MomentumEncoder(ExponentialMovingAverage):
             model (nn.Module): The online network, structured as the one given
                 to ``__init__``.
         """
-        alpha = 1.0 if self._count() == 0 else self.current_momentum()
+        alpha = 1.0 if self.count() == 0 else self.current_momentum()
         torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), alpha)
         self.steps += 1
         self._steps += 1
 
-    def _count(self) -> int:
-        """``steps`` without waiting for the device at every call."""
+    def count(self) -> int:
+        """``steps``, without waiting for the device at every call."""
         if self._steps is None:
             self._steps = int(self.steps)
         return self._steps

@@ -1,15 +1,14 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Callable, Tuple
+from typing import Callable, List, Sequence, Tuple
 
 import torch
-from mmengine.dist import get_world_size
-from mmpretrain.models.utils import batch_shuffle_ddp, batch_unshuffle_ddp
-from torch import Tensor
+from mmengine.dist import get_rank, get_world_size
+from torch import Tensor, distributed
 
 
 @torch.no_grad()
 def shuffled_forward(
-    encode: Callable[..., Tuple[Tensor, ...]], *inputs: Tensor
+    encode: Callable[..., Tuple[Tensor, ...]], *inputs: Tensor, seed: int
 ) -> Tuple[Tensor, ...]:
     """Encodes keys with BatchNorm statistics of images from all processes.
 
@@ -18,19 +17,58 @@ def shuffled_forward(
     the answer away. With one process there is nothing to exchange and the
     batch goes in as it is.
 
+    Each row travels once there and once back. (MoCo's code and mmpretrain's
+    gather the whole batch of all processes on each of them, twice.)
+
     Args:
         encode (Callable): Maps a batch to a tuple of tensors, N first.
         inputs (Tensor): One or more N×…, N the same in every process. All of
             them are shuffled alike.
+        seed (int): Of the order, the same in every process, and another at
+            every step.
 
     Returns:
         Tuple[Tensor, ...]: What ``encode`` returns for ``inputs``, rows in the
         order of these.
     """
-    if get_world_size() == 1:
+    world, rank = get_world_size(), get_rank()
+    if world == 1:
         return encode(*inputs)
-    # as one tensor: one exchange, one order
-    rows, order = batch_shuffle_ddp(torch.cat([x.flatten(1) for x in inputs], dim=1))
-    parts = rows.split([x[0].numel() for x in inputs], dim=1)
-    shuffled = [part.view_as(x) for part, x in zip(parts, inputs)]
-    return tuple(batch_unshuffle_ddp(y, order) for y in encode(*shuffled))
+    number = len(inputs[0])
+    # Every process draws the same order: process d encodes the rows order[d] of the joined batch.
+    rng = torch.Generator().manual_seed(seed)
+    order = torch.randperm(world * number, generator=rng).view(world, number)
+    owner = order // number
+    # my rows by where they go, and the rows that I encode by where they come from
+    send = order[owner == rank] - rank * number
+    receive = owner[rank].argsort(stable=True)
+    sent = (owner == rank).sum(1).tolist()
+    received = owner[rank].bincount(minlength=world).tolist()
+
+    shuffled = _exchange(inputs, send, sent, receive, received)
+    return tuple(_exchange(encode(*shuffled), receive, received, send, sent))
+
+
+def _exchange(
+    tensors: Sequence[Tensor],
+    send: Tensor,
+    sent: List[int],
+    receive: Tensor,
+    received: List[int],
+) -> List[Tensor]:
+    """Rows to other processes, and theirs to this one, in one call.
+
+    Args:
+        tensors (Sequence[Tensor]): N×…, all alike.
+        send (Tensor): N, which rows go, by process.
+        sent (List[int]): How many go to each process.
+        receive (Tensor): N, where what comes belongs, by process.
+        received (List[int]): How many come from each.
+    """
+    device = tensors[0].device
+    send, place = (i.to(device, non_blocking=True) for i in (send, receive.argsort()))
+    rows = torch.cat([x[send].reshape(len(x), -1) for x in tensors], dim=1)
+    result = torch.empty_like(rows)
+    distributed.all_to_all_single(result, rows, received, sent)
+    parts = result[place].split([x[0].numel() for x in tensors], dim=1)
+    return [part.reshape(x.shape).to(x.dtype) for part, x in zip(parts, tensors)]

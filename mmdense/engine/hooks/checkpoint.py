@@ -1,0 +1,202 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import os
+import os.path as osp
+from contextlib import suppress
+from typing import Dict, List
+
+import torch
+from mmengine.dist import all_gather, get_rank, get_world_size, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook as _CheckpointHook
+from mmengine.runner import Runner
+from mmpretrain.utils import get_ori_model
+from torch import Tensor, nn
+
+from mmdense.registry import HOOKS
+from mmdense.utils.files import remove_parts, replacing
+
+
+class _WholeFiles(LocalBackend):
+    """Writes aside and renames."""
+
+    def put(self, obj: bytes, filepath: str) -> None:
+        with replacing(str(filepath)) as part, open(part, 'wb') as f:
+            f.write(obj)
+
+
+register_backend('mmdense.whole_files', _WholeFiles, force=True)
+
+
+@HOOKS.register_module()
+class CheckpointHook(_CheckpointHook):
+    """MMEngine's ``CheckpointHook`` for runs that may be killed at any moment.
+
+    - A checkpoint, and ``last_checkpoint``, is written aside, flushed and
+      renamed: under their names there are whole files only.
+    - The oldest checkpoint is deleted when the new one is there, not before.
+    - A checkpoint that cannot be written (a full disk) is an error line in the
+      log and leaves the others alone; the last one of a run ends it with that
+      error.
+    - Every process's own statistics of BatchNorm are in the file, as
+      ``bn_statistics``, where they differ; MMEngine keeps those of the first.
+
+    On local disks; elsewhere MMEngine's own way.
+
+    Args:
+        *args: Of MMEngine's.
+        **kwargs: Of MMEngine's.
+    """
+
+    out_of_turn = ''  # what save_now wrote
+    statistics: Dict[str, Tensor] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Find out where to write, and remove what a killed run left half."""
+        super().before_train(runner)
+        self.local = isinstance(self.file_backend, LocalBackend)
+        if not self.local:
+            return
+        self.backend_args = dict(backend='mmdense.whole_files')
+        if is_main_process() and osp.isdir(self.out_dir):
+            remove_parts(self.out_dir)
+            # killed between writing a checkpoint and deleting the one it replaces
+            self._remove(runner.message_hub.runtime_info.get('outdated_ckpts', []))
+        self.out_of_turn = runner.message_hub.runtime_info.get('out_of_turn_ckpt', '')
+
+    def save_now(self, runner: Runner) -> None:
+        """Save after an iteration, whatever the interval: ``--resume`` starts
+        from it, and the next checkpoint replaces it. All processes call it.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        step = runner.iter + 1
+        before, path = self.out_of_turn, osp.join(self.out_dir, f'iter_{step}.pth')
+        runner.message_hub.update_info('out_of_turn_ckpt', path)
+        self._write(runner, osp.basename(path), dict(epoch=runner.epoch, iter=step), by_epoch=False)
+        self.out_of_turn = path
+        if is_main_process() and before and before != path:
+            self._remove([before])
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        if not self.local:
+            super()._save_checkpoint_with_step(runner, step, meta)
+            return
+        outdated: List[str] = [self.out_of_turn] if self.out_of_turn else []
+        if self.max_keep_ckpts > 0:
+            before = list(self.keep_ckpt_ids)
+            keep = [s for s in before if s != step] + [step]
+            old, keep = keep[: -self.max_keep_ckpts], keep[-self.max_keep_ckpts :]
+            outdated += [osp.join(self.out_dir, self.filename_tmpl.format(s)) for s in old]
+            runner.message_hub.update_info('keep_ckpt_ids', keep)
+        filename = self.filename_tmpl.format(step)
+        outdated = [path for path in outdated if osp.basename(path) != filename]
+        runner.message_hub.update_info('outdated_ckpts', outdated)
+        runner.message_hub.update_info('out_of_turn_ckpt', '')
+        try:
+            self._write(runner, filename, meta, self.by_epoch)
+        except OSError as e:
+            if self.max_keep_ckpts > 0:
+                runner.message_hub.update_info('keep_ckpt_ids', before)
+            if self.is_last_train_iter(runner) or runner.iter >= runner.max_iters:
+                raise
+            runner.logger.error(
+                f'cannot write the checkpoint {filename} to {self.out_dir}: {e.strerror or e}; '
+                'training goes on, and the checkpoints that are there stay'
+            )
+            return
+        self.out_of_turn = ''
+        if self.max_keep_ckpts > 0:
+            self.keep_ckpt_ids.clear()
+            self.keep_ckpt_ids.extend(keep)
+        if is_main_process():
+            self._remove(outdated)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        backend, later = self.file_backend, _RemovesLater()
+        if self.local:
+            self.file_backend = later
+        super()._save_best_checkpoint(runner, metrics)
+        self.file_backend = backend
+        self._remove(later.paths)
+
+    def _write(self, runner: Runner, filename: str, meta: dict, by_epoch: bool) -> None:
+        """The checkpoint, and then what says that it is the last."""
+        self.statistics = _gather_statistics(get_ori_model(runner.model))  # by all processes
+        previous, self.last_ckpt = self.last_ckpt, osp.join(self.out_dir, filename)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        try:
+            runner.save_checkpoint(
+                self.out_dir,
+                filename,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+            if is_main_process():
+                last = osp.join(runner.work_dir, 'last_checkpoint')
+                with replacing(last) as part, open(part, 'w') as f:
+                    f.write(self.last_ckpt)
+        except OSError:
+            self.last_ckpt = previous
+            runner.message_hub.update_info('last_ckpt', previous)
+            raise
+        finally:
+            self.statistics = {}  # the best checkpoint is written by one process alone
+
+    @staticmethod
+    def _remove(paths: List[str]) -> None:
+        for path in paths:
+            with suppress(FileNotFoundError):
+                os.remove(path)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Adds every process's statistics."""
+        if self.statistics:
+            checkpoint['bn_statistics'] = self.statistics
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Takes this process's statistics."""
+        statistics = checkpoint.get('bn_statistics')
+        if not statistics:
+            return
+        written = len(next(iter(statistics.values())))
+        if written != get_world_size():
+            runner.logger.info(
+                f'{written} processes wrote the checkpoint, {get_world_size()} go on: all take '
+                "the first one's statistics of BatchNorm"
+            )
+            return
+        for name, by_process in statistics.items():
+            checkpoint['state_dict'][name] = by_process[get_rank()]
+
+
+class _RemovesLater(LocalBackend):
+    """Notes what is to be removed."""
+
+    def __init__(self) -> None:
+        self.paths: List[str] = []
+
+    def remove(self, filepath: str) -> None:
+        self.paths.append(str(filepath))
+
+
+def _gather_statistics(model: nn.Module) -> Dict[str, Tensor]:
+    """W×C of each running mean and variance, if the W processes' differ."""
+    names = [
+        f'{prefix}.{name}'
+        for prefix, part in model.named_modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats
+        for name in ('running_mean', 'running_var')
+    ]
+    if get_world_size() == 1 or not names:
+        return {}
+    buffers = dict(model.named_buffers())
+    by_process = torch.stack(all_gather(torch.cat([buffers[name] for name in names]))).cpu()
+    if (by_process == by_process[0]).all():
+        return {}
+    parts = by_process.split([len(buffers[name]) for name in names], dim=1)
+    return {name: part.clone() for name, part in zip(names, parts)}

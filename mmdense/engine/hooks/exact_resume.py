@@ -1,0 +1,99 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Optional
+
+from mmengine.dist import broadcast_object_list, get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from mmdense.datasets.sampler import ResumableSampler
+from mmdense.registry import HOOKS
+from mmdense.utils.errors import CheckpointError
+from mmdense.utils.randomness import seed_all
+
+from .momentum_twin import accumulated
+
+
+@HOOKS.register_module()
+class ExactResumeHook(Hook):
+    """A resumed run goes on as if it had not been interrupted, to the last bit.
+
+    Randomness is not stored but follows from where the run is: in a step from
+    the seed, the process and the iteration, in the data from
+    :class:`~mmdense.datasets.ResumableSampler`'s numbers. In the middle of an
+    epoch the sampler begins where the run stopped.
+
+    Resumed with another number of processes or another batch size, the run
+    goes on with the next sample of the epoch. Where the total batch differs,
+    what counts iterations would be elsewhere in its course: an error, or where
+    all schedules count epochs, a line in the log.
+    """
+
+    priority = 'VERY_HIGH'  # its seeds are those of all that follows in an iteration
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Adds ``meta['course']``, what iterations are counted in."""
+        checkpoint['meta']['course'] = self._course(runner)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Of a resumed run: puts ``meta['iter']`` where this run would be.
+
+        Raises:
+            CheckpointError: There is no such place.
+        """
+        before, meta = checkpoint.get('meta', {}).get('course'), checkpoint.get('meta', {})
+        if not runner._resume or before is None:
+            return
+        now = self._course(runner)
+        if before == now:
+            return
+        changed = ', '.join(f'{k} {before[k]} → {now[k]}' for k in now if before[k] != now[k])
+        iterations = meta['iter']
+        if before['total batch'] != now['total batch'] or before['images'] != now['images']:
+            by_iteration = [s for s in checkpoint.get('param_schedulers', ()) if not _by_epoch(s)]
+            if by_iteration or not isinstance(runner.train_loop, EpochBasedTrainLoop):
+                raise CheckpointError(
+                    f'this run differs from that of the checkpoint ({changed}), and its schedules '
+                    'count iterations: keep the total batch (processes × batch size × '
+                    'accumulation) and the images, or begin a new run from it with load_from'
+                )
+            samples = (iterations - meta['epoch'] * before['iterations']) * before['total batch']
+            meta['iter'] = meta['epoch'] * now['iterations'] + samples // now['total batch']
+        runner.logger.warning(
+            f'Resumed with a difference: {changed}. It goes on at iteration {meta["iter"]} of '
+            f'epoch {meta["epoch"] + 1}; the learning rate is the one of the checkpoint.'
+        )
+
+    @staticmethod
+    def _course(runner: Runner) -> dict:
+        loader = runner.train_dataloader
+        accumulation = accumulated(runner)
+        return {
+            'processes': get_world_size(),
+            'total batch': get_world_size() * (loader.batch_size or 1) * accumulation,
+            'images': len(loader.dataset),
+            'iterations': len(loader),
+        }
+
+    def before_train(self, runner: Runner) -> None:
+        """Puts the sampler where the run is."""
+        seed = [runner.seed]
+        broadcast_object_list(seed)  # with diff_rank_seed each process has its own
+        self.seed = seed[0]
+        loader = runner.train_dataloader
+        sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
+        if isinstance(sampler, ResumableSampler):
+            # built before the checkpoint's seed was known
+            sampler.seed = self.seed
+            done = runner.iter - runner.epoch * len(loader)
+            if isinstance(runner.train_loop, EpochBasedTrainLoop) and done > 0:
+                sampler.start_at(done * loader.batch_size)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None
+    ) -> None:
+        """Seeds the step."""
+        seed_all(self.seed, get_rank(), runner.iter)
+
+
+def _by_epoch(scheduler: dict) -> bool:
+    return scheduler.get('by_epoch', True)

@@ -1,0 +1,101 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import logging
+import os
+import signal
+import threading
+from typing import Optional
+
+import torch
+from mmengine.dist import is_distributed
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import distributed
+
+from mmdense.registry import HOOKS
+
+from .checkpoint import CheckpointHook
+from .momentum_twin import accumulated
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """On SIGTERM and SIGUSR1 saves after the running iteration, and ends with exit code 0.
+
+    Cluster schedulers send them before they take a machine away. One process
+    that gets the signal is enough: all agree on the iteration to stop after,
+    by a word of one byte over the network in every iteration, which nothing
+    waits for. ``tools/dist_train.sh`` hands the signals on, which torchrun
+    does not.
+
+    The data loaders' workers of :class:`~mmdense.datasets.UnlabeledDataset`,
+    which may get the signal as well, go on meanwhile.
+
+    Args:
+        signals (Sequence[str]): Defaults to ('SIGTERM', 'SIGUSR1').
+    """
+
+    priority = 'LOWEST'  # after the hooks that finish the iteration
+
+    def __init__(self, signals=('SIGTERM', 'SIGUSR1')) -> None:
+        self.signals = [getattr(signal, name) for name in signals if hasattr(signal, name)]
+        self.received: Optional[int] = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Listen."""
+        self.received, self.agreement = None, None
+        self.process = os.getpid()
+        listens = threading.current_thread() is threading.main_thread()  # Python's own rule
+        signals = self.signals if listens else ()
+        self.before = {number: signal.signal(number, self._receive) for number in signals}
+        # beside the GPUs' group: nothing has to wait for a device
+        self.group = distributed.new_group(backend='gloo') if is_distributed() else None
+
+    def _receive(self, number: int, frame) -> None:
+        if os.getpid() == self.process:
+            self.received = number  # else in a worker: see settle_worker
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Optional[dict] = None,
+        outputs: Optional[dict] = None,
+    ) -> None:
+        """Save and end, if any process was told to one iteration ago."""
+        if self.group is None:
+            stop = self.received is not None
+        else:
+            stop = False
+            if self.agreement is not None:
+                word, work = self.agreement
+                work.wait()
+                stop = bool(word)
+            word = torch.tensor([self.received is not None], dtype=torch.uint8)
+            work = distributed.all_reduce(
+                word, distributed.ReduceOp.MAX, group=self.group, async_op=True
+            )
+            self.agreement = word, work
+        # gradients that are still being accumulated are in no checkpoint
+        whole_step = (runner.iter + 1) % accumulated(runner) == 0
+        if stop and whole_step and not self.is_last_train_iter(runner):
+            self._save_and_end(runner)
+
+    def _save_and_end(self, runner: Runner) -> None:
+        name = signal.Signals(self.received).name if self.received else 'signal to another process'
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                hook.save_now(runner)
+                runner.logger.info(
+                    f'{name}: saved {hook.last_ckpt} and ended; --resume goes on from it.'
+                )
+        if self.group is not None:
+            distributed.barrier(group=self.group)  # no peer is left in the middle of a message
+        runner.visualizer.close()
+        logging.shutdown()
+        # at once: workers that wait for work, and gloo's threads, would be waited for
+        os._exit(0)
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the signals as they were."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

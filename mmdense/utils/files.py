@@ -1,0 +1,51 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import os
+from contextlib import contextmanager, suppress
+from typing import Iterator
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """The path of a file to write in place of ``path``, which gets its name
+    once it is whole and on the disk: whoever reads ``path`` finds the old file
+    or the new one, whenever the process is killed.
+
+    Args:
+        path (str): The file, on a local disk. Its folder is made where there
+            is none.
+
+    Yields:
+        str: A file beside it, hidden; removed where the block raises.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    part = os.path.join(folder, f'.{name}{PART}')
+    try:
+        yield part
+        _flush(part)
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(part)
+        raise
+    _flush(folder)  # the name
+
+
+PART = '.part'
+
+
+def remove_parts(folder: str) -> None:
+    """Removes what :func:`replacing` left in a folder when it was killed."""
+    for name in os.listdir(folder):
+        if name.startswith('.') and name.endswith(PART):
+            with suppress(OSError):
+                os.remove(os.path.join(folder, name))
+
+
+def _flush(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems cannot for folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,208 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""A resumed run is the uninterrupted one, bit by bit."""
+
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import Runner
+from runs import tiny_config
+
+from mmdense.datasets import ResumableSampler, UnlabeledDataset
+from mmdense.utils.errors import CheckpointError
+from mmdense.utils.randomness import seed_all, seeded
+
+ALGORITHMS = ['densecl', 'pixpro', 'slotcon', 'detco']
+
+
+@pytest.fixture
+def train(repo, images, tmp_path, tiny_options):
+    """A run of an algorithm's recipe in this process, tiny: two epochs of four steps, a checkpoint
+    every two. Their paths, by iteration."""
+
+    def call(algorithm, name='whole', resume=None, **options):
+        cfg = tiny_config(
+            str(repo / f'configs/{algorithm}_r50_coco.py'),
+            images,
+            tmp_path / name,
+            tiny_options(algorithm)[1:],
+            load_from=resume and str(resume),
+            resume=resume is not None,
+            experiment_name=f'{name}_{np.random.randint(10**9)}',
+            **options,
+        )
+        runner = Runner.from_cfg(cfg)
+        seed_all(np.random.randint(10**9))  # whatever came before is no matter
+        runner.train()
+        return lambda iteration: tmp_path / name / f'iter_{iteration}.pth'
+
+    return call
+
+
+def load(path):
+    return torch.load(path, weights_only=False)
+
+
+def assert_same(a, b, where=''):
+    """Two checkpoints' contents, to the last bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f'{where}.{key}')
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (one, other) in enumerate(zip(a, b)):
+            assert_same(one, other, f'{where}[{i}]')
+    else:
+        assert a == b or a != a, where
+
+
+STATE = ('state_dict', 'optimizer', 'param_schedulers')
+
+
+@pytest.mark.parametrize('algorithm', ALGORITHMS)
+def test_bit_for_bit(algorithm, train):
+    """In the middle of the first epoch, and at its end."""
+    whole = train(algorithm)
+    for stopped in (2, 4):
+        resumed = train(algorithm, f'from_{stopped}', whole(stopped))
+        a, b = load(whole(8)), load(resumed(8))
+        for part in STATE:
+            assert_same(a[part], b[part], part)
+        assert (a['meta']['epoch'], a['meta']['iter']) == (b['meta']['epoch'], b['meta']['iter'])
+    # the comparison can fail
+    with pytest.raises(AssertionError):
+        assert_same(load(whole(6))['state_dict'], load(whole(8))['state_dict'])
+
+
+def test_the_hook_and_the_sampler_are_what_makes_it_so(train):
+    whole = train('densecl')
+    resumed = train('densecl', 'resumed', whole(4), **{'default_hooks.exact_resume': None})
+    with pytest.raises(AssertionError):
+        assert_same(load(whole(8))['state_dict'], load(resumed(8))['state_dict'])
+
+
+def test_the_number_of_workers_changes_nothing(train):
+    seeds = {'randomness.seed': 3}
+    alone = train('slotcon', **seeds)
+    helped = train('slotcon', 'helped', **seeds, **{'train_dataloader.num_workers': 2})
+    other = train('slotcon', 'other', **{'randomness.seed': 4})
+    assert_same(load(alone(8))['state_dict'], load(helped(8))['state_dict'])
+    with pytest.raises(AssertionError):
+        assert_same(load(alone(8))['state_dict'], load(other(8))['state_dict'])
+
+
+@pytest.mark.parametrize('algorithm', ['densecl', pytest.param('slotcon', marks=pytest.mark.slow)])
+def test_two_processes(algorithm, run, repo, tiny, free_port, tmp_path):
+    """In the middle of an epoch; with the statistics of BatchNorm of each."""
+    script = str(repo / 'tools' / 'train.py')
+    launch = ['-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port}']
+
+    def train(name, *flags):
+        tiny.work_dir = tmp_path / name
+        options = [
+            'default_hooks.checkpoint.by_epoch=False',
+            'default_hooks.checkpoint.max_keep_ckpts=-1',
+            'default_hooks.checkpoint.interval=3',
+            'model.backbone.stem_channels=8',
+            'model.backbone.base_channels=8',
+            'model.neck.in_channels=64',
+            'train_dataloader.batch_size=2',
+            'train_dataloader.num_workers=1',
+        ]
+        done = run(
+            sys.executable,
+            *launch,
+            script,
+            *tiny(*options, flags=flags, algorithm=algorithm),
+            *('--launcher', 'pytorch'),
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+        return load(tiny.work_dir / 'iter_8.pth')
+
+    whole = train('whole')
+    resumed = train('resumed', '--resume', str(tmp_path / 'whole' / 'iter_3.pth'))
+    for part in (*STATE, 'bn_statistics'):
+        assert_same(whole[part], resumed[part], part)
+    means = whole['bn_statistics']['backbone.bn1.running_mean']
+    assert len(means) == 2 and not torch.equal(*means)
+    assert_same(whole['state_dict']['backbone.bn1.running_mean'], means[0])
+
+
+def test_another_batch_size(train, caplog):
+    """Schedules by epoch: on with the next sample. By iteration: there is no such place."""
+    by_epoch = train('densecl')
+    resumed = train('densecl', 'half', by_epoch(6), **{'train_dataloader.batch_size': 2})
+    meta = load(resumed(16))['meta']  # 4 + 4 more steps of an epoch of 8
+    assert (meta['epoch'], meta['iter']) == (1, 16)
+    assert load(resumed(14))['meta']['iter'] == 14 and not resumed(10).exists()
+    by_iteration = train('pixpro', 'pixpro')
+    with pytest.raises(CheckpointError, match='total batch 4 → 2.*load_from') as e:
+        train('pixpro', 'no', by_iteration(6), **{'train_dataloader.batch_size': 2})
+    assert '\n' not in str(e.value)
+
+
+# ---------------------------------------------------------------- its parts
+
+
+class Echo:
+    """A transform whose views are the draws that it would make."""
+
+    def __call__(self, results):
+        draws = [np.random.rand(), torch.rand(()).item(), random.random()]
+        return dict(path=results['img_path'], draws=draws)
+
+
+def epoch(dataset, epoch=0, start=0, workers=0, seed=5):
+    sampler = ResumableSampler(dataset, seed=seed)
+    sampler.set_epoch(epoch)
+    sampler.start_at(start)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=2, sampler=sampler, num_workers=workers, collate_fn=list
+    )
+    assert len(loader) == len(dataset) // 2
+    return [sample for batch in loader for sample in batch]
+
+
+def test_an_image_is_drawn_by_its_number(images):
+    dataset = UnlabeledDataset(data_root=images, pipeline=[Echo()])
+    first = epoch(dataset)
+    assert sorted(s['path'] for s in first) == [dataset[i]['path'] for i in range(16)]
+    assert len({tuple(s['draws']) for s in first}) == 16
+    assert epoch(dataset, workers=3) == epoch(dataset) == first
+    assert epoch(dataset, start=6) == first[6:]
+    for other in (epoch(dataset, epoch=1), epoch(dataset, seed=6)):
+        assert [s['path'] for s in other] != [s['path'] for s in first]
+        assert not {tuple(s['draws']) for s in other} & {tuple(s['draws']) for s in first}
+
+
+def test_what_it_draws_disturbs_nobody(images):
+    dataset = UnlabeledDataset(data_root=images, pipeline=[Echo()])
+    number = next(iter(ResumableSampler(dataset, seed=5)))
+    draws = []
+    for interrupted in (False, True):
+        seed_all(0)
+        if interrupted:
+            dataset[number]
+        draws.append([np.random.rand(), torch.rand(()).item(), random.random()])
+    assert draws[0] == draws[1] != dataset[number]['draws']
+
+
+def test_start_at_is_for_one_epoch():
+    sampler = ResumableSampler(range(10), seed=0)
+    sampler.start_at(7)
+    assert len(sampler) == 10 and len(list(sampler)) == 3
+    assert sorted(sampler) == list(range(10))  # no numbers: a list does not take them
+
+
+def test_seeds_are_unrelated():
+    streams = set()
+    for numbers in [(0,), (1,), (0, 0), (0, 1), (1, 0), (2**70,), (2**70 + 1,)]:
+        with seeded(*numbers):
+            streams.add((np.random.rand(), torch.rand(()).item(), random.random()))
+    assert len({value for stream in streams for value in stream}) == 21

@@ -1,0 +1,190 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""What is on the disk when a run was killed, told to end, or had no room."""
+
+import errno
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from runs import tiny_config, train
+
+from mmdense.checkpoints import latest_whole_checkpoint
+from mmdense.utils.files import remove_parts, replacing
+
+PROCESSES = multiprocessing.get_context('forkserver')
+PROCESSES.set_forkserver_preload(['runs', 'mmdense.models', 'mmdense.datasets', 'mmdense.engine'])
+
+
+@pytest.fixture
+def config(repo, images, tmp_path, tiny_options):
+    """A run without end that writes a checkpoint in every step."""
+
+    def make(**options):
+        return tiny_config(
+            str(repo / 'configs/densecl_r50_coco.py'),
+            images,
+            tmp_path / 'work',
+            tiny_options('densecl')[1:],
+            **{
+                'default_hooks.checkpoint': dict(interval=1, by_epoch=False, max_keep_ckpts=2),
+                'train_cfg.max_epochs': 1000,
+                'param_scheduler.0.end': 1000,
+                'param_scheduler.0.T_max': 1000,
+                **options,
+            },
+        )
+
+    return make
+
+
+@pytest.fixture
+def start(config, tmp_path):
+    """Starts it, from the newest checkpoint; the process."""
+
+    def call(**options):
+        found = latest_whole_checkpoint(str(tmp_path / 'work'))
+        path = str(tmp_path / 'config.py')
+        config(load_from=found, resume=found is not None, **options).dump(path)
+        process = PROCESSES.Process(target=train, args=(path,))
+        process.start()
+        return process
+
+    return call
+
+
+def iteration(work_dir):
+    path = latest_whole_checkpoint(str(work_dir))
+    return torch.load(path, weights_only=False)['meta']['iter'] if path else 0
+
+
+@pytest.mark.parametrize('kills', [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_any_moment(kills, start, tmp_path):
+    """Whole files only, at most one interval lost, and on from there."""
+    rng = random.Random(kills)
+    work_dir = tmp_path / 'work'
+    last = 0
+    for _ in range(kills):
+        process = start()
+        deadline = time.time() + 120
+        while iteration(work_dir) <= last and process.is_alive() and time.time() < deadline:
+            time.sleep(0.05)
+        assert process.is_alive(), (tmp_path / 'config.py.log').read_text()[-2000:]
+        time.sleep(rng.random() * 0.5)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        names = [n for n in os.listdir(work_dir) if n.endswith('.pth') and not n.startswith('.')]
+        # two, and where it was killed before the third was deleted, three
+        assert 1 <= len(names) <= 3
+        for name in names:
+            saved = torch.load(work_dir / name, weights_only=False)
+            assert f'iter_{saved["meta"]["iter"]}.pth' == name
+        reached = iteration(work_dir)
+        assert reached > last
+        # of what was finished, at most the checkpoint that was being written is lost
+        assert (work_dir / 'last_checkpoint').read_text().endswith('.pth')
+        assert max(int(n[5:-4]) for n in names) - reached <= 1
+        last = reached
+    assert not [n for n in os.listdir(work_dir) if n.endswith('.pth') and n.startswith('.')]
+
+
+def test_ended_by_a_signal(start, tmp_path):
+    """Saved where it is, not at the interval; --resume goes on from there, and cleans up."""
+    work_dir = tmp_path / 'work'
+    for name in ('SIGTERM', 'SIGUSR1'):
+        process = start(
+            **{'default_hooks.checkpoint.interval': 10**6, 'train_dataloader.num_workers': 1}
+        )
+        log = tmp_path / 'config.py.log'
+        deadline = time.time() + 120
+        steps = log.read_text().count('Epoch(train)') if log.exists() else 0
+        while time.time() < deadline:
+            if log.exists() and log.read_text().count('Epoch(train)') > steps + 1:
+                break
+            time.sleep(0.1)
+        before = iteration(work_dir)
+        sent = time.time()
+        os.kill(process.pid, getattr(signal, name))
+        process.join(60)
+        assert process.exitcode == 0 and time.time() - sent < 30
+        assert iteration(work_dir) > before
+        assert f'{name}: saved' in log.read_text()
+        assert len(list(work_dir.glob('*.pth'))) == 1  # it has replaced that of the first signal
+    process = start(**{'train_cfg.max_epochs': iteration(work_dir) // 4 + 1})
+    process.join(120)
+    assert process.exitcode == 0
+    assert len(list(work_dir.glob('*.pth'))) <= 2
+
+
+# ---------------------------------------------------------------- no room, no permission
+
+
+def run(cfg, monkeypatch, fails):
+    """Runs it; the third and later files cannot be written, as ``fails`` says."""
+    runner = Runner.from_cfg(cfg)
+    monkeypatch.setattr('mmdense.engine.hooks.checkpoint.replacing', fails)
+    return runner.train()
+
+
+def test_full_disk(config, monkeypatch, tmp_path, caplog):
+    """The checkpoints that are there stay; the run goes on, and fails at its end only."""
+    written = []
+
+    def full(path):
+        written.append(path)
+        if len(written) > 4:  # two checkpoints with their last_checkpoint
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        return replacing(path)
+
+    cfg = config(**{'train_cfg.max_epochs': 1})
+    with pytest.raises(OSError, match='No space left'):
+        run(cfg, monkeypatch, full)
+    work_dir = tmp_path / 'work'
+    names = sorted(n for n in os.listdir(work_dir) if n.endswith('.pth'))
+    assert names == ['iter_1.pth', 'iter_2.pth']
+    assert latest_whole_checkpoint(str(work_dir)) == str(work_dir / 'iter_2.pth')
+    log = next(work_dir.glob('*/*.log')).read_text()
+    assert 'cannot write the checkpoint iter_3.pth' in log and 'training goes on' in log
+
+
+def test_replacing(tmp_path):
+    path = tmp_path / 'deep' / 'a.txt'
+    with replacing(str(path)) as part, open(part, 'w') as f:
+        f.write('old')
+        assert not path.exists()
+    assert path.read_text() == 'old'
+    with pytest.raises(KeyboardInterrupt), replacing(str(path)) as part, open(part, 'w') as f:
+        f.write('new')
+        raise KeyboardInterrupt
+    assert path.read_text() == 'old' and os.listdir(path.parent) == ['a.txt']
+    (path.parent / '.b.txt.part').write_text('half')
+    remove_parts(str(path.parent))
+    assert os.listdir(path.parent) == ['a.txt']
+
+
+# ---------------------------------------------------------------- which one to resume from
+
+
+def test_torn_files_are_passed_over(tmp_path, caplog):
+    work_dir = str(tmp_path)
+    assert latest_whole_checkpoint(work_dir) is None
+    assert latest_whole_checkpoint(str(tmp_path / 'none')) is None
+    for i in (1, 2, 3):
+        torch.save(dict(a=torch.rand(1000)), tmp_path / f'epoch_{i}.pth')
+        os.utime(tmp_path / f'epoch_{i}.pth', (i, i))
+    assert latest_whole_checkpoint(work_dir) == str(tmp_path / 'epoch_3.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
+    assert latest_whole_checkpoint(work_dir) == str(tmp_path / 'epoch_2.pth')
+    content = (tmp_path / 'epoch_2.pth').read_bytes()
+    (tmp_path / 'epoch_2.pth').write_bytes(content[:-100])
+    assert latest_whole_checkpoint(work_dir) == str(tmp_path / 'epoch_3.pth')
+    damaged = bytearray((tmp_path / 'epoch_3.pth').read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / 'epoch_3.pth').write_bytes(damaged)
+    assert latest_whole_checkpoint(work_dir) == str(tmp_path / 'epoch_1.pth')
+    (tmp_path / 'last_checkpoint').write_text('s3://bucket/epoch_9.pth')
+    assert latest_whole_checkpoint(work_dir) == 's3://bucket/epoch_9.pth'
