@@ -1,8 +1,9 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-.PHONY: help setup setup-ops demo test test-slow test-classic lint clean
+.PHONY: help setup setup-ops demo test test-slow test-classic bench bench-full lint clean
 
 .DEFAULT_GOAL := help
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 ifdef MMDENSE_PYTHON
 # An environment that is there already: nothing is installed into it.
@@ -25,11 +26,13 @@ help:
 	@echo 'make test       set up with mmcv compiled, run every test but the slow ones'
 	@echo 'make test-slow  the slow ones'
 	@echo 'make test-classic  make test under the classic line of OpenMMLab, PyTorch 2.1: .venv-classic'
+	@echo 'make bench      ten minutes of benchmarks beside other packages: docs/benchmarks.md; bench-full'
+	@echo '                also what takes longer'
 	@echo 'make lint       ruff, through pre-commit'
 	@echo 'make setup      only the set-up: .venv'
-	@echo 'make clean      remove .venv, .venv-classic and what builds and tests left'
+	@echo 'make clean      remove .venv, .venv-classic, .venv-bench and what builds and tests left'
 	@echo 'PYTHON=python3.11 makes .venv; MMDENSE_PYTHON=/path/to/python is used instead of .venv.'
-	@echo "PYTEST_ARGS='-k name' goes to pytest; MMDENSE_DATA is the folder of test data."
+	@echo "PYTEST_ARGS='-k name' goes to pytest, BENCH_ARGS='--only step' to benchmarks/run.py; MMDENSE_DATA is the folder of test data."
 
 demo: setup
 	$(PY) tools/demo.py
@@ -47,9 +50,19 @@ test-classic:
 	@requirements/setup_env.sh --classic --ops
 	$(PY) -m pytest tests -m 'not slow' $(PYTEST_ARGS)
 
+# What only they need is beside the environment, not in it.
+bench bench-full: setup .venv-bench/installed
+	PYTHONPATH=$(CURDIR)/.venv-bench$(if $(MMDENSE_PYTHON),:$(PYTHONPATH)) \
+		$(PY) benchmarks/run.py $(if $(filter bench-full,$@),--full) $(BENCH_ARGS)
+
+.venv-bench/installed: requirements/bench.txt | setup
+	rm -rf .venv-bench
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-bench -r $<
+	touch $@
+
 lint: setup
 	$(PY) -m pre_commit run --all-files
 
 clean:
-	rm -rf .venv .venv-classic build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-classic .venv-bench build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

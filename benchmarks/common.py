@@ -1,25 +1,30 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What the benchmarks have in common: timing, memory, printing, and the parts of a step."""
+"""What the benchmarks have in common: options, time, memory, and the rows of their tables."""
 
 import argparse
 import copy
 import ctypes
+import importlib
+import io
+import json
 import multiprocessing
 import os
+import platform
+import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
+from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 
+import cv2
 import torch
-from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DefaultScope
-from mmpretrain.structures import DataSample
-
-from mmdense.registry import MODELS
+from mmengine.config import DictAction
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+
+# ---------------------------------------------------------------------------------------- options
 
 
 def parser(doc, rounds=7):
@@ -28,7 +33,7 @@ def parser(doc, rounds=7):
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
-    parser.add_argument('--rounds', type=int, default=rounds)
+    parser.add_argument('--rounds', type=int, default=rounds, help='what is compared takes turns')
     parser.add_argument(
         '--clock',
         default='wall',
@@ -36,29 +41,29 @@ def parser(doc, rounds=7):
         help='cpu: seconds of all cores, which others on the machine disturb less (on the CPU, '
         'with OMP_WAIT_POLICY=PASSIVE)',
     )
-    parser.add_argument('--depth', type=int, default=50, help='of the ResNet')
+    parser.add_argument('--json', type=Path, help='also write the rows to this file')
     return parser
 
 
-def add_step_options(parser):
-    """Of the benchmarks of an algorithm: its loss, and its whole step."""
-    parser.add_argument('what', nargs='*', choices=['loss', 'step', []], default=[])
-    parser.add_argument('--amp', action='store_true', help='fp16 autocast')
-    parser.add_argument('--batch-size', type=int, default=16, help='of the step')
-    parser.add_argument('--batch-size-loss', type=int, default=32)
-    parser.add_argument('--size', type=int, default=224, help='of the views, in pixels')
+def add_model_options(parser, batch_size=16, depth=50, size=224):
+    """Of the benchmarks that have a model or its loss."""
+    parser.add_argument('--amp', choices=['float16', 'bfloat16'], help='autocast')
+    parser.add_argument('--batch-size', type=int, default=batch_size)
+    parser.add_argument('--depth', type=int, default=depth, help='of the ResNet')
+    parser.add_argument('--size', type=int, default=size, help='of the views, in pixels')
+    parser.add_argument('--patch-size', type=int, default=64, help="of DetCo's, in pixels")
+    parser.add_argument('--queue-len', type=int, default=65536, help='DenseCL and DetCo')
+    parser.add_argument('--num-prototypes', type=int, default=256, help='SlotCon')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='of our config: model.compile=True'
+    )
 
 
-def run(args, loss, step):
-    """What the command line asks for."""
+def prepare(args):
+    """Once, before anything is built."""
     torch.manual_seed(0)
     if args.device == 'cuda':
         torch.backends.cudnn.benchmark = True
-    if 'loss' in args.what or not args.what:
-        loss(args)
-    if 'step' in args.what or not args.what:
-        keep_freed_memory()
-        step(args)
 
 
 def keep_freed_memory():
@@ -74,14 +79,20 @@ def keep_freed_memory():
 
 
 def autocast(args):
-    return torch.autocast(args.device, dtype=torch.float16) if args.amp else nullcontext()
+    if not args.amp:
+        return nullcontext()
+    return torch.autocast(args.device, dtype=getattr(torch, args.amp))
 
 
-def setting(args):
-    """In words, for a heading."""
-    return (
-        f'{args.device}{", fp16 autocast" if args.amp else ""}, {torch.get_num_threads()} threads'
-    )
+def setting(args, *what):
+    """In words, for a row."""
+    words = [*what, args.device]
+    if args.device == 'cpu':
+        words.append(f'{torch.get_num_threads()} threads')
+    words += [getattr(args, 'amp', None), 'CPU seconds' if args.clock == 'cpu' else '']
+    options = getattr(args, 'cfg_options', None) or {}
+    words += [f'{key}={value}' for key, value in options.items()]
+    return ', '.join(filter(None, words))
 
 
 # ------------------------------------------------------------------------------------------- time
@@ -103,12 +114,19 @@ def timed(function, args):
     return host, clock() - start
 
 
-def measure(functions, args):
-    """Seconds of each function in each round, after one round to warm up."""
+def measure(functions, args, which=1):
+    """Seconds of each function in each round, after one round to warm up.
+
+    All take their turn, round after round, so that a drift of the machine meets all alike.
+
+    Args:
+        functions (dict[str, Callable]): Without arguments.
+        which (int): 1, until the device is done; 0, until the call returns.
+    """
     times = {name: [] for name in functions}
     for i in range(args.rounds + 1):
         for name, function in functions.items():
-            seconds = timed(function, args)[1]
+            seconds = timed(function, args)[which]
             if i:
                 times[name].append(seconds)
     return times
@@ -119,246 +137,202 @@ def total(times, names):
     return [sum(t) for t in zip(*(times[name] for name in names))]
 
 
-def report(name, seconds, base=None):
-    scale, unit = (1, 's') if median(seconds) >= 0.1 else (1e3, 'ms')
-    middle, low, high = (scale * f(seconds) for f in (median, min, max))
-    line = f'{name:34} {middle:9.4f} {unit:2}  [{low:.4f} – {high:.4f}]'
-    if base is not None:
-        line += f'   × {median(a / b for a, b in zip(seconds, base)):.3f}'
-    print(line, flush=True)
+# ----------------------------------------------------------------------------------------- memory
 
 
-# ----------------------------------------------------------------------------------------- losses
-
-
-def gradient_step(loss, leaves, args):
-    """Computes a loss and the gradients of its inputs; returns its value."""
-
-    def run():
-        for leaf in leaves:
-            leaf.grad = None
-        with autocast(args):
-            value = loss()
-        value.backward()
-        return value.item()
-
-    return run
-
-
-def peak_memory(make, names, args, **small):
-    """Peak memory of one call of each function beyond what its inputs take, in
-    bytes. Each is measured in a process of its own.
+def in_own_process(function, *args):
+    """What the function returns in a process of its own.
 
     Args:
-        make (Callable): From args to a dict of functions; a module's own.
-        names (Sequence[str]): Keys of that dict.
-        args (Namespace): Of the command line.
-        small: Other values of args, for the call that has libraries loaded.
+        function (Callable): Of a module.
+        *args: Its arguments, which can be pickled, as what it returns.
     """
-    # glibc hands every freed tensor back at once, so that none is counted twice
-    os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(2**17))
     # a server that has imported all, and forks: imports take seconds
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['mmdense.models'])
-    memory = {}
-    for name in names:
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_peak_memory, args=(make, name, args, small, sender))
-        process.start()
-        sender.close()
-        memory[name] = receiver.recv()  # EOFError when the process failed
-        process.join()
-    return memory
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, *args))
+    process.start()
+    sender.close()
+    result = receiver.recv()  # EOFError when the process failed
+    process.join()
+    return result
 
 
-def _peak_memory(make, name, args, small, sender):
-    torch.manual_seed(0)
+def _send(sender, function, *args):
+    sender.send(function(*args))
+
+
+def peak_memory(make, name, args, small, whole=False):
+    """Peak memory of one call, in bytes, measured in a process of its own.
+
+    Args:
+        make (Callable): From a name and args to a function without arguments; of a module.
+        name (str): What to make.
+        args (Namespace): Of the command line.
+        small (dict): Other values of args, for a call before, which loads the libraries.
+        whole (bool): Also what the function's inputs take (parameters, say).
+    """
+    # glibc hands every freed tensor back at once, so that none is counted twice
+    os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(2**17))
+    return in_own_process(_peak_memory, make, name, args, small, whole)
+
+
+def _peak_memory(make, name, args, small, whole):
+    prepare(args)
     little = copy.copy(args)
     vars(little).update(small)
-    make(little)[name]()
-    function = make(args)[name]
+    make(name, little)()
+    function = None if whole else make(name, args)
     if args.device == 'cuda':
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        function()
-        sender.send(torch.cuda.max_memory_allocated() - before)
-        return
-    with open('/proc/self/clear_refs', 'w') as f:
-        f.write('5')  # Linux: the peak starts again from here
-    before = resident('VmRSS')
-    function()
-    sender.send(resident('VmHWM') - before)
+    else:
+        with open('/proc/self/clear_refs', 'w') as f:
+            f.write('5')  # Linux: the peak starts again from here
+        before = _resident('VmRSS')
+    (function or make(name, args))()
+    if args.device == 'cuda':
+        return torch.cuda.max_memory_allocated() - before
+    return _resident('VmHWM') - before
 
 
-def resident(field):
+def _resident(field):
     """Bytes of this process that are, or at most were, in memory (Linux)."""
     with open('/proc/self/status') as f:
         (line,) = (line for line in f if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 
-def compare_losses(title, make, args, **small):
-    """Prints time, extra memory and value of a loss in several versions.
+# ------------------------------------------------------------------------------------------- rows
 
-    The first is what the others are compared with. Arguments as in
-    :func:`peak_memory`.
-
-    Returns:
-        dict: Their values.
-    """
-    print(title)
-    functions = make(args)
-    first = next(iter(functions))
-    memory = peak_memory(make, functions, args, **small)
-    times = measure(functions, args)
-    for name in functions:
-        report(name, times[name], None if name == first else times[first])
-    for name in functions:
-        ratio = '' if name == first else f'   × {memory[name] / max(memory[first], 1):.3f}'
-        print(f'extra memory: {name:20} {memory[name] / 2**20:9.1f} MiB{ratio}')
-    values = {name: function() for name, function in functions.items()}
-    print('loss: ' + ', '.join(f'{name} {value:.6f}' for name, value in values.items()) + '\n')
-    return values
+# unit: factor from what is measured (seconds, bytes, numbers), decimals
+_UNITS = {'s': (1, 3), 'ms': (1e3, 2), 'MiB': (2**-20, 1), 'images/s': (1, 1)}
 
 
-def check_equal(values):
-    """Of a loss in several versions, float32: 1e-5."""
-    first, *others = values.values()
-    if any(abs(value - first) > 1e-5 * max(1, abs(first)) for value in others):
-        raise AssertionError(f'the losses differ: {values}')
+def show(name, values, unit, base=None):
+    """Prints a figure, median and range over rounds, and its ratio to another."""
+    decimals = _UNITS[unit][1]
+    line = f'{name:45} {figure(_spread(values, unit), decimals)} {unit}'
+    if base is not None:
+        line += f'   × {figure(_ratio(base, values), 3)}'
+    print(line, flush=True)
 
 
-# ---------------------------------------------------------------- steps of two views with boxes
+def figure(spread, decimals):
+    """A median with its range, where there is one."""
+    middle, low, high = (f'{value:.{decimals}f}' for value in spread)
+    return middle if low == high else f'{middle} [{low} – {high}]'
 
 
-def model_config(name, depth):
-    """Of configs/_base_/models, for one process and a ResNet of any depth."""
-    model = Config.fromfile(str(CONFIGS / '_base_' / 'models' / f'{name}.py')).model
-    model.backbone.depth = depth
-    model.neck.in_channels = 2048 if depth >= 50 else 512
-    return model
-
-
-def build(config, args):
-    with DefaultScope.overwrite_default_scope('mmdense'):
-        model = MODELS.build(config)
-    return revert_sync_batchnorm(model).to(args.device).train()
-
-
-def random_boxes(n, device):
-    """Two crops of each of n images, mirrored at random: N×4 and N×4."""
-    boxes = []
-    for _ in range(2):
-        start = torch.rand(n, 2) * 0.4
-        box = torch.cat([start, start + 0.3 + torch.rand(n, 2) * 0.3], dim=1)
-        boxes.append(torch.where(torch.rand(n, 1) < 0.5, box[:, [2, 1, 0, 3]], box).to(device))
-    return boxes
-
-
-def random_batch(args):
-    """Two views and their data samples."""
-    views = [
-        torch.randn(args.batch_size, 3, args.size, args.size, device=args.device) for _ in range(2)
-    ]
-    boxes = torch.stack(random_boxes(args.batch_size, 'cpu'), dim=1)
-    return views, [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
-
-
-def training_step(model, batch, args):
-    """The losses of a batch and their gradients."""
-
-    def run():
-        model.zero_grad()
-        with autocast(args):
-            loss = sum(model.loss(*batch).values())
-        loss.backward()
-
-    return run
-
-
-def forward_backward(module, inputs, args):
-    """A module's forward and backward on each of several inputs (tensors that
-    need a gradient, or not)."""
-    gradients = {}
-
-    def run():
-        module.zero_grad()
-        for i, x in enumerate(inputs):
-            x.grad = None
-            with autocast(args):
-                out = module(x)
-            out = out[-1] if isinstance(out, tuple) else out
-            if i not in gradients:
-                # Random: BatchNorm's gradient of a constant is noise around 0, and denormal numbers
-                # are slow.
-                gradients[i] = torch.randn_like(out)
-            out.backward(gradients[i])
-
-    return run
-
-
-def forward(module, inputs, args):
-    """A module's forward on each of several inputs, without gradients."""
-
-    @torch.no_grad()
-    def run():
-        for x in inputs:
-            with autocast(args):
-                module(x)
-
-    return run
-
-
-def product(a, b, needs_grad=(True, True)):
-    """A matrix product, and those of its gradients that are needed.
+def rows(what, setting, unit, ours, against):
+    """Prints comparisons, ours over each of the others, and returns them as rows of a table.
 
     Args:
-        a, b (tuple): Shapes, M×K and K×N, or both with a batch in front.
+        what (str): Is measured.
+        setting (str): Sizes and device, see :func:`setting`.
+        unit (str): ms, s, MiB or images/s.
+        ours (list[float]): A value a round, in seconds, bytes or images/s.
+        against (dict[str, list[float]]): The others', by name.
+
+    Returns:
+        list[dict]: One for each of the others, for :func:`write`.
     """
-    return a, b, needs_grad
+    show(f'{what}: mmdense', ours, unit)
+    rows = []
+    for peer, theirs in against.items():
+        show(f'{"":{len(what)}}  {peer}', theirs, unit, ours)
+        row = dict(what=what, setting=setting, unit=unit, ours=_spread(ours, unit))
+        row.update(peer=peer, theirs=_spread(theirs, unit), ratio=_ratio(ours, theirs))
+        rows.append(dict(row, rounds=len(ours)))
+    return rows
 
 
-def matrix_products(shapes, args):
-    """Computes a list of :func:`product`."""
-    pairs = []
-    for a, b, needs_grad in shapes:
-        pair = [torch.randn(s, device=args.device) for s in (a, b)]
-        pairs.append([x.requires_grad_(needed) for x, needed in zip(pair, needs_grad)])
-
-    def run():
-        for a, b in pairs:
-            with autocast(args):
-                out = a @ b
-            if out.requires_grad:
-                leaves = [x for x in (a, b) if x.requires_grad]
-                torch.autograd.grad(out, leaves, torch.ones_like(out))
-
-    return run
+def _ratio(ours, theirs):
+    ratios = [a / max(b, 1e-12) for a, b in zip(ours, theirs)]
+    return [round(f(ratios), 4) for f in (median, min, max)]
 
 
-def encoder_parts(model, views, args):
-    """The part of the floor that PixPro and SlotCon have in common: backbone and
-    projector of both views, with gradients, and in the twin, without."""
-    twin = model.encoder_k.module
-    with torch.no_grad(), autocast(args):
-        maps = [model.backbone(view)[-1].detach() for view in views]
-    leaves = [m.clone().requires_grad_() for m in maps]
-    return {
-        'backbone': forward_backward(model.backbone, views, args),
-        'twin_backbone': forward(twin['backbone'], views, args),
-        'projector': forward_backward(model.neck, leaves, args),
-        'twin_projector': forward(twin['neck'], maps, args),
-    }
+def _spread(values, unit):
+    factor, decimals = _UNITS[unit]
+    return [round(f(values) * factor, decimals + 1) for f in (median, min, max)]
 
 
-def compare_step(name, step, parts, args):
-    """Prints a step beside its floor, the sum of its parts, and beside the bare
-    backbone; the parts are named as in :func:`encoder_parts`."""
-    times = measure({**parts, name: step}, args)
-    bare, floor = total(times, ['backbone', 'twin_backbone']), total(times, parts)
-    for part in parts:
-        report(f'  {part}', times[part])
-    report('bare backbone', bare)
-    report('floor, over the bare backbone', floor, bare)
-    report(f'{name}, over the bare backbone', times[name], bare)
-    report(f'{name}, over the floor', times[name], floor)
+def unit_of(seconds):
+    return 's' if median(seconds) >= 0.5 else 'ms'
+
+
+def finish(args, rows):
+    """Writes the rows to ``--json``."""
+    write(args.json, dict(rows=rows), sys.argv)
+
+
+# ------------------------------------------------------------------------------- machine and peers
+
+
+def machine():
+    """What the figures depend on: processor, GPU, versions."""
+    model = platform.processor() or platform.machine()
+    if os.path.exists('/proc/cpuinfo'):
+        with open('/proc/cpuinfo') as f:
+            names = [line.split(':', 1)[1].strip() for line in f if line.startswith('model name')]
+        model = names[0] if names else model
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    versions = {'python': platform.python_version(), 'opencv': cv2.__version__}
+    for name, distributions in (
+        ('torch', ['torch']),
+        ('torchvision', ['torchvision']),
+        ('pillow', ['pillow']),
+        ('simplejpeg', ['simplejpeg']),
+        ('mmengine', ['onedl-mmengine', 'mmengine']),
+        ('mmcv', ['onedl-mmcv', 'mmcv']),
+        ('mmpretrain', ['onedl-mmpretrain', 'mmpretrain']),
+        ('lightly', ['lightly']),
+        ('kornia', ['kornia']),
+    ):
+        for distribution in distributions:
+            try:
+                versions[name] = metadata.version(distribution)
+                break
+            except metadata.PackageNotFoundError:
+                continue
+    return dict(cpu=model, cores=os.cpu_count(), gpu=gpu, versions=versions)
+
+
+def write(path, content, command):
+    """A result, with date, machine and command line.
+
+    Args:
+        path (Path, optional): ``--json``; without it nothing is written.
+        content (dict): ``rows``, of :func:`rows`.
+        command (list[str]): With --json in it or not.
+    """
+    if path is None:
+        return
+    words = list(command)
+    if '--json' in words:
+        at = words.index('--json')
+        del words[at : at + 2]
+    result = dict(
+        date=datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+        command=' '.join([Path(words[0]).name, *words[1:]]),
+        machine=machine(),
+        **content,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def peer(name):
+    """A module of a package that only benchmarks need, or None where it is not installed."""
+    try:
+        with redirect_stdout(io.StringIO()):
+            return importlib.import_module(name)
+    except (ImportError, AttributeError) as error:  # not there, or too new for this PyTorch
+        if name not in _MISSING and multiprocessing.parent_process() is None:
+            print(f'without {name}, which `make bench` installs: {error}', file=sys.stderr)
+            _MISSING.add(name)
+        return None
+
+
+_MISSING = set()

@@ -1,30 +1,147 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""The benchmarks run, and what they compare is equal."""
+"""The benchmarks run, what they compare is equal, and the page is made of their results."""
 
 import importlib
+import json
 import sys
 
+import cv2
 import pytest
+import torch
 
-STEP = ['--size', '64', '--batch-size', '2', '--batch-size-loss', '2']
+TINY = ['--depth', '18', '--size', '64', '--batch-size', '2', '--queue-len', '64']
+# so few prototypes that both views have some slots
+FEW = ['--num-prototypes', '4']
+
+
+@pytest.fixture
+def bench(repo, monkeypatch, tmp_path):
+    """Runs a script small, once; its rows by what they compare."""
+    monkeypatch.syspath_prepend(str(repo / 'benchmarks'))
+
+    def call(script, *options):
+        path = tmp_path / 'result.json'
+        arguments = [script, *options, '--rounds', '1', '--json', str(path)]
+        monkeypatch.setattr(sys, 'argv', arguments)
+        importlib.import_module(script).main()
+        written = json.loads(path.read_text())
+        assert written['machine']['versions']['torch'] == torch.__version__.split('+')[0]
+        timed = [row for row in written['rows'] if row['unit'] != 'MiB']  # 0 where little is needed
+        assert all(row['ours'][0] > 0 and row['theirs'][0] > 0 for row in timed)
+        return {(row['what'], row['peer']): row for row in written['rows']}
+
+    threads = cv2.getNumThreads(), torch.get_num_threads()
+    yield call
+    cv2.setNumThreads(threads[0])
+    torch.set_num_threads(threads[1])
+
+
+@pytest.mark.parametrize('algorithm', ['densecl', 'pixpro', 'slotcon', 'detco'])
+def test_losses_are_equal(algorithm, bench):
+    # the script raises where one is not that of the formula
+    rows = bench('loss', algorithm, *TINY, *FEW)
+    assert sum(peer == 'written out' for _, peer in rows) == (4 if algorithm == 'slotcon' else 2)
+    assert any('extra memory' in what for what, _ in rows)
+
+
+def test_an_unequal_loss_is_an_error(bench, monkeypatch):
+    bench('loss', 'densecl', *TINY)
+    loss = sys.modules['loss']
+    monkeypatch.setattr(loss, 'info_nce_written_out', lambda q, k, n: (q * k).sum())
+    with pytest.raises(AssertionError, match='written out'):
+        bench('loss', 'densecl', *TINY)
 
 
 @pytest.mark.parametrize(
-    'name, options',
+    'algorithm, peer',
     [
-        ('densecl', [*STEP, '--queue-len', '64']),
-        ('pixpro', STEP),
-        # so few prototypes that both views have some slots
-        ('slotcon', [*STEP, '--num-prototypes', '4', '--clock', 'cpu']),
-        ('lars', []),
+        ('DenseCL', 'mmpretrain MoCo v2'),
+        ('PixPro', 'mmpretrain BYOL'),
+        ('SlotCon', 'floor'),
+        ('DetCo', 'floor'),
+        ('LARS', 'mmpretrain LARS'),
     ],
 )
-def test_runs(name, options, repo, monkeypatch, capsys):
+def test_steps(algorithm, peer, bench):
+    rows = bench('step', algorithm.lower(), *TINY, *FEW, '--patch-size', '32', '--clock', 'cpu')
+    assert (algorithm, peer) in rows
+
+
+def test_a_pipeline_is_that_of_the_config(bench, images):
+    rows = bench('input', 'byol', '--data-root', images, '--images', '2', '--device-augment')
+    assert ('BYOL views', 'mmpretrain') in rows
+    assert ("BYOL views, device's part", 'torchvision v2') in rows
+
+
+def test_no_images(bench, tmp_path):
+    with pytest.raises(SystemExit, match='--data-root'):
+        bench('input', 'byol', '--data-root', str(tmp_path))
+
+
+def test_runs(bench, images):
+    options = ['--workers', '1', '--warmup', '1', '--iterations', '1', '--data-root', images]
+    rows = bench('end_to_end', *TINY, *options)
+    assert {peer for _, peer in rows} == {'mmpretrain', 'the same from device memory'}
+
+
+def test_batches_and_processes(bench):
+    rows = bench('scale', 'batches', *TINY, '--batch-sizes', '2', '4')
+    assert {row['unit'] for row in rows.values()} == {'images/s', 'MiB'} and len(rows) == 4
+    rows = bench('scale', 'processes', *TINY, '--processes', '2')
+    assert ('DenseCL, 2 processes', 'mmpretrain DenseCL') in rows
+
+
+@pytest.fixture
+def writer(repo, monkeypatch):
     monkeypatch.syspath_prepend(str(repo / 'benchmarks'))
-    monkeypatch.setattr(sys, 'argv', [name, '--depth', '18', '--rounds', '1', *options])
-    # pixpro and slotcon raise where a loss is not that of the formula
-    importlib.import_module(name).main()
-    out = capsys.readouterr().out
-    assert '×' in out
-    if options:
-        assert 'extra memory: mmdense' in out and 'over the floor' in out
+    return importlib.import_module('run')
+
+
+MACHINE = dict(cpu='Abacus', cores=1, gpu=None, versions=dict(torch='9'))
+REAL = 'R50, batch 16, 224 px, K = 65536, cpu, 2 threads'
+
+
+def result(**row):
+    default = dict(
+        what='DenseCL',
+        setting=REAL,
+        unit='s',
+        ours=[5.0, 4.0, 6.0],
+        peer='floor',
+        theirs=[4.0, 4.0, 4.0],
+        rounds=3,
+    )
+    rows = [dict(default, **row)]
+    return {'step-densecl': dict(date='2001-02-03', machine=MACHINE, rows=rows)}
+
+
+def test_the_page_has_tables_and_machines(writer):
+    page = writer.document(
+        '# Steps\n\n{{ step }}\n{{ machines }}\n', result(ratio=[1.01, 1.0, 1.5])
+    )
+    ours = '| DenseCL | 5.00 [4.00 – 6.00] s | floor | 4.00 s |'
+    assert f'{ours} 1.010 [1.000 – 1.500] | ≤ 1.02, met | 1 |\n' in page
+    assert f'\n1. {REAL}; 3 rounds; 2001-02-03, machine A\n' in page
+    assert '\n- A: Abacus, 1 cores, no GPU; torch 9\n' in page
+    assert 'Missed' not in page
+
+
+def test_a_missed_target_has_its_reason(writer):
+    page = writer.document('{{ step }}', result(ratio=[1.03, 1.0, 1.5]))
+    assert '≤ 1.02, missed' in page and 'Missed:\n\n- DenseCL, over floor: the floor is' in page
+
+
+def test_a_small_step_has_no_target(writer):
+    page = writer.document('{{ step }}', result(ratio=[1.3, 1.0, 1.5], setting='R18, batch 16'))
+    assert '| 1.300 [1.000 – 1.500] |  | 1 |' in page
+
+
+def test_a_table_that_a_script_prints(writer):
+    results = {'storage': dict(date='2001-02-03', machine=MACHINE, table='| a | b |')}
+    assert writer.document('{{ storage }}', results) == '| a | b |\n\n2001-02-03, machine A.'
+
+
+def test_the_committed_page_is_that_of_the_results(repo, writer):
+    template = (repo / 'benchmarks' / 'page.md').read_text(encoding='utf-8')
+    written = (repo / 'docs' / 'benchmarks.md').read_text(encoding='utf-8')
+    assert written == writer.document(template, writer.read_results())

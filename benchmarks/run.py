@@ -1,0 +1,206 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Runs the benchmarks and writes docs/benchmarks.md: page.md with their results.
+
+    python benchmarks/run.py                  # `make bench`: ten minutes on two cores
+    python benchmarks/run.py --full           # `make bench-full`: also what takes longer
+    python benchmarks/run.py --only step      # what begins so
+    python benchmarks/run.py --only none      # only writes
+    python benchmarks/run.py --device cuda
+
+Each result is a file in benchmarks/results, which a run replaces; the tables show what is there,
+with its own date and machine.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import common
+from common import figure
+from targets import target_of
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / 'results'
+DOCUMENT = HERE.parent / 'docs' / 'benchmarks.md'
+
+# Name of the result: script and options. `CLOCK` is where --clock may go.
+SMALL = '--depth 18 --queue-len 4096'
+E2E = f'{SMALL} --size 112 --batch-size 16 --workers 1 --warmup 4 --iterations 10'
+QUICK = {
+    'input': 'input.py --device-augment --images 32 --rounds 5 CLOCK',
+    'loss-densecl': 'loss.py densecl --rounds 5 CLOCK',
+    'loss-pixpro': 'loss.py pixpro --batch-size 128 --rounds 5 CLOCK',
+    'loss-slotcon': 'loss.py slotcon --rounds 5 CLOCK',
+    'loss-detco': 'loss.py detco --rounds 5 CLOCK',
+    'step-densecl': 'step.py densecl --rounds 3 CLOCK',
+    'step-lars': 'step.py lars --rounds 21 CLOCK',
+    'end_to_end': f'end_to_end.py {E2E}',
+    'scale-batches': f'scale.py batches {SMALL} --size 64 --batch-sizes 4 16 64 --rounds 5 CLOCK',
+    'scale-processes': f'scale.py processes {SMALL} --size 64 --batch-size 16 --rounds 5',
+}
+FULL = {
+    **QUICK,
+    'input': 'input.py --device-augment --images 128 --rounds 7 CLOCK',
+    'loss-slotcon-2048': 'loss.py slotcon --num-prototypes 2048 --rounds 3 CLOCK',
+    'step-densecl': 'step.py densecl --rounds 7 CLOCK',
+    'step-pixpro': 'step.py pixpro --rounds 5 CLOCK',
+    'step-slotcon': 'step.py slotcon --rounds 5 CLOCK',
+    'step-detco': 'step.py detco --rounds 5 CLOCK',
+    'storage': 'storage.py',
+}
+PRINTS = ('storage.py',)  # a table of its own
+AMP = '--device cuda --amp float16'
+CUDA_RUN = f'{AMP} --batch-size 64 --warmup 40 --iterations 80'
+DEVICE_AUGMENT = 'train_dataloader.dataset.pipeline.1.device_augment=True'
+CUDA = {
+    'input-cuda': 'input.py mocov2 byol --device-augment --images 128 --device cuda',
+    **{
+        f'loss-{name}-cuda': f'loss.py {name} {AMP} --batch-size 64 --rounds 21'
+        for name in ('densecl', 'pixpro', 'slotcon', 'detco')
+    },
+    **{
+        f'step-{name}-cuda': f'step.py {name} {AMP} --batch-size 64 --rounds 21'
+        for name in ('densecl', 'pixpro', 'slotcon', 'detco')
+    },
+    'step-lars-cuda': 'step.py lars --device cuda --rounds 51',
+    'end_to_end-cuda': f'end_to_end.py {CUDA_RUN}',
+    'end_to_end-cuda-augment': f'end_to_end.py {CUDA_RUN} --cfg-options {DEVICE_AUGMENT}',
+    'scale-batches-cuda': f'scale.py batches {AMP} --batch-sizes 32 64 128 256 --rounds 11',
+}
+
+
+def run(name, command, args):
+    """One benchmark in a process of its own; whether it went well."""
+    clock = f'--clock {args.clock}' if args.clock != 'wall' else ''
+    script, *options = command.replace('CLOCK', clock).split()
+    result = RESULTS / f'{name}.json'
+    print(f'\n== {name}: {script} {" ".join(options)}', flush=True)
+    if args.data_root and script in ('input.py', 'end_to_end.py'):
+        options += ['--data-root', args.data_root]
+    prints = script in PRINTS
+    if not prints:
+        options += ['--json', str(result)]
+    # idle threads sleep: what they would burn counts neither for nor against anyone
+    environment = dict(os.environ, OMP_WAIT_POLICY='PASSIVE')
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, str(HERE / script), *options],
+        env=environment,
+        stdout=subprocess.PIPE if prints else None,
+        text=True,
+    )
+    if prints and done.returncode == 0:
+        print(done.stdout)
+        common.write(result, dict(table=done.stdout.strip()), [script, *options])
+    print(f'{time.perf_counter() - start:.0f} s', flush=True)
+    return done.returncode == 0
+
+
+# ------------------------------------------------------------------------------------- the document
+
+
+def document(page, results):
+    """The page with its tables.
+
+    Args:
+        page (str): With places for them, {{ script }}, and {{ machines }}.
+        results (dict[str, dict]): By name, as the scripts write them.
+    """
+    machines = []
+
+    def fill(place):
+        if place[1] == 'machines':
+            return '\n'.join(map(describe, range(len(machines)), machines))
+        own = [r for name, r in results.items() if name.split('-')[0] == place[1]]
+        machines.extend(m for m in (r['machine'] for r in own) if m not in machines)
+        printed = [f'{r["table"]}\n\n{when(r, machines)}.' for r in own if 'table' in r]
+        rows = [(r, row) for r in own for row in r.get('rows', ())]
+        tables = [*printed, table(place[1], rows, machines)] if rows else printed
+        return '\n\n'.join(tables) or 'Not measured yet.'
+
+    return re.sub(r'{{ (\w+) }}', fill, page)
+
+
+def when(result, machines):
+    letter = chr(ord('A') + machines.index(result['machine']))
+    return f'{result["date"]}, machine {letter}'
+
+
+def table(script, rows, machines):
+    """Of one script: all rows, what they were measured with, and why a target is missed.
+
+    Args:
+        rows (list[tuple[dict, dict]]): The result that a row is of, and the row.
+    """
+    lines = [
+        '| | mmdense | beside | | ratio | target | |',
+        '| --- | --- | --- | --- | --- | --- | --- |',
+    ]
+    notes, missed = [], []
+    for result, row in rows:
+        rounds = f'{row["rounds"]} round' + 's' * (row['rounds'] != 1)
+        note = f'{row["setting"]}; {rounds}; {when(result, machines)}'
+        note += f'; {result["remark"]}' if 'remark' in result else ''
+        if note not in notes:
+            notes.append(note)
+        target = target_of(script, row)
+        met = ''
+        if target is not None:
+            met = f'{target}, {"met" if target.is_met(row) else "missed"}'
+        if met.endswith('missed'):
+            missed.append(f'{row["what"]}, over {row["peer"]}: {target.reason}.')
+        unit = row['unit']
+        decimals = {'s': 2, 'ms': 1, 'MiB': 0, 'images/s': 1}[unit]
+        ours, theirs = (f'{figure(row[k], decimals)} {unit}' for k in ('ours', 'theirs'))
+        cells = [row['what'], ours, row['peer'], theirs, figure(row['ratio'], 3), met]
+        lines.append(f'| {" | ".join(cells)} | {notes.index(note) + 1} |')
+    lines += ['', *(f'{i}. {note}' for i, note in enumerate(notes, 1))]
+    if missed:
+        lines += ['', 'Missed:', '', *(f'- {reason}' for reason in dict.fromkeys(missed))]
+    return '\n'.join(lines)
+
+
+def describe(index, machine):
+    gpu = machine['gpu'] or 'no GPU'
+    versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
+    name = f'{machine["cpu"]}, {machine["cores"]} cores, {gpu}'
+    return f'- {chr(ord("A") + index)}: {name}; {versions}'
+
+
+def read_results():
+    """In the order of the tables."""
+    paths = {name: RESULTS / f'{name}.json' for name in [*FULL, *CUDA]}
+    return {
+        name: json.loads(path.read_text(encoding='utf-8'))
+        for name, path in paths.items()
+        if path.exists()
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--full', action='store_true')
+    parser.add_argument('--only', default='', help='those whose name begins so; none: only write')
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--clock', default='wall', choices=['wall', 'cpu'])
+    parser.add_argument('--data-root', help='a folder with images')
+    args = parser.parse_args()
+    plan = CUDA if args.device == 'cuda' else FULL if args.full else QUICK
+    plan = {name: command for name, command in plan.items() if name.startswith(args.only)}
+    failed = [name for name, command in plan.items() if not run(name, command, args)]
+    page = (HERE / 'page.md').read_text(encoding='utf-8')
+    DOCUMENT.write_text(document(page, read_results()), encoding='utf-8')
+    print(f'wrote {DOCUMENT}')
+    if failed:
+        raise SystemExit(f'failed: {", ".join(failed)}')
+
+
+if __name__ == '__main__':
+    main()

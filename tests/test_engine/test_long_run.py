@@ -1,0 +1,86 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Nothing grows while a run goes on."""
+
+import json
+import os
+
+import numpy as np
+import psutil
+import pytest
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from runs import tiny_config
+
+
+class Watch(Hook):
+    """Memory, open files and time of a step, every so often."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, every):
+        self.every, self.seen, self.process = every, [], psutil.Process()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if (runner.iter + 1) % self.every == 0:
+            self.seen.append(
+                (
+                    runner.iter + 1,
+                    self.process.memory_info().rss,
+                    self.process.num_fds(),
+                    self.process.cpu_times().user + self.process.cpu_times().system,
+                )
+            )
+
+
+def slope(x, y):
+    """Of least squares, over the whole range of x, and twice its standard error."""
+    x = np.asarray(x, float)
+    (a, b), residuals, *_ = np.polyfit(x, y, 1, full=True)
+    error = np.sqrt(residuals.sum() / max(len(x) - 2, 1) / ((x - x.mean()) ** 2).sum())
+    return a * np.ptp(x), 2 * error * np.ptp(x)
+
+
+@pytest.mark.parametrize('iterations', [600, pytest.param(20000, marks=pytest.mark.slow)])
+def test_nothing_grows(iterations, repo, images, tmp_path, tiny_options):
+    cfg = tiny_config(
+        str(repo / 'configs/densecl_r50_coco.py'),
+        images,
+        tmp_path / 'work',
+        tiny_options('densecl')[1:],
+        **{
+            'train_dataloader.batch_size': 2,
+            'train_dataloader.dataset.pipeline.1.transforms.0.0.scale': 32,
+            'train_cfg.max_epochs': iterations // 8,
+            'param_scheduler.0.end': iterations // 8,
+            'param_scheduler.0.T_max': iterations // 8,
+            'optim_wrapper.optimizer.lr': 0.01,
+            'default_hooks.logger.interval': 50,
+            'default_hooks.checkpoint': dict(interval=iterations // 4, by_epoch=False),
+            'vis_backends': [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')],
+            'visualizer.vis_backends': [
+                dict(type='LocalVisBackend'),
+                dict(type='TensorboardVisBackend'),
+            ],
+            'log_level': 'WARNING',
+        },
+    )
+    runner = Runner.from_cfg(cfg)
+    watch = Watch(every=iterations // 100)
+    runner.register_hook(watch)
+    runner.train()
+    steps, memory, files, time = np.array(watch.seen[20:]).T  # after what is built at first
+    growth, noise = slope(steps, memory / 2**20)
+    print(f'memory: {growth:.2f} ± {noise:.2f} MiB over {np.ptp(steps):.0f} steps')
+    assert growth < 2 * noise + 8  # MiB
+    assert np.ptp(files) == 0
+    per_step = np.diff(time)
+    growth, noise = slope(steps[1:], per_step)
+    print(f'time of a step: {growth / per_step.mean():+.3f} ± {noise / per_step.mean():.3f} of it')
+    assert growth < 2 * noise + 0.1 * per_step.mean()
+    # a line every 50 steps, and as much on the disk
+    written = sum(f.stat().st_size for f in (tmp_path / 'work').rglob('*') if 'events' in f.name)
+    print(f'TensorBoard: {written / iterations:.0f} bytes a step')
+    assert 0 < written < 40 * iterations + 20_000
+    (log,) = (tmp_path / 'work').glob('*/vis_data/scalars.json')
+    assert len([json.loads(line) for line in log.open()]) <= iterations / 50 + iterations / 8
+    assert os.path.getsize(log) < 60 * iterations
