@@ -17,6 +17,7 @@ from mmdense.utils.launch import (
     build_runner,
     merge_common_arguments,
     one_line_errors,
+    train,
 )
 
 
@@ -125,8 +126,7 @@ def main():
         runner = build_runner(cfg)
         if isinstance(runner, Runner):
             build_training(runner)
-    with one_line_errors():
-        runner.train()
+    train(runner)
 
 
 if __name__ == '__main__':

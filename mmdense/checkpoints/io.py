@@ -1,7 +1,9 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import io
 import os
+import struct
 import tarfile
+import zipfile
 from contextlib import suppress
 from types import ModuleType
 from typing import Any, BinaryIO, Optional, Union
@@ -71,10 +73,10 @@ def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
         )
     try:
         if start.startswith(b'PK'):
-            pickle_module = restricted_pickle.module(_storage_sizes(file, name))
+            pickle_module = restricted_pickle.module(size, _storage_sizes(file, size, name))
         else:
             _refuse_tar(file, name)
-            pickle_module = restricted_pickle.module(None)
+            pickle_module = restricted_pickle.module(size, None)
             file.seek(0)
             # torch.save begins with a number; detectron2's model zoo is the pickle of a dict
             if start.startswith(b'\x80'):
@@ -108,9 +110,10 @@ def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
         ) from error
 
 
-def _storage_sizes(file: BinaryIO, name: str) -> dict:
-    """Looks into a zip file with the reader that ``torch.load`` uses: another
-    one can be made to see other files in it."""
+def _storage_sizes(file: BinaryIO, size: int, name: str) -> dict:
+    """Looks into a zip file with the reader that ``torch.load`` uses, once it is certain that this
+    sees nothing that grows when it is read: the file's parts are as long as in the file, and no
+    part is in it twice."""
     reader = torch._C.PyTorchFileReader(file)
     records = reader.get_all_records()
     if 'constants.pkl' in records:  # torch.load would hand it to torch.jit.load
@@ -118,6 +121,22 @@ def _storage_sizes(file: BinaryIO, name: str) -> dict:
             f'checkpoint {name} is a TorchScript program, which runs when it is loaded: refused. '
             "Save the model's state_dict() with torch.save and use that file"
         )
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise CheckpointError(
+            f'checkpoint {name} is a compressed zip, which torch.save never writes and which could '
+            'fill the memory: refused. If you trust it, load it with torch.load and save it again'
+        )
+    places = {}
+    for part in parts:
+        file.seek(part.header_offset + 26)
+        lengths = struct.unpack('<HH', file.read(4))  # of its name, and of extra fields
+        places[part.filename.partition('/')[2]] = part.header_offset + 30 + sum(lengths)
+    # A file can be made to look different to two readers.
+    same = places == {record: reader.get_record_offset(record) for record in records}
+    if not same or len(places) < len(parts) or sum(part.file_size for part in parts) > size:
+        raise zipfile.BadZipFile
     return {key: len(reader.get_record(key)) for key in records if key.startswith('data/')}
 
 

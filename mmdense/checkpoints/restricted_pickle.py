@@ -9,18 +9,19 @@ It also works on PyTorch releases whose ``weights_only`` has no allow-list.
 
 A file can do three things only, each with a list of its own below: call
 something (``_CALLED``), refer to something that it cannot call (``_NAMED``,
-``_METHODS``), and fill an object that it has made (``_FILLED``).
+``_METHODS``), and fill an object that it has made (``_FILLED``). What these
+three copy is counted, so that a small file cannot fill the memory by copying
+the same thing again and again.
 """
 
 import argparse
-import codecs
 import collections
 import datetime
 import math
 import pathlib
 import pickle
 from types import SimpleNamespace
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Set
 
 import numpy as np
 import torch
@@ -31,12 +32,22 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 UnpicklingError = pickle.UnpicklingError
 _make_scalar = np.float64().__reduce__()[0]  # in a module that numpy 2 renamed
 
+# Bytes that the calls of one file may copy; to them comes a multiple of the file's size.
+_ALLOWANCE = 64 << 20
+_ALLOWANCE_PER_BYTE = 8
+_ITEM = 64  # bytes that an item of a container is taken for
+
 
 class RefusedError(UnpicklingError):
     """The pickle asks for something that is not on the lists."""
 
     def __init__(self, what: str) -> None:
         super().__init__(ascii(what)[1:-1][:120])  # the file chose the text: keep it one line
+
+
+def _named(value: Any) -> str:
+    """For messages. repr() of what is in a file can be of any length."""
+    return value if isinstance(value, str) else getattr(value, '__name__', type(value).__name__)
 
 
 # What is called in place of functions that could do harm. numpy's and torch's
@@ -46,20 +57,28 @@ class RefusedError(UnpicklingError):
 def _method(owner: Any, name: str) -> Any:
     """``getattr``, by which Python pickles the functions inside a class."""
     if not isinstance(owner, type) or name not in _METHODS.get(owner, ()):
-        raise RefusedError(f'getattr of {name} in {getattr(owner, "__name__", type(owner))}')
+        raise RefusedError(f'getattr of {_named(name)} in {_named(owner)}')
     return getattr(owner, name)
 
 
+def _encode(text: str, encoding: str = 'latin1') -> bytes:
+    """How Python pickles bytes by protocol 2. Other codecs could be named to grow the text."""
+    if type(text) is not str or encoding not in ('latin1', 'latin-1'):
+        raise RefusedError(f'_codecs.encode of {_named(type(text))} as {_named(encoding)}')
+    return text.encode('latin1')
+
+
 def _dtype(name: str, *_align_copy: Any) -> np.dtype:
-    dtype = np.dtype(str(name), False, True)  # a copy: its byte order may be set later
-    if dtype.kind not in 'biufcSU':  # no Python objects, no structures
-        raise RefusedError(f'numpy.dtype {name}')
-    return dtype
+    if type(name) is str:
+        dtype = np.dtype(name, False, True)  # a copy: its byte order may be set later
+        if dtype.kind in 'biufcSU':  # no Python objects, no structures
+            return dtype
+    raise RefusedError(f'numpy.dtype {_named(name)}')
 
 
 def _empty_array(kind: Any, *_shape_dtype: Any) -> np.ndarray:
     if kind is not np.ndarray:
-        raise RefusedError(f'an array of type {kind}')
+        raise RefusedError(f'an array of type {_named(kind)}')
     return np.empty(0, 'b')  # _fill_array does the rest
 
 
@@ -83,7 +102,7 @@ def _checked(dtype: Any) -> np.dtype:
 def _tensor_with_attributes(rebuild: Any, kind: Any, args: tuple, _state: Any) -> torch.Tensor:
     """A tensor without the attributes that it had, which no loading needs."""
     if rebuild not in _REBUILD or kind not in (torch.Tensor, torch.nn.Parameter):
-        raise RefusedError(f'a tensor of type {kind} by {rebuild}')
+        raise RefusedError(f'a tensor of type {_named(kind)} by {_named(rebuild)}')
     tensor = rebuild(*args)
     return tensor if type(tensor) is kind else tensor.as_subclass(kind)
 
@@ -94,7 +113,24 @@ def _parameter(data: torch.Tensor, requires_grad: bool, *_hooks_state: Any) -> t
     return torch.nn.Parameter(data, bool(requires_grad))
 
 
-_REBUILD = (torch._utils._rebuild_tensor, torch._utils._rebuild_tensor_v2, _parameter)
+def _inside(rebuild: Any) -> Any:
+    """PyTorch enlarges a storage that is too short for a tensor, by what lies in memory."""
+
+    def checked(storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> torch.Tensor:
+        whole = len(size) == len(stride)
+        whole = whole and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if whole else 0
+        held = storage._untyped_storage.nbytes() // storage._element_size()
+        if not whole or (math.prod(size) and last >= held):
+            raise RefusedError('a tensor of another size than its storage')
+        return rebuild(storage, offset, size, stride, *rest)
+
+    return checked
+
+
+_rebuild_tensor = _inside(torch._utils._rebuild_tensor)
+_rebuild_tensor_v2 = _inside(torch._utils._rebuild_tensor_v2)
+_REBUILD = (_rebuild_tensor, _rebuild_tensor_v2, _parameter)
 
 _CALLED = {
     **{
@@ -103,7 +139,7 @@ _CALLED = {
     },
     'builtins.xrange': range,  # Python 2's name, as PyTorch's pickles (protocol 2) have it
     'builtins.getattr': _method,
-    '_codecs.encode': codecs.encode,  # bytes
+    '_codecs.encode': _encode,
     **{
         f'{kind.__module__}.{kind.__name__}': kind
         for kind in (collections.OrderedDict, collections.defaultdict)
@@ -118,8 +154,8 @@ _CALLED = {
     'torch.Size': torch.Size,
     'torch.device': torch.device,
     'torch.serialization._get_layout': torch.serialization._get_layout,
-    'torch._utils._rebuild_tensor': torch._utils._rebuild_tensor,
-    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+    'torch._utils._rebuild_tensor': _rebuild_tensor,
+    'torch._utils._rebuild_tensor_v2': _rebuild_tensor_v2,
     'torch._utils._rebuild_parameter': _parameter,
     'torch._utils._rebuild_parameter_with_state': _parameter,
     'torch._tensor._rebuild_from_type_v2': _tensor_with_attributes,
@@ -168,7 +204,8 @@ def _fill_dtype(dtype: np.dtype, state: tuple) -> None:
 def _fill_array(array: np.ndarray, state: tuple) -> None:
     _, shape, dtype, fortran, data = state
     whole = type(data) is bytes and all(type(n) is int and n >= 0 for n in shape)
-    if array.size or not whole or math.prod(shape) * _checked(dtype).itemsize != len(data):
+    itemsize = _checked(dtype).itemsize or 1  # of an empty text: none of those in an array
+    if array.size or not whole or math.prod(shape) * itemsize != len(data):
         raise RefusedError('an array of another size than its data')
     array.__setstate__((1, tuple(shape), dtype, bool(fortran), data))
 
@@ -182,18 +219,46 @@ _FILLED = {
 }
 
 
+def _weight(value: Any, most: int) -> int:
+    """About how many bytes a copy of something takes, down to its last item; an item that is
+    there more than once counts as often. No further than ``most``."""
+    total, todo = 0, [value]
+    while todo and total <= most:
+        item = todo.pop()
+        total += _ITEM
+        if isinstance(item, (str, bytes, bytearray)):
+            total += len(item)
+        elif isinstance(item, np.ndarray):
+            total += item.nbytes
+        elif isinstance(item, range):
+            total += _ITEM * max(0, (item.stop - item.start) // item.step)
+        elif isinstance(item, HistoryBuffer):
+            todo += vars(item).values()
+        elif isinstance(item, dict):
+            todo += [*dict.keys(item), *dict.values(item)]
+        elif isinstance(item, (list, tuple, set, frozenset, collections.deque)):
+            todo += item
+    return total
+
+
 _DEPTH = {'load_append': 2, 'load_setitem': 3}  # the others' items lie on a stack of their own
 
 
 def _into(opcode: Any, *kinds: type) -> Any:
     """An opcode that adds items, to these containers only: what else has
     ``append`` or ``[]`` is not to be reached."""
+    keyed, single = kinds != (list, collections.deque), opcode.__name__ in _DEPTH
 
     def checked(self) -> None:
         depth = _DEPTH.get(opcode.__name__)
         target = self.stack[-depth] if depth else self.metastack[-1][-1]
         if not isinstance(target, kinds):
-            raise RefusedError(f'items in {type(target)}')
+            raise RefusedError(f'items in {_named(type(target))}')
+        if keyed:
+            items = self.stack[-2:] if single else self.stack
+            for item in items:  # a tuple's hash goes through all of it; ConfigDict copies items
+                if type(item) is tuple or isinstance(target, ConfigDict):
+                    self.spend(_weight(item, self.left))
         opcode(self)
 
     return checked
@@ -222,12 +287,21 @@ class Unpickler(pickle._Unpickler):
     """Python's own in Python, for that in C cannot be told what to refuse."""
 
     dispatch = dict(pickle._Unpickler.dispatch)
-    # Of the file's storages, in bytes; None where torch looks itself (see load_binpersid).
-    sizes: Optional[Dict[str, int]] = None
+    file_size: int  # these are of one file: see module()
+    sizes: Optional[Dict[str, int]]
+    seen: Set[str]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.depths: Dict[int, tuple] = {}
+        self.left = _ALLOWANCE + _ALLOWANCE_PER_BYTE * self.file_size
+        self.data_left = self.file_size
+
+    def spend(self, size: int) -> None:
+        """Before so many bytes are copied."""
+        self.left -= max(size, 0)
+        if self.left < 0:
+            raise MemoryError(f'copies out of proportion to a file of {self.file_size:,} bytes')
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace('__builtin__', 'builtins').replace('numpy._core', 'numpy.core')
@@ -258,14 +332,24 @@ class Unpickler(pickle._Unpickler):
     def load_reduce(self) -> None:
         function = self.stack[-2]
         if not any(function is allowed for allowed in _CALLED.values()):
-            raise RefusedError(f'a call of {function}')
-        super().load_reduce()
+            raise RefusedError(f'a call of {_named(function)}')
+        self._call(super().load_reduce)
+
+    def _call(self, opcode: Any) -> None:
+        function, args = self.stack[-2:]
+        self.spend(_weight(args, self.left))
+        if function in (bytes, bytearray) and args and isinstance(args[0], int):
+            self.spend(args[0])  # so many zeros
+        opcode()
+        made = self.stack[-1]
+        if isinstance(made, torch.Tensor):  # repeats its storage, as expand() does
+            self.spend(made.numel() * made.element_size() - made.untyped_storage().nbytes())
 
     def load_newobj(self) -> None:
         kind = self.stack[-2]
         if not isinstance(kind, type) or kind not in _CALLED.values():
-            raise RefusedError(f'an instance of {kind}')
-        super().load_newobj()
+            raise RefusedError(f'an instance of {_named(kind)}')
+        self._call(super().load_newobj)
 
     def load_build(self) -> None:
         """Python's own sets any attribute of anything, functions and classes too."""
@@ -273,22 +357,33 @@ class Unpickler(pickle._Unpickler):
         target = self.stack[-1]
         kind = np.dtype if isinstance(target, np.dtype) else type(target)
         if kind not in _FILLED:
-            raise RefusedError(f'a change of {getattr(target, "__name__", kind)}')
+            raise RefusedError(f'a change of {_named(target)}')
+        self.spend(_weight(state, self.left))
         _FILLED[kind](target, state)
+
+    def load_bytearray8(self) -> None:
+        """Python's own makes it before it looks whether the file goes on."""
+        start = self.read(8)
+        self.append(bytearray(self.read(int.from_bytes(start, 'little'))))
 
     def load_binpersid(self) -> None:
         """A storage. Older formats have other things, by which PyTorch writes files."""
         what, *rest = self.stack[-1]
         if what not in ('storage', b'storage'):
-            raise RefusedError(f'a persistent {what}')
+            raise RefusedError(f'a persistent {_named(what)}')
         kind, key, _, count, *view = rest
         if any(item is not None for item in view):
             raise RefusedError('a view of a storage')
-        # PyTorch 2.1 believes the count and reads or writes beyond what the file holds.
-        if self.sizes is not None:
-            size = count * torch.empty(0, dtype=kind.dtype).element_size()
-            if size != self.sizes[f'data/{key}']:
-                raise RefusedError('a storage of another size than its data')
+        # PyTorch 2.1 believes the count and reads or writes beyond what the file holds; the old
+        # format's reader makes it first, and leaves it as it lay in memory if there is no data.
+        size = count * torch.empty(0, dtype=kind.dtype).element_size()
+        if self.sizes is not None and size != self.sizes[f'data/{key}']:
+            raise RefusedError('a storage of another size than its data')
+        if key not in self.seen:
+            self.data_left -= size
+        if size < 0 or self.data_left < 0:
+            raise EOFError
+        self.seen.add(key)
         super().load_binpersid()
 
     dispatch.update(
@@ -298,6 +393,7 @@ class Unpickler(pickle._Unpickler):
             pickle.NEWOBJ[0]: load_newobj,
             pickle.BUILD[0]: load_build,
             pickle.BINPERSID[0]: load_binpersid,
+            pickle.BYTEARRAY8[0]: load_bytearray8,
             pickle.APPEND[0]: _into(pickle._Unpickler.load_append, list, collections.deque),
             pickle.APPENDS[0]: _into(pickle._Unpickler.load_appends, list, collections.deque),
             pickle.SETITEM[0]: _into(pickle._Unpickler.load_setitem, dict),
@@ -319,12 +415,23 @@ class Unpickler(pickle._Unpickler):
     )
 
 
-def load(file, **kwargs) -> Any:
-    """As ``pickle.load``."""
-    return Unpickler(file, **kwargs).load()
+def module(file_size: int, sizes: Optional[Dict[str, int]]) -> Any:
+    """What takes the place of ``pickle`` for one file.
 
+    Args:
+        file_size (int): Of the file, in bytes.
+        sizes (dict[str, int], optional): Of the storages in a zip file, in bytes; None for the
+            old format, whose storages follow the pickles.
+    """
+    seen: Set[str] = set()  # keys of the storages that were asked for
+    unpickler = type('Unpickler', (Unpickler,), dict(file_size=file_size, sizes=sizes, seen=seen))
 
-def module(sizes: Optional[Dict[str, int]]) -> Any:
-    """This module, for a file that holds storages of these sizes."""
-    unpickler = type('Unpickler', (Unpickler,), {'sizes': sizes})
+    def load(file: Any, **kwargs: Any) -> Any:
+        """Of the old format: what comes before and after the main pickle. Last, once that has
+        named its storages, the keys of those that follow."""
+        loaded = unpickler(file, **kwargs).load()
+        if seen and set(loaded) != seen:
+            raise EOFError
+        return loaded
+
     return SimpleNamespace(__name__=__name__, Unpickler=unpickler, load=load)

@@ -15,7 +15,7 @@ from http.client import HTTPException
 from typing import Any, Callable, Iterator, Optional, Tuple
 from urllib.error import HTTPError
 from urllib.parse import urlparse
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from filelock import FileLock, Timeout  # which PyTorch requires
 from mmengine.logging import print_log
@@ -74,7 +74,7 @@ def download(
     for one path: the first downloads, the others wait.
 
     Args:
-        url (str): http or https.
+        url (str): https; http only from this machine, or with ``sha256`` in full.
         path (str): The file to write. Its folder is made.
         sha256 (str, optional): Of the file, or the start of it, in hexadecimal.
             Defaults to what the URL's file name carries. A file that is there
@@ -90,11 +90,12 @@ def download(
     sha256 = (sha256 or hash_in_name(url) or '').lower()
     if _is_there(path, sha256):
         return
+    _check_secure(url, sha256)
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with _locked(path):
             if not _is_there(path, sha256):
-                _fetch(url, f'{path}.part', progress)
+                _fetch(url, f'{path}.part', sha256, progress)
                 _check(url, f'{path}.part', sha256, check)
                 os.replace(f'{path}.part', path)
                 _forget(f'{path}.part')
@@ -107,6 +108,39 @@ def download(
         raise CheckpointError(
             f'checkpoint {url} could not be downloaded to {path}: {line}'
         ) from error
+
+
+def _check_secure(url: str, sha256: str = '') -> None:
+    """That nobody on the way can give another file.
+
+    Args:
+        url (str): Of the file.
+        sha256 (str): What is known of its SHA256. The eight digits of a file's
+            name are enough against accidents, not against intent.
+
+    Raises:
+        CheckpointError: One line.
+    """
+    parts = urlparse(url)
+    if parts.scheme not in ('https', 'http'):
+        raise CheckpointError(f'checkpoint {url} has an unknown url type: give an https URL')
+    known = parts.hostname in ('localhost', '127.0.0.1', '::1') or len(sha256) == 64
+    if parts.scheme == 'http' and not known:
+        raise CheckpointError(
+            f'checkpoint {url} is not downloaded: without https anybody on the way could give '
+            'another file. Use https, or fetch it yourself and give its path'
+        )
+
+
+class _SecureRedirects(HTTPRedirectHandler):
+    """Python's own goes from https to http, and to ftp."""
+
+    def __init__(self, sha256: str) -> None:
+        self.sha256 = sha256
+
+    def redirect_request(self, request, reply, code, message, headers, url):
+        _check_secure(url, self.sha256)
+        return super().redirect_request(request, reply, code, message, headers, url)
 
 
 @contextmanager
@@ -127,12 +161,12 @@ def _is_there(path: str, sha256: str) -> bool:
     return os.path.isfile(path) and (not sha256 or sha256_of(path).startswith(sha256))
 
 
-def _fetch(url: str, part: str, progress: Optional[bool]) -> None:
+def _fetch(url: str, part: str, sha256: str, progress: Optional[bool]) -> None:
     """Asks until all of the file is there, or nothing more comes."""
     most = tries = 0
     while True:
         try:
-            return _ask(url, part, progress)
+            return _ask(url, part, sha256, progress)
         except (OSError, HTTPException) as error:
             if isinstance(error, HTTPError):
                 error.close()
@@ -147,7 +181,7 @@ def _fetch(url: str, part: str, progress: Optional[bool]) -> None:
             time.sleep(PAUSE * 2 ** max(tries - 1, 0))
 
 
-def _ask(url: str, part: str, progress: Optional[bool]) -> None:
+def _ask(url: str, part: str, sha256: str, progress: Optional[bool]) -> None:
     """One request, for what is missing; ConnectionError if that does not come."""
     start, total, same = _resume_at(url, part)
     if start == total:
@@ -155,7 +189,8 @@ def _ask(url: str, part: str, progress: Optional[bool]) -> None:
     headers = {'User-Agent': 'mmdense', 'Accept-Encoding': 'identity'}
     if start:
         headers.update({'Range': f'bytes={start}-', 'If-Range': same})
-    with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as reply:
+    opener = build_opener(_SecureRedirects(sha256))
+    with opener.open(Request(url, headers=headers), timeout=TIMEOUT) as reply:
         if reply.status != 206:  # no ranges here, or another file by now
             _forget(part)
             total, start = reply.headers.get('Content-Length'), 0

@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -68,6 +69,27 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _prepare_cpu_processes(cfg)
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+
+
+class _FirstStep(Hook):
+    """Whether a step has been made, to its end."""
+
+    done = False
+
+    def after_train_iter(self, *_, **__) -> None:
+        self.done = True
+
+
+def train(runner: Runner) -> None:
+    """``Runner.train()``, which builds some of what the config says, and tries all of it in the
+    first step: whatever is raised until then is the config's, and one line."""
+    first = _FirstStep()
+    runner.register_hook(first, 'LOWEST')
+    try:
+        runner.train()
+    except Exception:
+        with one_line_errors(*(() if first.done else (Exception,))):
+            raise
 
 
 def _prepare_cpu_processes(cfg: Config) -> None:
@@ -142,11 +164,13 @@ def one_line_errors(*also: type) -> Iterator[None]:
 
 # What a wrong value in a config raises while things are built from it.
 CONFIG_ERRORS = (
+    ArithmeticError,
     AssertionError,
     AttributeError,
     ImportError,
-    KeyError,
+    LookupError,
     OSError,
+    RuntimeError,
     SyntaxError,
     TypeError,
     ValueError,

@@ -106,8 +106,8 @@ class LoadImage(BaseTransform):
             The smallest crop should still be as large as the view: for views
             of 224 pixels of at least 8 % of the area, about 1024. Defaults to
             None, the whole size.
-        max_pixels (int): Larger images are refused; a decoder needs about 12
-            bytes for a pixel. Whatever it is, so are sides of more than 65,535
+        max_pixels (int): Larger images are refused; decoding takes 10 to 18
+            bytes a pixel. Whatever it is, so are sides of more than 65,535
             pixels, and more than 16.8 megapixels from less than a byte for 512
             of them. Defaults to 178,956,970, as Pillow.
     """
