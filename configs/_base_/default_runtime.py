@@ -15,10 +15,14 @@ default_hooks = dict(
     momentum_twin=dict(type='MomentumTwinHook'),
     # reads the losses when a line is logged: to read one is to wait for the device
     loss_log=dict(type='LossLogHook'),
+    # skips steps that are not finite, and says where they come from
+    invalid_values=dict(type='CheckInvalidValuesHook', max_in_a_row=5),
     # names and counts files that cannot be read; an error if they are many
     unreadable_images=dict(type='UnreadableImagesHook', max_ratio=0.01),
     # says how full a key queue is and what chance level is; silent without one
     key_queue_log=dict(type='KeyQueueLogHook'),
+    # logs how features are spread, and warns when they collapse
+    health=dict(type='HealthMonitorHook', interval=50),
     # writes work_dir/backbone.pth when training ends
     backbone_export=dict(type='BackboneExportHook'),
 )

@@ -317,6 +317,10 @@ class UnlabeledDataset(BaseDataset):
                 raise DataError(f'{self.ann_file}: images[{i}] has no "file_name": {image!r:.80}')
         return [image['file_name'] for image in images]
 
+    def __iter__(self) -> Iterator[dict]:
+        # not until an IndexError: beyond the last are the numbers of the next epoch
+        return (self[i] for i in range(len(self)))
+
     def prepare_data(self, idx: int) -> dict:
         """The idx-th image through the pipeline, or another in its place.
 

@@ -72,7 +72,8 @@ def test_nothing_grows(iterations, repo, images, tmp_path, tiny_options):
     growth, noise = slope(steps, memory / 2**20)
     print(f'memory: {growth:.2f} ± {noise:.2f} MiB over {np.ptp(steps):.0f} steps')
     assert growth < 2 * noise + 8  # MiB
-    assert np.ptp(files) == 0
+    growth, noise = slope(steps, files)  # a file that is being written may be open
+    assert growth < noise + 0.5 and np.ptp(files) <= 2
     per_step = np.diff(time)
     growth, noise = slope(steps[1:], per_step)
     print(f'time of a step: {growth / per_step.mean():+.3f} ± {noise / per_step.mean():.3f} of it')

@@ -2,6 +2,8 @@
 from .backbone_export import BackboneExportHook
 from .checkpoint import CheckpointHook
 from .exact_resume import ExactResumeHook
+from .health import HealthMonitorHook
+from .invalid_values import CheckInvalidValuesHook
 from .key_queue_log import KeyQueueLogHook
 from .lambda_warmup import LambdaWarmupHook
 from .loss_log import LossLogHook
@@ -11,8 +13,10 @@ from .unreadable_images import UnreadableImagesHook, check_enough_images
 
 __all__ = [
     'BackboneExportHook',
+    'CheckInvalidValuesHook',
     'CheckpointHook',
     'ExactResumeHook',
+    'HealthMonitorHook',
     'KeyQueueLogHook',
     'LambdaWarmupHook',
     'LossLogHook',

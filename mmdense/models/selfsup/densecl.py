@@ -41,6 +41,10 @@ class DenseCL(DenseSelfSupervisor):
             one gets 1 − λ. Defaults to 0.5.
         kwargs: ``pretrained``, ``data_preprocessor`` and ``init_cfg`` of
             :class:`DenseSelfSupervisor`.
+
+    Attributes:
+        last_match (Tensor): N×S, which of the key's cells the last batch's were
+            matched with; from the first step on.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class DenseCL(DenseSelfSupervisor):
             )
             # each query cell's key is the cell most similar in the backbone
             match = match_cells(map_q, map_k)  # NxS
+            self.last_match = match
             positive = gather_cells(grid_k, match)  # NxCxS
 
         loss_single = self.head.loss(q, k, self.queue.keys)

@@ -1,0 +1,281 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""A run that collapses is warned of, one that learns is not."""
+
+import re
+from functools import lru_cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from PIL import Image
+from runs import tiny_config
+from torch.nn.functional import normalize
+
+from mmdense.engine import HealthMonitorHook
+from mmdense.engine.hooks.health import _pixels, _slots, _Watch, match_entropy, spread
+from mmdense.models import PixProHead
+from mmdense.utils.errors import InputError
+
+ALGORITHMS = ['densecl', 'pixpro', 'slotcon', 'detco']
+BOTH = ['std', 'rank']
+PAIRS = [*BOTH, 'positive_similarity', 'negative_similarity']
+NAMES = dict(
+    densecl=[f'{kind}_{name}' for kind in ('global', 'dense') for name in PAIRS],
+    pixpro=[f'global_{name}' for name in BOTH] + [f'dense_{name}' for name in PAIRS],
+    slotcon=[
+        *(f'{kind}_{name}' for kind in ('global', 'dense') for name in BOTH),
+        *(f'slot_{name}' for name in PAIRS[2:]),
+    ],
+    detco=[f'{kind}_{name}' for kind in ('global', 'local') for name in PAIRS],
+)
+NAMES['densecl'] += ['match_entropy']
+NAMES['pixpro'] += ['without_positive']
+NAMES['slotcon'] += ['prototypes_used', 'prototypes_dead']
+
+
+class Record(Hook):
+    """Keeps what the other hook has logged, and does something before each iteration."""
+
+    priority = 'LOW'
+
+    def __init__(self, act=None):
+        self.act, self.values = act, {}
+
+    def before_train_iter(self, runner, *_, **__):
+        if self.act is not None:
+            self.act(runner.model)
+
+    def after_train_iter(self, runner, *_, **__):
+        assert 'loss' not in vars(runner.model.head)
+        for name, scalar in runner.message_hub.log_scalars.items():
+            if name.startswith('train/health_'):
+                self.values.setdefault(name[len('train/health_') :], []).append(
+                    float(scalar.current())
+                )
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """64 pictures: colour fields, or photographs made small."""
+
+    @lru_cache(maxsize=None)
+    def make(source=None):
+        folder = tmp_path_factory.mktemp('pictures')
+        rng = np.random.default_rng(0)
+        photographs = sorted(source.iterdir()) if source else [None] * 64
+        for i, path in enumerate(photographs[:64]):
+            if path is None:
+                cells = int(rng.integers(2, 9))
+                fields = rng.integers(0, 255, (cells, cells, 3), dtype=np.uint8)
+                picture = Image.fromarray(fields).resize((64, 64), Image.BICUBIC)
+            else:
+                picture = Image.open(path).convert('RGB').resize((128, 96), Image.BILINEAR)
+            picture.save(folder / f'{i:02}.jpg')
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture
+def train(repo, pictures, tmp_path, tiny_options):
+    """Trains a tiny network by a recipe: what the monitor logged, look by look, and the log."""
+
+    def call(algorithm, iterations=200, interval=50, seed=0, lr=1, act=None, photographs=None):
+        cfg = tiny_config(
+            str(repo / f'configs/{algorithm}_r50_coco.py'),
+            pictures(photographs),
+            tmp_path,
+            tiny_options(algorithm)[1:],
+            **{
+                'randomness.seed': seed,
+                'train_dataloader.batch_size': 8,
+                'train_cfg.max_epochs': iterations // 8,
+                'default_hooks.checkpoint.interval': 10**6,
+                'default_hooks.checkpoint.save_last': False,
+                'default_hooks.logger.interval': interval,
+                'default_hooks.health.interval': interval,
+                'experiment_name': f'{algorithm}_{np.random.randint(10**9)}',
+            },
+        )
+        schedule = cfg.param_scheduler[0]
+        if 'T_max' in schedule:
+            schedule.T_max = schedule.end = iterations // 8
+        # the recipe's, for the smaller batch
+        cfg.optim_wrapper.optimizer.lr *= lr * 8 / cfg.auto_scale_lr.base_batch_size
+        runner = Runner.from_cfg(cfg)
+        record = Record(act)
+        runner.register_hook(record)
+        runner.train()
+        log = next(tmp_path.glob('*/*.log')).read_text()
+        values = {name: series[::interval] for name, series in record.values.items()}
+        return values, log
+
+    return call
+
+
+def warnings(log):
+    return re.findall(r'WARNING - (?:\S+ - \S+ - \d+ - )?(health_.*)', log)
+
+
+@pytest.mark.parametrize('algorithm', ALGORITHMS)
+def test_what_is_logged(algorithm, train):
+    """In the log's lines, documented, and within its range."""
+    values, log = train(algorithm, iterations=8, interval=4)
+    assert set(values) == set(NAMES[algorithm])
+    documented = HealthMonitorHook.__doc__
+    for name, series in values.items():
+        assert f'health_{name}: ' in log
+        assert name in documented or name.split('_', 1)[1] in documented
+        low, high = (-1, 1) if 'similarity' in name else (0, 1)
+        if name.endswith('_rank') or name.endswith('_used'):
+            low, high = 1, 128
+        assert all(low <= value <= high for value in series), name
+    assert not warnings(log)
+
+
+@pytest.mark.parametrize(
+    'algorithm, seed',
+    [('densecl', 5), ('pixpro', 6)]
+    + [
+        pytest.param(algorithm, seed, marks=pytest.mark.slow)
+        for algorithm in ALGORITHMS
+        for seed in range(5)
+    ],
+)
+def test_healthy(algorithm, seed, train, request):
+    """Twenty runs, of which eight see photographs."""
+    slow = request.node.get_closest_marker('slow')
+    photographs = request.getfixturevalue('data_root') / 'unlabeled' if slow and seed % 2 else None
+    iterations = dict(iterations=200) if slow else dict(iterations=80, interval=20)
+    values, log = train(algorithm, seed=seed, photographs=photographs, **iterations)
+    print('HEALTHY', algorithm, seed, {k: [round(v, 3) for v in vs] for k, vs in values.items()})
+    assert len(values['global_std']) == 4 and not warnings(log)
+
+
+def constant(model):
+    """A neck whose output does not depend on the image."""
+    with torch.no_grad():
+        for name, value in model.neck.named_parameters():
+            value.fill_(0 if name.endswith('weight') else 1)
+
+
+@pytest.mark.parametrize('algorithm', ALGORITHMS)
+def test_constant_features(algorithm, train):
+    values, log = train(algorithm, iterations=24, interval=8, act=constant)
+    (line, *more) = [w for w in warnings(log) if 'collapse' in w and 'global_std' in w]
+    assert 'after 16 iterations: collapse' in line and 'the learning rate is' in line
+    assert not more  # not again at the third look
+    assert max(values['global_std']) < 1e-3
+
+
+@pytest.mark.parametrize(
+    'algorithm',
+    ['densecl', *(pytest.param(a, marks=pytest.mark.slow) for a in ALGORITHMS[1:])],
+)
+def test_learning_rate_a_hundred_times_too_high(algorithm, train):
+    values, log = train(algorithm, lr=100)
+    print('LR', algorithm, {k: [round(v, 3) for v in vs] for k, vs in values.items()})
+    assert any('collapse' in line for line in warnings(log))
+
+
+# ---------------------------------------------------------------- its parts
+
+
+def test_spread():
+    torch.manual_seed(0)
+    sphere = normalize(torch.randn(1000, 16), dim=1)
+    found = spread(sphere)
+    assert 0.95 < found['std'] <= 1 and 15 < found['rank'] <= 16
+    for x in (sphere, sphere[:5], normalize(sphere * torch.logspace(0, -3, 16), dim=1)):
+        share = torch.linalg.svdvals(x.double())
+        share = share / share.sum()
+        torch.testing.assert_close(spread(x)['rank'], (-share * share.log()).sum().exp())
+    constant = spread(sphere[:1].expand(50, -1))
+    assert constant['std'] < 1e-6 and constant['rank'] < 1.001
+    plane = normalize(torch.cat([torch.randn(500, 2), torch.zeros(500, 14)], dim=1), dim=1)
+    assert 1.9 < spread(plane)['rank'] <= 2.0001
+    assert spread(sphere.repeat(3, 1))['rank'] > 15  # of many rows some
+
+
+def test_match_entropy():
+    same = torch.zeros(3, 4, dtype=torch.long)
+    each = torch.tensor([[2, 0, 1, 3]])
+    assert match_entropy(same) == 0 and match_entropy(each) == 1
+    half = match_entropy(torch.tensor([[0, 0, 5, 5], [2, 0, 1, 3]]))
+    torch.testing.assert_close(half, torch.tensor(0.75).double())
+
+
+def test_without_positive():
+    """Two of three images have views that do not meet."""
+    box = torch.tensor([[0.0, 0.0, 0.5, 0.5]]).repeat(3, 1)
+    other = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.9, 0.9, 0.6, 0.6]])
+    z = torch.randn(3, 8, 4, 4)
+    z[1] = torch.eye(16)[:8].reshape(8, 4, 4) + 0.01
+    model = SimpleNamespace(head=PixProHead(8))
+    # cells that touch across the corner are close enough
+    far = other + torch.tensor([0.2, 0.2, 0.2, 0.2])
+    far[1] = other[1]
+    values = _pixels(model, SimpleNamespace(calls=[(z, z, box, far)]), {})
+    assert values['without_positive'] == pytest.approx(2 / 3)
+
+
+def test_prototypes():
+    """All cells of some looks to one of ten prototypes; then to all."""
+    slots = torch.randn(2, 10, 8)
+    scores = torch.zeros(2, 10, 3, 3)
+    scores[:, 4] = 1
+    watch = SimpleNamespace(
+        calls=[((slots, slots, scores, scores),)], projections=[torch.randn(2, 8, 3, 3)]
+    )
+    memory = {}
+    values = _slots(None, watch, memory)
+    assert values['prototypes_used'] == 1 and values['prototypes_dead'] == 0.9
+    assert values['slot_positive_similarity'] == pytest.approx(1)
+    watch.calls = [((slots, slots, scores, torch.randn(2, 10, 30, 30)),)]
+    values = _slots(None, watch, memory)
+    assert values['prototypes_used'] > 9 and values['prototypes_dead'] == 0
+
+
+def test_it_warns_once_until_it_is_over():
+    said = []
+    logger = SimpleNamespace(warning=said.append, info=said.append)
+    optimizer = SimpleNamespace(param_groups=[dict(lr=0.3)])
+    runner = SimpleNamespace(
+        logger=logger, iter=49, optim_wrapper=SimpleNamespace(optimizer=optimizer)
+    )
+    hook = HealthMonitorHook()
+    hook.before_train(SimpleNamespace(model=torch.nn.Linear(1, 1)))
+    said_at = []
+    for i, value in enumerate(
+        [0.5, 0.04, 0.5, 0.04, 0.03, 0.02, 0.07, 0.04, 0.04, 0.2, 0.01, 0.01]
+    ):
+        before = len(said)
+        hook._judge(runner, dict(dense_std=value, dense_rank=9.0))
+        said_at += [i] * (len(said) - before)
+    assert said_at == [4, 9, 11]
+    assert said[0].startswith('health_dense_std is 0.03 after 50 iterations: collapse: ')
+    assert said[0].endswith('the learning rate is 0.3.') and said[1].endswith('that is over.')
+    hook._judge(runner, dict(dense_positive_similarity=1.0))
+    assert len(said) == 3
+
+
+def test_it_leaves_the_model_as_it_was():
+    neck, head = torch.nn.Identity(), SimpleNamespace(loss=lambda *x: x)
+    model = torch.nn.Linear(1, 1)
+    model.neck, model.head = neck, head
+    loss = head.loss
+    watch = _Watch(model)
+    assert head.loss(torch.ones(1), 'a') == (torch.ones(1), 'a')
+    neck(torch.ones(2))
+    watch.end()
+    assert head.loss is loss and not neck._forward_hooks
+    assert len(watch.calls) == len(watch.projections) == 1
+
+
+@pytest.mark.parametrize('value', [0, -1, 1.5, True, None])
+def test_bad_arguments(value):
+    with pytest.raises(InputError, match='interval must be a whole number of at least 1'):
+        HealthMonitorHook(interval=value)
