@@ -43,9 +43,9 @@ class CheckInvalidValuesHook(Hook):
     Nothing waits for the device: it decides by itself whether a step is undone,
     and the host reads the verdict one iteration later, when the next one is
     under way. (On the CPU at once.) With several processes one number is
-    exchanged in every iteration. For the length of the optimizer's step there
-    is a second copy of what it changes; the last batch is kept for one
-    iteration more.
+    exchanged in every iteration. On a GPU there is, for the length of the
+    optimizer's step, a second copy of what it changes; the last batch is kept
+    for one iteration more.
 
     Args:
         max_in_a_row (int): Steps in a row that end the run, from 1, which ends
@@ -101,12 +101,17 @@ class CheckInvalidValuesHook(Hook):
         invalid = ~norms.isfinite().all()
         self.bad_gradients, self.spoiled = invalid, self.spoiled | invalid
         self.stepped = True
+        self.before_step = None
+        if invalid.device.type == 'cpu' and not self.spoiled:  # to ask costs nothing there
+            return
         # Adam's count of steps may be on the host, which is not asked to wait
         states = [v for p in params for v in _states(optimizer, p) if v.device == invalid.device]
         self.before_step = _Snapshot([p.data for p in params] + states)
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, *_) -> None:
+        if self.before_step is None:
+            return
         self.before_step.put_back(self.spoiled)
         known = {id(value) for value in self.before_step.tensors}
         for p in optimizer.state:
