@@ -1,5 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Dict, Optional
+from dataclasses import dataclass
+from typing import Dict, List, Optional
 
 from mmengine.logging import print_log
 from mmengine.model import update_init_info
@@ -73,20 +74,10 @@ class SelfSupPretrained:
                 f'init_cfg of {type(module).__name__} lists {len(init_cfg)} initialisers; '
                 'any after SelfSupPretrained would overwrite what it fills: give it alone'
             )
-        checkpoint = CheckpointLoader.load_checkpoint(
-            self.checkpoint, self.map_location, logger='silent'
-        )
-        found = recognise(checkpoint, name=self.checkpoint, prefix=self.prefix)
-        wanted = module.state_dict()
-        if hasattr(module, 'as_new_run'):  # an algorithm
-            given = self._whole(module, found)
-            offered = {k: v for k, v in given.items() if k in wanted or not _lacks(module, k)}
-            wanted = module.fit_queues(wanted, offered)
-        else:
-            given = found.backbone
-            stages = {key.split('.')[0] for key in wanted}
-            offered = {k: v for k, v in given.items() if k.split('.')[0] in stages}
-        self._check(module, wanted, offered, found)
+        match = self.match(module)
+        if match.problem:
+            raise CheckpointError(match.problem)
+        found, wanted, offered = match.found, match.wanted, match.offered
         check_finite(offered, self.checkpoint)
         module.load_state_dict(offered, strict=False)
 
@@ -103,14 +94,38 @@ class SelfSupPretrained:
         )
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=f'SelfSupPretrained: {self.checkpoint}')
-        left = [key for key in given if key not in offered]
-        left += [] if given is not found.backbone else found.dropped
+        left = match.left
         print_log(
             f'SelfSupPretrained: all {len(wanted)} tensors of {type(module).__name__} filled from '
             f'{self.checkpoint} (written by {found.writer}; {len(left)} of other parts left out'
             f'{": " * bool(left)}{count_by_part(left)})',
             logger='current',
         )
+
+    def match(self, module: nn.Module) -> 'Match':
+        """Compares the file with a module, and changes nothing.
+
+        Raises:
+            CheckpointError: When the file is no checkpoint that is known.
+        """
+        checkpoint = CheckpointLoader.load_checkpoint(
+            self.checkpoint, self.map_location, logger='silent'
+        )
+        found = recognise(checkpoint, name=self.checkpoint, prefix=self.prefix)
+        wanted = module.state_dict()
+        if hasattr(module, 'as_new_run'):  # an algorithm
+            given = self._whole(module, found)
+            offered = {k: v for k, v in given.items() if k in wanted or not _lacks(module, k)}
+            wanted = module.fit_queues(wanted, offered)
+        else:
+            given = found.backbone
+            stages = {key.split('.')[0] for key in wanted}
+            offered = {k: v for k, v in given.items() if k.split('.')[0] in stages}
+        left = [key for key in given if key not in offered]
+        left += [] if given is not found.backbone else found.dropped
+        match = Match(found, wanted, offered, left)
+        match.problem = self._problem(module, match)
+        return match
 
     def _whole(self, module: nn.Module, found: Recognised) -> Dict[str, Tensor]:
         if found.algorithm is None:
@@ -121,34 +136,69 @@ class SelfSupPretrained:
             )
         return module.as_new_run(found.algorithm)
 
-    def _check(self, module: nn.Module, wanted: dict, offered: dict, found: Recognised) -> None:
-        # BatchNorm's batch counter is absent from files of older PyTorch releases.
-        missing = [k for k in wanted if k not in offered and not k.endswith('num_batches_tracked')]
+    def _problem(self, module: nn.Module, match: 'Match') -> str:
+        wanted, offered, found = match.wanted, match.offered, match.found
         misshapen = [
             f'{k} ({_shape(offered[k])} in the file, {_shape(wanted[k])} in the model)'
-            for k in wanted
-            if k in offered and offered[k].shape != wanted[k].shape
+            for k in match.misshapen
         ]
-        extra = [k for k in offered if k not in wanted]
         problems = [
             f'{len(items)} {what}: {", ".join(items[:3])}{", …" if len(items) > 3 else ""}'
             for what, items in (
-                ('missing from the file', missing),
+                ('missing from the file', match.missing),
                 ('of another shape', misshapen),
-                ('more in the file than in the model', extra),
+                ('more in the file than in the model', match.extra),
             )
             if items
         ]
-        if problems:
-            name = type(module).__name__
-            if hasattr(module, 'as_new_run'):
-                reason = _other_settings(module, found)
-            else:
-                reason = _likely_reason(wanted, found.backbone)
-            raise CheckpointError(
-                f'{self.checkpoint} ({found}) does not fit {name}; nothing was loaded. Tensors '
-                f'{"; ".join(problems)}.{reason}'
-            )
+        if not problems:
+            return ''
+        name = type(module).__name__
+        if hasattr(module, 'as_new_run'):
+            reason = _other_settings(module, found)
+        else:
+            reason = _likely_reason(wanted, found.backbone)
+        return (
+            f'{self.checkpoint} ({found}) does not fit {name}; nothing was loaded. Tensors '
+            f'{"; ".join(problems)}.{reason}'
+        )
+
+
+@dataclass
+class Match:
+    """A file beside a module that it is to fill.
+
+    Attributes:
+        found (Recognised): What the file is.
+        wanted (Dict[str, Tensor]): The module's tensors.
+        offered (Dict[str, Tensor]): Those of the file that are meant for it, named as in it.
+        left (List[str]): Names in the file that are of other parts.
+        problem (str): Why nothing is loaded, in one line; '' where all fits.
+    """
+
+    found: Recognised
+    wanted: Dict[str, Tensor]
+    offered: Dict[str, Tensor]
+    left: List[str]
+    problem: str = ''
+
+    @property
+    def missing(self) -> List[str]:
+        """What the file lacks. BatchNorm's batch counter, absent from files of older PyTorch
+        releases, is not counted."""
+        lacks = (k for k in self.wanted if k not in self.offered)
+        return [k for k in lacks if not k.endswith('num_batches_tracked')]
+
+    @property
+    def misshapen(self) -> List[str]:
+        """What has another shape in the file."""
+        both = (k for k in self.wanted if k in self.offered)
+        return [k for k in both if self.offered[k].shape != self.wanted[k].shape]
+
+    @property
+    def extra(self) -> List[str]:
+        """What the file has of such a part, and the module has not."""
+        return [k for k in self.offered if k not in self.wanted]
 
 
 def _lacks(module: nn.Module, key: str) -> bool:

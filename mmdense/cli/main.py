@@ -2,8 +2,11 @@
 import argparse
 import os
 import sys
+import warnings
+from argparse import SUPPRESS
+from contextlib import contextmanager
 from importlib import import_module
-from typing import List, NamedTuple, Optional
+from typing import Iterator, List, NamedTuple, Optional, Sequence
 
 import mmdense
 
@@ -15,8 +18,12 @@ class _Command(NamedTuple):
 
 
 COMMANDS = [
+    _Command('check', 'check', 'what a checkpoint is, and what a detector would take of it'),
+    _Command('export', 'export', 'write the backbone for torchvision, timm, mmpretrain, ONNX'),
     _Command('list', 'zoo', 'print the recipes, and what was published for them'),
     _Command('download', 'zoo', 'download the published weights of a recipe'),
+    _Command('env', 'env', 'print what a bug report needs'),
+    _Command('completion', 'completion', 'print a script that completes commands by tab'),
 ]
 
 
@@ -24,32 +31,42 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog='mmdense',
+        usage='mmdense [-h] [-V] [-q | -v] [--debug] COMMAND ...',
         description='Pretrain backbones for dense prediction on images without labels.',
-        epilog='`mmdense COMMAND --help` says more.',
+        epilog='`mmdense COMMAND --help` says more, also of -q, -v and --debug.',
     )
-    parser.add_argument('--version', action='version', version=f'mmdense {mmdense.__version__}')
-    common = argparse.ArgumentParser(add_help=False)
-    options = common.add_argument_group('output')
-    loudness = options.add_mutually_exclusive_group()
-    loudness.add_argument(
-        '-q', '--quiet', action='store_true', help='print results and errors only'
-    )
-    loudness.add_argument('-v', '--verbose', action='store_true', help='print more')
-    options.add_argument(
-        '--debug', action='store_true', help='show the whole traceback of an error'
-    )
-    subparsers = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
+    about = f'mmdense {mmdense.__version__}'
+    parser.add_argument('-V', '--version', action='version', version=about)
+    parser.set_defaults(quiet=False, verbose=False, debug=False)
+    _add_output(parser, shown=False)
+    subparsers = parser.add_subparsers(dest='command', metavar='COMMAND', title='commands')
     for command in COMMANDS:
         module = import_module(f'.{command.module}', __package__)
         sub = subparsers.add_parser(
             command.name,
+            prog=f'mmdense {command.name}',
             help=command.help,
             description=f'{command.help[0].upper()}{command.help[1:]}.',
-            parents=[common],
         )
         getattr(module, f'add_{command.name}')(sub)
+        _add_output(sub.add_argument_group('output'))
         sub.set_defaults(run=getattr(module, f'run_{command.name}'))
     return parser
+
+
+def _add_output(group, shown: bool = True) -> None:
+    """Before the command and after it; no defaults, or the second would undo the first."""
+    loudness = group.add_mutually_exclusive_group()
+    for flags, about in (
+        (('-q', '--quiet'), 'print results and errors only'),
+        (('-v', '--verbose'), 'print more'),
+    ):
+        _add_flag(loudness, flags, about if shown else SUPPRESS)
+    _add_flag(group, ['--debug'], 'show the whole traceback of an error' if shown else SUPPRESS)
+
+
+def _add_flag(group, flags: Sequence[str], about: str) -> None:
+    group.add_argument(*flags, action='store_true', default=SUPPRESS, help=about)
 
 
 def main(arguments: Optional[List[str]] = None) -> None:
@@ -61,14 +78,81 @@ def main(arguments: Optional[List[str]] = None) -> None:
     Raises:
         SystemExit: With the exit code, where it is not 0.
     """
-    args = build_parser().parse_args(arguments)
-    if args.debug:
-        os.environ['MMDENSE_TRACEBACK'] = '1'
-    from mmdense.utils.launch import one_line_errors
-
     try:
-        with one_line_errors(OSError):
-            args.run(args)
+        for stream in (sys.stdout, sys.stderr):  # a terminal that has no '×' gets another sign
+            if hasattr(stream, 'reconfigure'):
+                stream.reconfigure(errors='backslashreplace')
+        parser = build_parser()
+        args = parser.parse_args(arguments)
+        if args.command is None:
+            parser.print_help(sys.stderr)
+            raise SystemExit(2)
+        if args.quiet and args.verbose:
+            parser.error('--quiet and --verbose exclude each other')
+        _run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print('mmdense: interrupted', file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        raise SystemExit(141) from None
+
+
+def _run(args: argparse.Namespace) -> None:
+    """One line for what the user can mend."""
+    if args.command == 'completion':  # is run by every new shell of some: nothing slow
+        return args.run(args)
+    from mmdense.utils.launch import one_line_errors
+
+    with _output(args), one_line_errors(OSError):
+        try:
+            args.run(args)
+        except BrokenPipeError as error:
+            broken = error  # an OSError, which is no error
+        else:
+            broken = None
+    if broken is not None:
+        raise broken
+
+
+@contextmanager
+def _output(args: argparse.Namespace) -> Iterator[None]:
+    """What other packages log and warn of goes to stderr, as much of it as was asked for."""
+    import logging
+
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    handlers = [h for h in logger.handlers if type(h) is logging.StreamHandler]
+    before = logger.level, [handler.stream for handler in handlers]
+    traceback = os.environ.get('MMDENSE_TRACEBACK')
+    for handler in handlers:
+        handler.stream = sys.stderr
+    logger.setLevel('ERROR' if args.quiet else 'INFO' if args.verbose else 'WARNING')
+    if args.debug:
+        os.environ['MMDENSE_TRACEBACK'] = '1'
+    try:
+        with warnings.catch_warnings():
+            if not args.verbose and not args.debug:
+                warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(before[0])
+        for handler, stream in zip(handlers, before[1]):
+            handler.stream = stream
+        if args.debug and traceback is None:
+            del os.environ['MMDENSE_TRACEBACK']
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads our output any more; Python then shall not complain at its end."""
+    left = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            left = True
+    return left

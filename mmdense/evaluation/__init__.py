@@ -1,4 +1,15 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from .classifiers import LinearProbe, NearestNeighbours
+from .dense_features import evaluate_features
+from .labelled_data import LabelledBoxes, LabelledImage, LabelledMaps
 from .unsupervised_iou import UnsupervisedIoU
 
-__all__ = ['UnsupervisedIoU']
+__all__ = [
+    'LabelledBoxes',
+    'LabelledImage',
+    'LabelledMaps',
+    'LinearProbe',
+    'NearestNeighbours',
+    'UnsupervisedIoU',
+    'evaluate_features',
+]

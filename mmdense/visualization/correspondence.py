@@ -82,6 +82,36 @@ def cut_view(image: Image.Image, box: Box, size: int) -> Image.Image:
     return view.transpose(Image.FLIP_LEFT_RIGHT) if x0 > x1 else view
 
 
+def draw_view_pair(
+    image: Image.Image, size: int, random: np.random.RandomState
+) -> Tuple[Tuple[Box, Box], Tuple[Image.Image, Image.Image]]:
+    """Two views that share a third of the first or more.
+
+    Each is a square of 55 to 90 % of the image's short side, mirrored half of
+    the time.
+
+    Args:
+        image (Image.Image): A photograph.
+        size (int): Side of the views in pixels.
+        random (np.random.RandomState): Where they are drawn from.
+
+    Returns:
+        tuple: The signed boxes, and the views.
+    """
+    while True:
+        boxes = tuple(_random_box(image, random) for _ in range(2))
+        if true_places(*boxes, (8, 8), (8, 8))[1].float().mean() >= 1 / 3:
+            return boxes, tuple(cut_view(image, box, size) for box in boxes)
+
+
+def _random_box(image: Image.Image, random: np.random.RandomState) -> Box:
+    side = random.uniform(0.55, 0.9) * min(image.size)
+    width, height = side / image.width, side / image.height
+    x0, y0 = random.uniform(0, 1 - width), random.uniform(0, 1 - height)
+    x0, x1 = (x0, x0 + width) if random.rand() < 0.5 else (x0 + width, x0)
+    return x0, y0, x1, y0 + height
+
+
 def true_places(
     box_a: Box, box_b: Box, grid_a: Tuple[int, int], grid_b: Tuple[int, int]
 ) -> Tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmpretrain.models import ResNet
@@ -49,7 +50,9 @@ class Backbones(NamedTuple):
     about: str
 
 
-def load_backbones(checkpoint: str, prefix: Optional[str] = None) -> Backbones:
+def load_backbones(
+    checkpoint: str, prefix: Optional[str] = None, config: Optional[str] = None
+) -> Backbones:
     """Builds the backbone of a checkpoint twice: pretrained and random.
 
     The architecture is that of the config that MMEngine wrote into the file,
@@ -61,6 +64,8 @@ def load_backbones(checkpoint: str, prefix: Optional[str] = None) -> Backbones:
         checkpoint (str): Any that :func:`mmdense.checkpoints.recognise` knows.
         prefix (str, optional): Take the tensors below this prefix instead of
             what the file is for.
+        config (str, optional): The config of the run, in place of the one in
+            the file.
 
     Returns:
         Backbones: The random one is the same at every call. All of its
@@ -74,12 +79,17 @@ def load_backbones(checkpoint: str, prefix: Optional[str] = None) -> Backbones:
     """
     content = read_checkpoint(checkpoint)
     found = recognise(content, name=checkpoint, prefix=prefix)
-    model = saved_model_config(found.meta, checkpoint, parts=['backbone']) or {}
-    cfg, source = model.get('backbone'), "the run's config"
-    if not isinstance(cfg, dict):
+    if config is None:
+        model = saved_model_config(found.meta, checkpoint, parts=['backbone']) or {}
+    else:
+        model = Config.fromfile(config).get('model') or {}
+    cfg, source = model.get('backbone'), config or "the run's config"
+    if isinstance(cfg, dict):
+        cfg = {k: v for k, v in cfg.items() if k not in ('init_cfg', 'pretrained')}
+    else:
         cfg, source = _resnet_config(found.backbone, checkpoint), 'its tensors'
     weights = dict(type='mmdense.SelfSupPretrained', checkpoint=checkpoint, prefix=prefix)
-    scope = 'mmdense' if 'mmdense' in found.meta else 'mmpretrain'
+    scope = 'mmdense' if config or 'mmdense' in found.meta else 'mmpretrain'
     with DefaultScope.overwrite_default_scope(scope), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         networks = [MODELS.build(dict(cfg, **init)) for init in (dict(init_cfg=weights), {})]
@@ -157,11 +167,24 @@ def read_images(paths: Sequence[str], size: int) -> List[np.ndarray]:
             image = LoadImage().transform(dict(img_path=path))['img']
         except UnreadableImageError as error:
             raise DataError(str(error)) from None
-        image = Image.fromarray(np.ascontiguousarray(image[..., ::-1]))
-        scale = size / max(image.size)
-        shape = [max(1, round(side * scale)) for side in image.size]
-        images.append(np.asarray(image.resize(shape, Image.BICUBIC)))
+        images.append(fit_image(image, size))
     return images
+
+
+def fit_image(image: np.ndarray, size: int) -> np.ndarray:
+    """Scales an image.
+
+    Args:
+        image (np.ndarray): H×W×3 uint8, BGR.
+        size (int): What the longer side becomes, in pixels.
+
+    Returns:
+        np.ndarray: H'×W'×3 uint8, RGB.
+    """
+    image = Image.fromarray(np.ascontiguousarray(image[..., ::-1]))
+    scale = size / max(image.size)
+    shape = [max(1, round(side * scale)) for side in image.size]
+    return np.asarray(image.resize(shape, Image.BICUBIC))
 
 
 def to_inputs(images: Sequence[np.ndarray], preprocessor: nn.Module) -> List[Tensor]:

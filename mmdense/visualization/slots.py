@@ -237,6 +237,28 @@ def segment_images(
     return pictures
 
 
+@torch.no_grad()
+def group_pixels(
+    model: SlotCon, images: Sequence[np.ndarray], names: Sequence[str]
+) -> List[Picture]:
+    """Images in their own shapes, and the prototypes of their pixels.
+
+    Args:
+        model (SlotCon): In eval mode.
+        images (Sequence[np.ndarray]): Each H×W×3 uint8, RGB.
+        names (Sequence[str]): Of the images.
+
+    Returns:
+        List[Picture]: One an image.
+    """
+    pictures = []
+    for image, name in zip(images, names):
+        bgr = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)
+        labels, _, _ = _segment(model, dict(inputs=bgr[None], data_samples=None))
+        pictures.append(Picture(name, image, labels[0].numpy()))
+    return pictures
+
+
 def _segment(model: SlotCon, batch: dict) -> Tuple[Tensor, Tensor, float]:
     """Prototypes of pixels and their scores, N×H×W; and pixels in a cell."""
     size = batch['inputs'].shape[-2:]

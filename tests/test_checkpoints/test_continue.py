@@ -4,7 +4,6 @@ whose published loss is known (tests/golden/continue_*.npz: what the published c
 the same weights and views, float32, CPU), and loaded as tools/train.py does."""
 
 import argparse
-import runpy
 import zlib
 
 import numpy as np
@@ -16,6 +15,7 @@ from mmengine.registry import MODELS as ROOT
 from mmpretrain.models import ResNet
 
 from mmdense.checkpoints import SelfSupPretrained, read_checkpoint, recognise, save_backbone
+from mmdense.engine.training import start_from_checkpoint
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError
 
@@ -127,12 +127,6 @@ def published(algorithm, depth=50):
     }
 
 
-@pytest.fixture(scope='module')
-def start_from_checkpoint(repo):
-    """What tools/train.py does with load_from."""
-    return runpy.run_path(str(repo / 'tools' / 'train.py'))['start_from_checkpoint']
-
-
 @pytest.mark.parametrize(
     'algorithm, depth, n, size, config',
     [
@@ -142,7 +136,7 @@ def start_from_checkpoint(repo):
     ],
 )
 def test_the_published_loss(
-    algorithm, depth, n, size, config, start_from_checkpoint, repo, golden, boxed, tmp_path
+    algorithm, depth, n, size, config, repo, golden, boxed, tmp_path
 ):
     path = tmp_path / 'ckpt_epoch_100.pth'
     content = published(algorithm, depth)
@@ -366,7 +360,7 @@ def test_not_finite_in_any_part_of_the_algorithm(save_ours):
     fill(model.backbone)  # whose numbers are all finite
 
 
-def test_configs_of_others_keep_their_load_from(start_from_checkpoint):
+def test_configs_of_others_keep_their_load_from():
     """Resuming, and models that are not ours, are MMEngine's business."""
     base = dict(default_scope='mmdense', load_from='a.pth', work_dir='none')
     resumed = Config(dict(base, resume=True, model=dict(type='PixPro')))

@@ -1,5 +1,4 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-import importlib.util
 import math
 import os
 import re
@@ -13,6 +12,7 @@ import torch
 from mmengine.config import Config
 
 from mmdense.checkpoints import read_checkpoint
+from mmdense.engine import training
 
 
 def test_trains_exports_and_explains_itself(repo, run, tiny):
@@ -205,16 +205,12 @@ def test_flags_of_mmpretrain(run, tiny):
 )
 def test_amp(repo, monkeypatch, options, dtype, loss_scale):
     """What a run on a GPU is given; float16 alone needs its losses scaled."""
-    spec = importlib.util.spec_from_file_location('train_tool', repo / 'tools' / 'train.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(tool, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(training, 'get_device', lambda: 'cuda')
     path = str(repo / 'configs' / 'slotcon_r50_coco.py')
-    monkeypatch.setattr(sys, 'argv', ['train.py', path, '--amp'])
-    args = tool.parse_args()
+    args = training.train_parser().parse_args([path, '--amp'])
     args.cfg_options = options
     cfg = Config.fromfile(path)
-    tool.merge_args(cfg, args)
+    training.merge_train_arguments(cfg, args)
     wrapper = cfg.optim_wrapper
     assert wrapper.type == 'AmpOptimWrapper' and wrapper.optimizer.type == 'mmdense.LARS'
     assert (wrapper.dtype, wrapper.loss_scale) == (dtype, loss_scale)

@@ -9,6 +9,7 @@ from .lambda_warmup import LambdaWarmupHook
 from .loss_log import LossLogHook
 from .momentum_twin import MomentumTwinHook
 from .preemption import PreemptionHook
+from .progress_bar import ProgressBarHook
 from .unreadable_images import UnreadableImagesHook, check_enough_images
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     'LossLogHook',
     'MomentumTwinHook',
     'PreemptionHook',
+    'ProgressBarHook',
     'UnreadableImagesHook',
     'check_enough_images',
 ]

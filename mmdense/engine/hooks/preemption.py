@@ -15,6 +15,7 @@ from mmdense.registry import HOOKS
 
 from .checkpoint import CheckpointHook
 from .momentum_twin import accumulated
+from .progress_bar import ProgressBarHook
 
 
 @HOOKS.register_module()
@@ -29,6 +30,9 @@ class PreemptionHook(Hook):
 
     The data loaders' workers of :class:`~mmdense.datasets.UnlabeledDataset`,
     which may get the signal as well, go on meanwhile.
+
+    With 'SIGINT' among the signals Ctrl-C saves, too, and ends with the shell's
+    130; a second one ends at once.
 
     Args:
         signals (Sequence[str]): Defaults to ('SIGTERM', 'SIGUSR1').
@@ -51,8 +55,10 @@ class PreemptionHook(Hook):
         self.group = distributed.new_group(backend='gloo') if is_distributed() else None
 
     def _receive(self, number: int, frame) -> None:
-        if os.getpid() == self.process:
-            self.received = number  # else in a worker: see settle_worker
+        if os.getpid() == self.process:  # else in a worker: see settle_worker
+            if number == self.received == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.received = number
 
     def after_train_iter(
         self,
@@ -83,9 +89,11 @@ class PreemptionHook(Hook):
     def _save_and_end(self, runner: Runner) -> None:
         name = signal.Signals(self.received).name if self.received else 'signal to another process'
         for hook in runner.hooks:
+            if isinstance(hook, ProgressBarHook):
+                hook.close()
             if isinstance(hook, CheckpointHook):
                 hook.save_now(runner)
-                runner.logger.info(
+                runner.logger.warning(
                     f'{name}: saved {hook.last_ckpt} and ended; --resume goes on from it.'
                 )
         if self.group is not None:
@@ -93,7 +101,7 @@ class PreemptionHook(Hook):
         runner.visualizer.close()
         logging.shutdown()
         # at once: workers that wait for work, and gloo's threads, would be waited for
-        os._exit(0)
+        os._exit(130 if self.received == signal.SIGINT else 0)
 
     def after_train(self, runner: Runner) -> None:
         """Leave the signals as they were."""
