@@ -23,23 +23,32 @@ if [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
         --max_restarts="$MAX_RESTARTS")
 fi
 
-PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" "${PYTHON:-python}" -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" \
-    "${MEETING[@]}" \
-    --nproc_per_node="$GPUS" \
-    "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}" &
+(
+    trap '' USR1 # a scheduler may send it to torchrun too; the processes listen for themselves
+    export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
+    exec "${PYTHON:-python}" -m torch.distributed.run \
+        --nnodes="${NNODES:-1}" \
+        "${MEETING[@]}" \
+        --nproc_per_node="$GPUS" \
+        "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"
+) &
 TORCHRUN=$!
 
 # torchrun itself ends with 1 on SIGTERM, and dies of SIGUSR1.
 forward() {
     local processes
     processes=$(cat "/proc/$TORCHRUN/task/"*/children 2>/dev/null || pgrep -P "$TORCHRUN") || true
+    # before there are any (it waits for other nodes) torchrun itself is to end
     # shellcheck disable=SC2086
-    [ -z "$processes" ] || kill -s "$1" $processes 2>/dev/null || true
+    if [ -n "$processes" ]; then
+        kill -s "$1" $processes 2>/dev/null || true
+    else
+        kill -s TERM "$TORCHRUN" 2>/dev/null || true
+    fi
 }
 trap 'forward TERM' TERM
 trap 'forward USR1' USR1
-trap 'kill -s INT "$TORCHRUN"' INT
+trap 'kill -s TERM "$TORCHRUN"' INT # Ctrl-C: INT it may ignore
 
 STATUS=0
 while :; do # a signal ends wait

@@ -11,7 +11,7 @@ class ResumableSampler(DefaultSampler):
     """MMEngine's ``DefaultSampler``, which can begin in the middle of an epoch
     and numbers what it draws.
 
-    The number is ``(seed · 2³² + epoch) · len(dataset) + index``.
+    The number is ``(seed · 2³² + epoch + 1) · len(dataset) + index``.
     :class:`UnlabeledDataset` takes the image of that index, and its randomness
     from the number: the views of a run depend neither on how many workers make
     them nor on where it was interrupted. Other data sets get plain indices.
@@ -34,7 +34,9 @@ class ResumableSampler(DefaultSampler):
     def __iter__(self) -> Iterator[int]:
         indices = list(super().__iter__())[self._position :]
         self._position = 0
-        if not getattr(self.dataset, 'takes_numbers', False):
+        # of the class: a wrapper with another length hands attributes through
+        if not getattr(type(self.dataset), 'takes_numbers', False):
             return iter(indices)
-        first = (self.seed * 2**32 + self.epoch) * len(self.dataset)
+        # + 1: below len(dataset) is an index, without a seed
+        first = (self.seed * 2**32 + self.epoch + 1) * len(self.dataset)
         return (first + index for index in indices)

@@ -14,8 +14,9 @@ def settle_worker() -> None:
     - Spawned workers do not know what MMEngine told the main process of
       OpenCV's threads, and one for each core in each worker is too many.
       PyTorch looks after its own.
-    - A cluster's scheduler sends SIGTERM to workers too. They go on for ten
-      seconds, so that their process can finish an iteration and save.
+    - A cluster's scheduler sends SIGTERM or SIGUSR1 to workers too. They go on
+      (after SIGTERM for a minute), so that their process can finish an
+      iteration and save.
     """
     global _settled
     if _settled == os.getpid() or get_worker_info() is None:
@@ -24,4 +25,5 @@ def settle_worker() -> None:
     if cv2.getNumThreads() > 1:
         cv2.setNumThreads(0)
     if hasattr(signal, 'alarm'):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)

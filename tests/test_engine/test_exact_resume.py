@@ -3,6 +3,7 @@
 
 import random
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mmengine.runner import Runner
 from runs import tiny_config
 
 from mmdense.datasets import ResumableSampler, UnlabeledDataset
+from mmdense.engine import ExactResumeHook
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.randomness import seed_all, seeded
 
@@ -147,6 +149,37 @@ def test_another_batch_size(train, caplog):
     assert '\n' not in str(e.value)
 
 
+def test_a_checkpoint_that_says_nothing_of_its_course(train, tmp_path):
+    """Of mmpretrain, say: on where it was, or with a whole epoch where that cannot be."""
+    whole = train('densecl')
+    saved = load(whole(6))
+    del saved['meta']['course']
+    torch.save(saved, tmp_path / '6.pth')
+    same = train('densecl', 'same', tmp_path / '6.pth')
+    assert_same(load(whole(8))['state_dict'], load(same(8))['state_dict'])
+    half = {'train_dataloader.batch_size': 2, 'default_hooks.checkpoint.interval': 1}
+    train('densecl', 'half', tmp_path / '6.pth', **half)
+    log = next((tmp_path / 'half').glob('*/*.log')).read_text()
+    assert 'iteration 6 is not in epoch 2 of 8 iterations each: it goes on with a whole' in log
+    assert log.count('Epoch(train)') == 8
+
+
+def test_another_sampler(train, tmp_path):
+    options = {'train_dataloader.sampler.type': 'DefaultSampler'}
+    whole = train('densecl', **options)
+    train('densecl', 'resumed', whole(6), **options)
+    log = next((tmp_path / 'resumed').glob('*/*.log')).read_text()
+    assert 'DefaultSampler begins its epoch again, although 2 iterations of it are done' in log
+
+
+def test_processes_that_have_resumed_differently(monkeypatch, images):
+    monkeypatch.setattr(
+        'mmdense.engine.hooks.exact_resume.all_gather_object', lambda place: [place, (1, 4)]
+    )
+    with pytest.raises(CheckpointError, match='from different checkpoints.*same work directory'):
+        ExactResumeHook().before_train(SimpleNamespace(epoch=2, iter=8))
+
+
 # ---------------------------------------------------------------- its parts
 
 
@@ -158,7 +191,7 @@ class Echo:
         return dict(path=results['img_path'], draws=draws)
 
 
-def epoch(dataset, epoch=0, start=0, workers=0, seed=5):
+def epoch(dataset, epoch=0, start=0, workers=0, seed=0):
     sampler = ResumableSampler(dataset, seed=seed)
     sampler.set_epoch(epoch)
     sampler.start_at(start)

@@ -2,6 +2,7 @@
 """A run that collapses is warned of, one that learns is not."""
 
 import re
+from contextlib import nullcontext
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from torch.nn.functional import normalize
 from mmdense.engine import HealthMonitorHook
 from mmdense.engine.hooks.health import _pixels, _slots, _Watch, match_entropy, spread
 from mmdense.models import PixProHead
-from mmdense.utils.errors import InputError
+from mmdense.utils.errors import InputError, MMDenseError
 
 ALGORITHMS = ['densecl', 'pixpro', 'slotcon', 'detco']
 BOTH = ['std', 'rank']
@@ -83,7 +84,16 @@ def pictures(tmp_path_factory):
 def train(repo, pictures, tmp_path, tiny_options):
     """Trains a tiny network by a recipe: what the monitor logged, look by look, and the log."""
 
-    def call(algorithm, iterations=200, interval=50, seed=0, lr=1, act=None, photographs=None):
+    def call(
+        algorithm,
+        iterations=200,
+        interval=50,
+        seed=0,
+        lr=1,
+        act=None,
+        photographs=None,
+        ended=None,
+    ):
         cfg = tiny_config(
             str(repo / f'configs/{algorithm}_r50_coco.py'),
             pictures(photographs),
@@ -108,7 +118,8 @@ def train(repo, pictures, tmp_path, tiny_options):
         runner = Runner.from_cfg(cfg)
         record = Record(act)
         runner.register_hook(record)
-        runner.train()
+        with pytest.raises(ended) if ended else nullcontext():
+            runner.train()
         log = next(tmp_path.glob('*/*.log')).read_text()
         values = {name: series[::interval] for name, series in record.values.items()}
         return values, log
@@ -198,6 +209,18 @@ def test_spread():
     plane = normalize(torch.cat([torch.randn(500, 2), torch.zeros(500, 14)], dim=1), dim=1)
     assert 1.9 < spread(plane)['rank'] <= 2.0001
     assert spread(sphere.repeat(3, 1))['rank'] > 15  # of many rows some
+    sphere[3, 5] = float('nan')
+    assert all(value.isnan() for value in spread(sphere).values())
+
+
+def test_a_look_at_a_step_that_is_not_finite(train):
+    def infinite(model):
+        with torch.no_grad():
+            for value in model.neck.parameters():
+                value.fill_(1e38)
+
+    _, log = train('densecl', iterations=8, interval=4, act=infinite, ended=MMDenseError)
+    assert 'its step is skipped' in log
 
 
 def test_match_entropy():

@@ -148,6 +148,26 @@ def test_a_weight(train):
     assert all(v.isfinite().all() for v in train.load(3)['state_dict'].values())
 
 
+def test_a_weight_after_the_step(train):
+    """It is the checkpoint that meets it first; the good one is that before."""
+
+    def plant(model):
+        model.backbone.layer2[0].conv1.weight.data[0, 0, 0, 0] = NAN
+
+    class Spoil(Hook):
+        priority = 'NORMAL'
+
+        def after_train_iter(self, runner, *_, **__):
+            if runner.iter == 3:
+                plant(runner.model)
+
+    HOOKS.register_module(module=Spoil, force=True)
+    _, ended = train(custom_hooks=[dict(type='Spoil')])
+    assert 'conv1.weight holds NaN: no checkpoint is written' in ended
+    assert re.search(r'iter_3\.pth, is good', ended)
+    assert train.saved() == ['iter_1.pth', 'iter_2.pth', 'iter_3.pth']
+
+
 @pytest.mark.parametrize('max_in_a_row', [1, 3])
 def test_too_many_in_a_row(max_in_a_row, train):
     options = {'default_hooks.invalid_values.max_in_a_row': max_in_a_row}
@@ -276,10 +296,34 @@ class TestScaler:
         assert all(v.isfinite().all() for v in train.load(8)['state_dict'].values())
 
 
-def test_it_is_never_saved(train):
+def test_gradients_under_activation_checkpointing(train):
+    def plant(model):
+        def overflow(module, args, output):
+            if output.requires_grad:
+                output.register_hook(lambda grad: grad * INF)
+
+        return model.backbone.layer1[0].conv1.register_forward_hook(overflow)
+
+    log, ended = train(plant=(plant, [4]), **{'model.backbone.with_cp': True})
+    assert ended is None and skipped(log) == [5]
+    assert 'activation checkpointing hides of which module' in log
+
+
+def test_values_that_are_infinite_by_design(train):
+    class WithMask(Hook):
+        def before_run(self, runner):
+            runner.model.register_buffer('mask', torch.full((3,), -INF))
+
+    HOOKS.register_module(module=WithMask, force=True)
+    log, ended = train(custom_hooks=[dict(type='WithMask')])
+    assert ended is None and not skipped(log)
+    assert train.load(8)['state_dict']['mask'].isinf().all()
+
+
+def test_it_is_never_saved(tmp_path):
     """Whoever asks for it."""
     hook = CheckInvalidValuesHook()
-    runner = type('Runner', (), dict(message_hub=type('Hub', (), dict(runtime_info={}))))
+    runner = type('Runner', (), dict(work_dir=str(tmp_path)))
     hook.before_save_checkpoint(runner, dict(state_dict=dict(a=torch.zeros(2))))
     with pytest.raises(MMDenseError, match='^b holds Inf: no checkpoint is written'):
         hook.before_save_checkpoint(runner, dict(state_dict=dict(b=torch.tensor([0, INF]))))
@@ -292,9 +336,12 @@ def test_bad_arguments(value):
 
 
 def test_two_processes(tiny, run, free_port, tmp_path, repo):
-    """One of them has the image; both skip, and know its name."""
+    """One of them has the image; both skip, and know its name. What communicates in the backward
+    pass, as synchronised BatchNorm does, waits for nobody."""
     (tmp_path / 'planted.py').write_text(
-        'from mmengine.registry import TRANSFORMS\n'
+        'import torch\n'
+        'from mmengine.hooks import Hook\n'
+        'from mmengine.registry import HOOKS, TRANSFORMS\n'
         'from mmpretrain.datasets import PackInputs\n\n\n'
         '@TRANSFORMS.register_module()\n'
         'class PlantNaN(PackInputs):\n'
@@ -303,11 +350,26 @@ def test_two_processes(tiny, run, free_port, tmp_path, repo):
         '        results["inputs"] = [view.float() for view in results["inputs"]]\n'
         '        if results["data_samples"].img_path.endswith("05.jpg"):\n'
         '            results["inputs"][0][0, 3, 5] = float("nan")\n'
-        '        return results\n'
+        '        return results\n\n\n'
+        'class Reduce(torch.autograd.Function):\n'
+        '    @staticmethod\n'
+        '    def forward(ctx, x):\n'
+        '        return x.clone()\n\n'
+        '    @staticmethod\n'
+        '    def backward(ctx, grad):\n'
+        '        torch.distributed.all_reduce(torch.ones(1))\n'
+        '        return grad\n\n\n'
+        '@HOOKS.register_module()\n'
+        'class CommunicatesBackward(Hook):\n'
+        '    def before_train(self, runner):\n'
+        '        def add(module, args, output):\n'
+        '            return [Reduce.apply(value) for value in output]\n'
+        '        runner.model.module.backbone.register_forward_hook(add)\n'
     )
     (tmp_path / 'config.py').write_text(
         f'_base_ = {str(repo / "configs/densecl_r50_coco.py")!r}\n'
         'custom_imports = dict(imports=["planted"])\n'
+        'custom_hooks = [dict(type="CommunicatesBackward")]\n'
     )
     options = [
         'train_dataloader.batch_size=2',

@@ -10,10 +10,12 @@ import time
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from runs import tiny_config, train
 
 from mmdense.checkpoints import latest_whole_checkpoint
+from mmdense.engine import CheckpointHook
 from mmdense.utils.files import remove_parts, replacing
 
 PROCESSES = multiprocessing.get_context('forkserver')
@@ -24,11 +26,11 @@ PROCESSES.set_forkserver_preload(['runs', 'mmdense.models', 'mmdense.datasets', 
 def config(repo, images, tmp_path, tiny_options):
     """A run without end that writes a checkpoint in every step."""
 
-    def make(**options):
+    def make(work_dir='work', **options):
         return tiny_config(
             str(repo / 'configs/densecl_r50_coco.py'),
             images,
-            tmp_path / 'work',
+            tmp_path / work_dir,
             tiny_options('densecl')[1:],
             **{
                 'default_hooks.checkpoint': dict(interval=1, by_epoch=False, max_keep_ckpts=2),
@@ -150,6 +152,67 @@ def test_no_room(code, config, monkeypatch, tmp_path):
     assert latest_whole_checkpoint(str(work_dir)) == str(work_dir / 'iter_2.pth')
     log = next(work_dir.glob('*/*.log')).read_text()
     assert 'cannot write the checkpoint iter_3.pth' in log and 'training goes on' in log
+
+
+def test_no_room_for_the_best(config, monkeypatch, tmp_path):
+    """The best one before stays, and the run goes on."""
+
+    def full(path):
+        if 'best' in str(path) and '_2' in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replacing(path)
+
+    class Score(Hook):
+        def after_train_iter(self, runner, *_, **__):
+            hook = next(h for h in runner.hooks if isinstance(h, CheckpointHook))
+            hook._save_best_checkpoint(runner, dict(score=runner.iter))
+
+    cfg = config(
+        **{
+            'train_cfg.max_epochs': 1,
+            'default_hooks.checkpoint.save_best': 'score',
+            'default_hooks.checkpoint.rule': 'greater',
+            'default_hooks.checkpoint.interval': 4,
+        }
+    )
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(Score())
+    monkeypatch.setattr('mmdense.engine.hooks.checkpoint.replacing', full)
+    runner.train()
+    work_dir = tmp_path / 'work'
+    names = sorted(n for n in os.listdir(work_dir) if n.startswith('best'))
+    assert names == ['best_score_iter_1.pth', 'best_score_iter_3.pth']
+    log = next(work_dir.glob('*/*.log')).read_text()
+    assert 'cannot write the best checkpoint to' in log and 'the one before stays' in log
+
+
+def test_save_now_leaves_what_is_regular_and_what_is_anothers(config, tmp_path):
+    class Save(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, *_, **__):
+            hook = next(h for h in runner.hooks if isinstance(h, CheckpointHook))
+            if runner.iter in (1, 2):
+                hook.save_now(runner)
+            if runner.iter == stop:
+                raise KeyboardInterrupt
+
+    stop, options = None, {'train_cfg.max_epochs': 1, 'default_hooks.checkpoint.interval': 2}
+    runner = Runner.from_cfg(config(**options))
+    runner.register_hook(Save())
+    runner.train()
+    work_dir = tmp_path / 'work'
+    assert sorted(p.name for p in work_dir.glob('*.pth')) == ['iter_2.pth', 'iter_4.pth']
+
+    stop, options['default_hooks.checkpoint.interval'] = 1, 3
+    runner = Runner.from_cfg(config(**options, work_dir='first'))
+    runner.register_hook(Save())
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    first = tmp_path / 'first' / 'iter_2.pth'
+    resumed = dict(options, load_from=str(first), resume=True)
+    Runner.from_cfg(config(**resumed, work_dir='second')).train()
+    assert first.exists() and (tmp_path / 'second' / 'iter_3.pth').exists()
 
 
 def test_replacing(tmp_path):

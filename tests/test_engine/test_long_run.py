@@ -40,6 +40,7 @@ def slope(x, y):
     return a * np.ptp(x), 2 * error * np.ptp(x)
 
 
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize('iterations', [600, pytest.param(20000, marks=pytest.mark.slow)])
 def test_nothing_grows(iterations, repo, images, tmp_path, tiny_options):
     cfg = tiny_config(

@@ -99,10 +99,20 @@ def assert_nothing_left(session, port):
         s.bind(('127.0.0.1', port))
 
 
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
+def test_it_ends_while_it_waits_for_another_node(name, start, free_port):
+    process, log = start(NNODES='2', NODE_RANK='1')
+    wait_for(lambda: len(psutil.Process(process.pid).children()) == 1, process, log)
+    time.sleep(8)  # torch is imported
+    os.kill(process.pid, getattr(signal, name))
+    assert process.wait(60) != 0
+    assert_nothing_left(process.pid, free_port)
+
+
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
 def test_signals_are_handed_on(name, start, tiny, free_port):
-    """To the script: saved, exit code 0. (SIGTERM also to the loaders' workers, as schedulers
-    that send it to all of a step's processes do.)"""
+    """To the script: saved, exit code 0. (And to the loaders' workers, SIGUSR1 to torchrun too, as
+    schedulers that send it to all of a step's processes do.)"""
     work_dir = Path(tiny.work_dir)
     process, log = start()
     wait_for(lambda: iteration(work_dir) >= 3, process, log)
@@ -111,7 +121,10 @@ def test_signals_are_handed_on(name, start, tiny, free_port):
         for rank in training_processes(process):
             for worker in rank.children():
                 worker.terminate()
-    os.kill(process.pid, getattr(signal, name))
+    if name == 'SIGUSR1':  # as slurm does: to all of the step's processes
+        os.killpg(process.pid, signal.SIGUSR1)
+    else:
+        os.kill(process.pid, signal.SIGTERM)
     assert process.wait(60) == 0, log.read_text()[-3000:]
     assert time.time() - sent < 30
     text = log.read_text()

@@ -2,7 +2,7 @@
 import os
 import os.path as osp
 from contextlib import suppress
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import torch
 from mmengine.dist import all_gather, get_rank, get_world_size, is_main_process
@@ -17,11 +17,23 @@ from mmdense.utils.files import remove_parts, replacing
 
 
 class _WholeFiles(LocalBackend):
-    """Writes aside and renames."""
+    """Writes aside and renames.
+
+    Args:
+        failed (list, optional): Gets the errors, which are then not raised.
+    """
+
+    def __init__(self, failed: Optional[list] = None) -> None:
+        self.failed = failed
 
     def put(self, obj: bytes, filepath: str) -> None:
-        with replacing(str(filepath)) as part, open(part, 'wb') as f:
-            f.write(obj)
+        try:
+            with replacing(str(filepath)) as part, open(part, 'wb') as f:
+                f.write(obj)
+        except OSError as e:
+            if self.failed is None:
+                raise
+            self.failed.append(e)
 
 
 register_backend('mmdense.whole_files', _WholeFiles, force=True)
@@ -60,8 +72,14 @@ class CheckpointHook(_CheckpointHook):
         if is_main_process() and osp.isdir(self.out_dir):
             remove_parts(self.out_dir)
             # killed between writing a checkpoint and deleting the one it replaces
-            self._remove(runner.message_hub.runtime_info.get('outdated_ckpts', []))
-        self.out_of_turn = runner.message_hub.runtime_info.get('out_of_turn_ckpt', '')
+            self._remove(self._ours(runner.message_hub.runtime_info.get('outdated_ckpts', [])))
+        out_of_turn = runner.message_hub.runtime_info.get('out_of_turn_ckpt', '')
+        self.out_of_turn = ''.join(self._ours([out_of_turn]))
+
+    def _ours(self, paths: List[str]) -> List[str]:
+        """Those of this run: it may go on from another's checkpoint, which stays."""
+        here = osp.abspath(self.out_dir)
+        return [path for path in paths if osp.dirname(osp.abspath(path)) == here]
 
     def save_now(self, runner: Runner) -> None:
         """Save after an iteration, whatever the interval: ``--resume`` starts
@@ -72,6 +90,8 @@ class CheckpointHook(_CheckpointHook):
         """
         step = runner.iter + 1
         before, path = self.out_of_turn, osp.join(self.out_dir, f'iter_{step}.pth')
+        if path == self.last_ckpt:  # it was its turn
+            return
         runner.message_hub.update_info('out_of_turn_ckpt', path)
         self._write(runner, osp.basename(path), dict(epoch=runner.epoch, iter=step), by_epoch=False)
         self.out_of_turn = path
@@ -113,12 +133,22 @@ class CheckpointHook(_CheckpointHook):
             self._remove(outdated)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        backend, later = self.file_backend, _RemovesLater()
-        if self.local:
-            self.file_backend = later
-        super()._save_best_checkpoint(runner, metrics)
-        self.file_backend = backend
-        self._remove(later.paths)
+        if not self.local:
+            super()._save_best_checkpoint(runner, metrics)
+            return
+        before, later, failed = (self.file_backend, self.backend_args), _RemovesLater(), []
+        self.file_backend, self.backend_args = later, dict(self.backend_args, failed=failed)
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend, self.backend_args = before
+        if failed:
+            runner.logger.error(
+                f'cannot write the best checkpoint to {self.out_dir}: '
+                f'{failed[0].strerror or failed[0]}; training goes on, and the one before stays'
+            )
+        else:
+            self._remove(later.paths)
 
     def _write(self, runner: Runner, filename: str, meta: dict, by_epoch: bool) -> None:
         """The checkpoint, and then what says that it is the last."""

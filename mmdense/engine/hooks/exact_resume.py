@@ -1,11 +1,13 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from typing import Optional
 
-from mmengine.dist import broadcast_object_list, get_rank, get_world_size
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
 
 from mmdense.datasets.sampler import ResumableSampler
+from mmdense.models.utils import MomentumEncoder
 from mmdense.registry import HOOKS
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.randomness import seed_all
@@ -28,6 +30,7 @@ class ExactResumeHook(Hook):
     all schedules count epochs, a line in the log.
     """
 
+    known = True  # what the checkpoint counts iterations in
     priority = 'VERY_HIGH'  # its seeds are those of all that follows in an iteration
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -41,7 +44,8 @@ class ExactResumeHook(Hook):
             CheckpointError: There is no such place.
         """
         before, meta = checkpoint.get('meta', {}).get('course'), checkpoint.get('meta', {})
-        if not runner._resume or before is None:
+        self.known = before is not None
+        if not runner._resume or not self.known:
             return
         now = self._course(runner)
         if before == now:
@@ -50,6 +54,11 @@ class ExactResumeHook(Hook):
         iterations = meta['iter']
         if before['total batch'] != now['total batch'] or before['images'] != now['images']:
             by_iteration = [s for s in checkpoint.get('param_schedulers', ()) if not _by_epoch(s)]
+            by_iteration += [
+                part
+                for part in runner.model.modules()
+                if isinstance(part, MomentumEncoder) and part.end_momentum is not None
+            ]
             if by_iteration or not isinstance(runner.train_loop, EpochBasedTrainLoop):
                 raise CheckpointError(
                     f'this run differs from that of the checkpoint ({changed}), and its schedules '
@@ -69,30 +78,59 @@ class ExactResumeHook(Hook):
         accumulation = accumulated(runner)
         return {
             'processes': get_world_size(),
-            'total batch': get_world_size() * (loader.batch_size or 1) * accumulation,
+            'total batch': get_world_size() * _batch_size(loader) * accumulation,
             'images': len(loader.dataset),
             'iterations': len(loader),
         }
 
     def before_train(self, runner: Runner) -> None:
-        """Puts the sampler where the run is."""
+        """Puts the sampler where the run is.
+
+        Raises:
+            CheckpointError: The processes are at different places.
+        """
+        places = all_gather_object((runner.epoch, runner.iter))
+        if len(set(places)) > 1:
+            raise CheckpointError(
+                f'the processes have resumed from different checkpoints, (epoch, iteration) '
+                f'{places}: all nodes need the same work directory, or --resume FILE'
+            )
         seed = [runner.seed]
         broadcast_object_list(seed)  # with diff_rank_seed each process has its own
         self.seed = seed[0]
-        loader = runner.train_dataloader
+        loop, loader = runner.train_loop, runner.train_dataloader
         sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
+        done = runner.iter - runner.epoch * len(loader)
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
         if isinstance(sampler, ResumableSampler):
             # built before the checkpoint's seed was known
-            sampler.seed = self.seed
-            done = runner.iter - runner.epoch * len(loader)
-            if isinstance(runner.train_loop, EpochBasedTrainLoop) and done > 0:
-                sampler.start_at(done * loader.batch_size)
+            changed, sampler.seed = sampler.seed != self.seed, self.seed
+            if changed and getattr(loop, 'dataloader_iterator', None) is not None:
+                # of an IterBasedTrainLoop, which may have begun to draw
+                loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
+            if by_epoch and not self.known and not 0 <= done < len(loader):
+                runner.logger.warning(
+                    f'The checkpoint does not say how long its epochs were, and iteration '
+                    f'{runner.iter} is not in epoch {runner.epoch + 1} of {len(loader)} iterations '
+                    'each: it goes on with a whole epoch.'
+                )
+            elif by_epoch and done > 0:
+                sampler.start_at(done * _batch_size(loader))
+        elif by_epoch and done > 0:
+            runner.logger.warning(
+                f'{type(sampler).__name__} begins its epoch again, although {done} iterations of '
+                'it are done; ResumableSampler would go on.'
+            )
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None
     ) -> None:
         """Seeds the step."""
         seed_all(self.seed, get_rank(), runner.iter)
+
+
+def _batch_size(loader: DataLoader) -> int:
+    return loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None) or 1
 
 
 def _by_epoch(scheduler: dict) -> bool:

@@ -320,15 +320,18 @@ def spread(x: Tensor) -> Values:
 
     Returns:
         Dict[str, Tensor]: ``std`` in [0, 1] and ``rank`` in [1, min(M, C)], as
-        in :class:`HealthMonitorHook`.
+        in :class:`HealthMonitorHook`; NaN where a feature is not finite.
     """
     x = _some(x).double()
+    finite = x.isfinite().all()
+    x = torch.where(finite, x, 0.0)  # of NaN there are no eigenvalues
     squares = torch.linalg.eigvalsh(x.t() @ x if x.size(0) > x.size(1) else x @ x.t())
     singular = squares.clamp(min=0).sqrt()
-    return dict(
+    values = dict(
         std=x.std(0, unbiased=False).mean() * x.size(1) ** 0.5,
         rank=torch.special.entr(singular / singular.sum()).sum().exp(),
     )
+    return {name: torch.where(finite, value, float('nan')) for name, value in values.items()}
 
 
 def match_entropy(match: Tensor) -> Tensor:

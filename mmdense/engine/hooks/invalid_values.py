@@ -2,9 +2,9 @@
 """What becomes of a step whose loss or gradients are not finite."""
 
 from collections import defaultdict, deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 from torch import Tensor, nn
 
+from mmdense.checkpoints import latest_whole_checkpoint
 from mmdense.models.utils import KeyQueue, MomentumEncoder
 from mmdense.registry import HOOKS
 from mmdense.utils.checks import check_counts
@@ -53,6 +54,7 @@ class CheckInvalidValuesHook(Hook):
     """
 
     priority = 'VERY_HIGH'  # what follows in an iteration finds good values
+    by_design: frozenset = frozenset()
 
     def __init__(self, max_in_a_row: int = 5) -> None:
         check_counts(max_in_a_row=max_in_a_row)
@@ -61,13 +63,15 @@ class CheckInvalidValuesHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Attaches itself to the model and the optimizer."""
         self.model = get_ori_model(runner.model)
-        self.written = _Written(self.model)
         self.pending: deque = deque()
         self.in_a_row = self.skipped = 0
         self.bad_in_step = self.diagnosing = self.stepped = False
         # flags on the device; in `spoiled` all of this step's iterations
         self.spoiled: Any = False
         self.bad_gradients: Any = False
+        # a mask, say, that holds -inf by design
+        self.by_design = {n for n, b in self.model.named_buffers() if not b.isfinite().all()}
+        self.written = _Written(self.model, self.by_design)
         optimizer = runner.optim_wrapper.optimizer
         self.handles = [
             self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
@@ -99,6 +103,8 @@ class CheckInvalidValuesHook(Hook):
         params = [p for g in optimizer.param_groups for p in g['params'] if p.grad is not None]
         norms = torch.stack(torch._foreach_norm([p.grad for p in params], 1))
         invalid = ~norms.isfinite().all()
+        if getattr(optimizer, 'found_inf', None) is not None:  # a fused one skips by itself
+            invalid = torch.zeros_like(invalid)
         self.bad_gradients, self.spoiled = invalid, self.spoiled | invalid
         self.stepped = True
         self.before_step = None
@@ -164,7 +170,8 @@ class CheckInvalidValuesHook(Hook):
         Raises:
             MMDenseError: A tensor of the model holds NaN or Inf.
         """
-        broken = _first_invalid(checkpoint['state_dict'])
+        state = checkpoint['state_dict']
+        broken = _first_invalid({k: v for k, v in state.items() if k not in self.by_design})
         if broken:
             raise MMDenseError(f'{broken}: no checkpoint is written. {_way_back(runner)}')
 
@@ -210,9 +217,11 @@ class CheckInvalidValuesHook(Hook):
         self.diagnosing = True
         inputs, samples = iteration.batch
         context = runner.optim_wrapper.optim_context(self.model)
-        with _left_as_it_is(self.model), context, torch.enable_grad():
-            mine = _find(self.model, inputs, samples)
-        self.diagnosing = False
+        try:
+            with _left_as_it_is(self.model), context, torch.enable_grad():
+                mine = _find(self.model, inputs, samples, self.by_design)
+        finally:
+            self.diagnosing = False
         found = all_gather_object(mine)
         first = min(found, key=lambda f: f.order)
         files = [path for f in found if f.order == first.order for path in f.files]
@@ -294,11 +303,12 @@ class _Written:
     good. Of a queue only the columns that the batch's keys go to.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, by_design: Set[str]) -> None:
         parts = list(model.modules())
         self.queues = [part for part in parts if isinstance(part, KeyQueue)]
         twins = [part for part in parts if isinstance(part, MomentumEncoder)]
         others = {id(q.keys) for q in self.queues} | {id(twin.steps) for twin in twins}
+        others |= {id(b) for n, b in model.named_buffers() if n in by_design}
         self.buffers = _Snapshot([b for b in model.buffers() if id(b) not in others])
 
     @torch.no_grad()
@@ -347,8 +357,14 @@ def _left_as_it_is(model: nn.Module) -> Iterator[None]:
     for twin in twins:
         twin.moving = False
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        yield
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        _put_all_back(twins, moving, compiled, buffers)
+
+
+def _put_all_back(twins, moving, compiled, buffers) -> None:
     for twin, moves in zip(twins, moving):
         twin.moving = moves
     for module, call in compiled:
@@ -359,17 +375,17 @@ def _left_as_it_is(model: nn.Module) -> Iterator[None]:
             buffer.copy_(before)
 
 
-def _find(model: nn.Module, inputs: Any, samples: Optional[list]) -> _Finding:
+def _find(model: nn.Module, inputs: Any, samples: Optional[list], by_design: Set[str]) -> _Finding:
     """Where the first value comes from that is not finite."""
     names = {module: name for name, module in model.named_modules()}
     views = _views(inputs)
     number = len(views[0])
     files = [str(getattr(s, 'img_path', '?')) for s in samples or ()] or ['not known']
     state = dict(model.named_parameters(), **dict(model.named_buffers()))
-    broken = _first_invalid(state)
-    found: List[Tuple[int, nn.Module, Tensor]] = []
+    broken = _first_invalid({k: v for k, v in state.items() if k not in by_design})
+    found: List[Tuple[int, nn.Module, Tensor]] = []  # with which images are finite there
     backward: List[nn.Module] = []
-    calls = [0]
+    calls, grads = [0], None
 
     def note_gradient(module: nn.Module, grad: Tensor) -> None:
         if not grad.isfinite().all():
@@ -379,7 +395,8 @@ def _find(model: nn.Module, inputs: Any, samples: Optional[list]) -> _Finding:
         calls[0] += 1
         for value in _tensors(output):
             if not found and not value.isfinite().all():
-                found.append((calls[0], module, value.detach()))
+                # at once: what follows may write over it
+                found.append((calls[0], module, _finite_rows(value.detach(), number)))
             if value.requires_grad and module is not model:
                 value.register_hook(partial(note_gradient, module))
 
@@ -388,10 +405,13 @@ def _find(model: nn.Module, inputs: Any, samples: Optional[list]) -> _Finding:
         losses = model(inputs, samples, mode='loss')
         values = list(_tensors(losses))
         finite = all(bool(loss.isfinite().all()) for loss in values)
-        if finite:
+        # a backward pass may communicate (SyncBN): all do it, or none
+        if all(all_gather_object(finite)):
             params = {k: p for k, p in model.named_parameters() if p.requires_grad}
             total = sum(loss.mean() for loss in values)
-            grads = torch.autograd.grad(total, list(params.values()), allow_unused=True)
+            # reentrant activation checkpointing allows .backward() only
+            with suppress(RuntimeError):
+                grads = torch.autograd.grad(total, list(params.values()), allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
@@ -399,7 +419,7 @@ def _find(model: nn.Module, inputs: Any, samples: Optional[list]) -> _Finding:
     rows = torch.stack([_finite_rows(view, number) for view in views]).all(0)
     from_input = not bool(rows.all())
     if found and found[0][1] is not model:
-        order, module, output = found[0]
+        order, module, rows_there = found[0]
         where = f'the output of {names[module]} ({type(module).__name__})'
         own = _first_invalid(dict(module.named_parameters(), **dict(module.named_buffers())))
         if from_input:
@@ -407,7 +427,7 @@ def _find(model: nn.Module, inputs: Any, samples: Optional[list]) -> _Finding:
         elif own:
             where += f', whose own {own}'
         else:
-            rows = _finite_rows(output, number)
+            rows = rows_there
             if names[module].startswith('encoder_k') and get_world_size() > 1:
                 rows = torch.ones_like(rows)  # the twin sees images of all processes
     elif not finite:
@@ -420,8 +440,11 @@ def _find(model: nn.Module, inputs: Any, samples: Optional[list]) -> _Finding:
             f'the gradient that reaches the output of {names[backward[0]]} '
             f'({type(backward[0]).__name__}); the forward pass is finite'
         )
-    else:
+    elif grads is None:
         order = calls[0] + 3
+        where = 'in the gradients; activation checkpointing hides of which module'
+    else:
+        order = calls[0] + 4
         bad = _first_invalid({k: g for (k, _), g in zip(params.items(), grads) if g is not None})
         written = _first_invalid(dict(model.named_buffers()))
         where = (
@@ -464,5 +487,5 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _way_back(runner: Runner) -> str:
-    last = runner.message_hub.runtime_info.get('last_ckpt')
+    last = latest_whole_checkpoint(runner.work_dir)
     return f'The last checkpoint, {last}, is good.' if last else 'There is no checkpoint yet.'
