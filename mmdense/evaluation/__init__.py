@@ -1,6 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .classifiers import LinearProbe, NearestNeighbours
-from .dense_features import evaluate_features
+from .dense_features import calibrate_on, evaluate_features
 from .labelled_data import LabelledBoxes, LabelledImage, LabelledMaps
 from .unsupervised_iou import UnsupervisedIoU
 
@@ -11,5 +11,6 @@ __all__ = [
     'LinearProbe',
     'NearestNeighbours',
     'UnsupervisedIoU',
+    'calibrate_on',
     'evaluate_features',
 ]

@@ -1,0 +1,108 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Measures frozen dense features by nearest neighbours and a linear probe, and prints one table:
+python tools/evaluate_features.py CHECKPOINT … --data configs/_base_/evaluation_camvid.py"""
+
+import argparse
+import json
+import os.path as osp
+import sys
+import warnings
+
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+
+# Before the imports below: remarks of other packages on parts that are not used here.
+warnings.filterwarnings('ignore')
+MMLogger.get_current_instance().setLevel('ERROR')
+
+from mmdense.evaluation import calibrate_on, evaluate_features  # noqa: E402
+from mmdense.registry import DATASETS  # noqa: E402
+from mmdense.utils.errors import InputError  # noqa: E402
+from mmdense.utils.files import replacing  # noqa: E402
+from mmdense.utils.launch import CONFIG_ERRORS, one_line_errors  # noqa: E402
+from mmdense.visualization import load_backbones  # noqa: E402
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description='Measure frozen dense features by nearest neighbours and a linear probe',
+        epilog='Everything, on the test split: --cfg-options max_images=None '
+        'data.test.img_path=img_dir/test data.test.seg_map_path=ann_dir/test',
+    )
+    parser.add_argument(
+        'checkpoints', nargs='+', metavar='CHECKPOINT', help='any that mmdense reads, or NAME=it'
+    )
+    parser.add_argument(
+        '--data', required=True, metavar='CONFIG', help='with default_hooks.evaluation'
+    )
+    parser.add_argument('--data-root', help='the folder of the labelled images')
+    parser.add_argument(
+        '--baseline',
+        choices=['random'],
+        help="the same of the first one's backbone with random weights, BatchNorm by the images",
+    )
+    parser.add_argument('--out', metavar='FILE.json', help='also write the numbers there')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the evaluation: size, max_images, stage, methods, data.…',
+    )
+    return parser.parse_args()
+
+
+def read_settings(args) -> dict:
+    """What to evaluate on, and how."""
+    cfg = Config.fromfile(args.data).get('default_hooks', {}).get('evaluation')
+    if cfg is None:
+        raise InputError(
+            f'{args.data} has no default_hooks.evaluation; see configs/_base_/evaluation_camvid.py'
+        )
+    cfg = Config(cfg)
+    cfg.merge_from_dict(args.cfg_options or {})
+    if args.data_root is not None:
+        cfg.data.data_root = args.data_root
+    cfg = cfg.to_dict()
+    data = DATASETS.build(cfg.pop('data'))
+    for unused in ('type', 'interval', 'by_epoch'):
+        cfg.pop(unused, None)
+    return dict(cfg, data=data)
+
+
+def print_table(results: dict) -> None:
+    """In Markdown; a row for each checkpoint."""
+    columns = list(next(iter(results.values())))
+    rows = [['checkpoint', *columns]]
+    rows += [[name, *(f'{found[c]:.2f}' for c in columns)] for name, found in results.items()]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows.insert(1, ['-' * width for width in widths])
+    for row in rows:
+        print(f'| {" | ".join(cell.ljust(width) for cell, width in zip(row, widths))} |')
+
+
+def main():
+    args = parse_args()
+    results = {}
+    # TypeError and RuntimeError: settings that there are not, a backbone that takes no images
+    with one_line_errors(*CONFIG_ERRORS):
+        settings = read_settings(args)
+        named = [c.split('=', 1) if '=' in c else (c, c) for c in args.checkpoints]
+        for name, checkpoint in named:
+            print(f'{name} …', file=sys.stderr, flush=True)
+            backbones = load_backbones(checkpoint)
+            if args.baseline and not results:
+                calibrate_on(backbones.random, backbones.preprocessor, **settings)
+                results['random'] = evaluate_features(
+                    backbones.random, backbones.preprocessor, **settings
+                )
+            results[name] = evaluate_features(
+                backbones.pretrained, backbones.preprocessor, **settings
+            )
+        print_table(results)
+        if args.out:
+            with replacing(osp.abspath(args.out)) as part, open(part, 'w') as file:
+                json.dump(results, file, indent=2)
+
+
+if __name__ == '__main__':
+    main()
