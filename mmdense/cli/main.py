@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import argparse
 import os
+import select
 import sys
 import warnings
 from argparse import SUPPRESS
@@ -18,8 +19,12 @@ class _Command(NamedTuple):
 
 
 COMMANDS = [
+    _Command('pretrain', 'pretrain', 'pretrain a backbone on images; needs no config'),
+    _Command('plan', 'pretrain', 'say what pretrain would do, and how long it would take'),
     _Command('check', 'check', 'what a checkpoint is, and what a detector would take of it'),
     _Command('export', 'export', 'write the backbone for torchvision, timm, mmpretrain, ONNX'),
+    _Command('show', 'show', 'pictures of what a checkpoint sees in images'),
+    _Command('report', 'report', 'one page of a run: curves, warnings, pictures'),
     _Command('list', 'zoo', 'print the recipes, and what was published for them'),
     _Command('download', 'zoo', 'download the published weights of a recipe'),
     _Command('env', 'env', 'print what a bug report needs'),
@@ -151,8 +156,12 @@ def _reader_left() -> bool:
     left = False
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
-        except BrokenPipeError:
+            poll = select.poll()
+            poll.register(stream, 0)
+            gone = any(event & select.POLLERR for _, event in poll.poll(0))
+        except (AttributeError, OSError, ValueError):  # not of POSIX, or no file
+            gone = False
+        if gone:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            left = True
+        left = left or gone
     return left

@@ -284,6 +284,22 @@ def prototype_colours(pixels: Tensor) -> np.ndarray:
     return hsv_to_rgb(np.column_stack([hue, shades[rank // 9 % 3]]))
 
 
+def paint_groups(picture: Picture, colours: np.ndarray) -> np.ndarray:
+    """An image in grey under the colours of its pixels' prototypes, with white borders.
+
+    Args:
+        picture (Picture): The image.
+        colours (np.ndarray): P×3, of :func:`prototype_colours`.
+
+    Returns:
+        np.ndarray: H×W×3 in [0, 1].
+    """
+    grey = picture.image.mean(axis=2, keepdims=True) / 255
+    overlay = 0.4 * grey + 0.6 * colours[picture.labels]
+    overlay[_borders(picture.labels)] = 1
+    return overlay
+
+
 def draw_groups(
     pictures: Sequence[Picture], colours: np.ndarray, title: str = '', path: Optional[str] = None
 ) -> Figure:
@@ -310,10 +326,7 @@ def draw_groups(
     for picture, plain, coloured in zip(pictures, axes.flat[::2], axes.flat[1::2]):
         plain.imshow(picture.image)
         plain.set_title(_short_name(picture.path), fontsize=10)
-        grey = picture.image.mean(axis=2, keepdims=True) / 255
-        overlay = 0.4 * grey + 0.6 * colours[picture.labels]
-        overlay[_borders(picture.labels)] = 1
-        coloured.imshow(overlay)
+        coloured.imshow(paint_groups(picture, colours))
         numbers, areas = np.unique(picture.labels, return_counts=True)
         groups = 'prototype' if len(numbers) == 1 else 'prototypes'
         coloured.set_title(f'{len(numbers)} {groups}', fontsize=10)

@@ -1,0 +1,79 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""``mmdense check``."""
+
+from argparse import ArgumentParser, Namespace
+
+
+def add_check(command: ArgumentParser) -> None:
+    """Its arguments."""
+    command.add_argument('checkpoint', help='path or URL: of a run, exported, or published')
+    command.add_argument(
+        '--for',
+        dest='config',
+        metavar='CONFIG',
+        help='config of a detector or segmenter: a path, or mmdet::NAME, mmseg::NAME',
+    )
+    command.add_argument(
+        '--images', metavar='FOLDER', help='also look at the features of images from here'
+    )
+    command.add_argument('--prefix', help='take the tensors below this prefix')
+
+
+def run_check(args: Namespace) -> None:
+    """Prints the report. What makes the file of no use is an error in the end."""
+    from mmdense.checkpoints import inspection
+    from mmdense.utils.errors import CheckpointError
+
+    found = inspection.read(args.checkpoint, args.prefix)
+    print(args.checkpoint)
+    _print_facts(inspection.describe(found))
+    print('health')
+    notes = inspection.tensor_health(found)
+    _print_notes(notes, args.quiet)
+    errors = [note.text for note in notes if note.level == 'error']
+    if args.images and not errors:
+        rows, notes = inspection.feature_health(args.checkpoint, args.images, args.prefix)
+        print(f'features of {args.images}')
+        for row in rows:
+            print(f'  {row}')
+        _print_notes(notes, args.quiet)
+    fits = []
+    if args.config and not errors:
+        fits = inspection.check_fit(
+            args.checkpoint, inspection.read_config(args.config), args.prefix
+        )
+    for fit in fits:
+        print(f'{fit.path} of {args.config}')
+        _print_fit(fit, inspection.groups(fit.match), args)
+        errors += [fit.match.problem] if fit.match.problem else []
+        errors += [note.text for note in fit.notes if note.level == 'error']
+    if errors:
+        raise CheckpointError(errors[0])
+
+
+def _print_facts(facts: dict) -> None:
+    for name, value in facts.items():
+        print(f'  {name:10}  {value}')
+
+
+def _print_notes(notes: list, quiet: bool) -> None:
+    for note in notes:
+        if note.level != 'ok' or not quiet:
+            print(f'  {note.level:10}  {note.text}')
+
+
+def _print_fit(fit, groups: str, args: Namespace) -> None:
+    match = fit.match
+    print(f'  {"filled":10}  {fit.filled} of {fit.total} tensors, by SelfSupPretrained')
+    facts = {'of them' if not match.problem else 'would fit': groups}
+    for name in ('missing', 'misshapen', 'extra', 'left'):
+        names = getattr(match, name)
+        if names:
+            shown = names if args.verbose or len(names) < 4 else [*names[:3], '…']
+            facts[_NAMES[name]] = f'{len(names)}: {", ".join(shown)}'
+    _print_facts(facts)
+    _print_notes(fit.notes, args.quiet)
+    print(f'  add to the config:\n    {fit.lines}')
+
+
+_NAMES = dict(missing='missing', misshapen='other size', extra='too many', left='not used')

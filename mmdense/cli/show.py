@@ -1,0 +1,37 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""``mmdense show``."""
+
+from argparse import Namespace
+
+
+def add_show(command) -> None:
+    """Its arguments."""
+    command.add_argument('checkpoint', help='of a training run, exported, or published')
+    command.add_argument('images', nargs='+', help='folders or files of images')
+    command.add_argument('--out', default='work_dirs/show', help='folder to write to')
+    command.add_argument(
+        '--point',
+        nargs=2,
+        type=float,
+        metavar=('X', 'Y'),
+        default=(0.5, 0.5),
+        help='what others are compared to, in fractions of width and height (default: 0.5 0.5)',
+    )
+    command.add_argument('--number', type=int, default=4, help='images of each folder (default: 4)')
+    command.add_argument(
+        '--size', type=int, default=512, help='longer side of the images (default: 512)'
+    )
+    command.add_argument('--config', help="the run's config, if the checkpoint does not hold it")
+
+
+def run_show(args: Namespace) -> None:
+    """Writes pictures and a page, and prints their paths."""
+    from mmdense.utils.launch import CONFIG_ERRORS, one_line_errors
+    from mmdense.visualization.features import show
+
+    point = tuple(args.point)
+    with one_line_errors(*CONFIG_ERRORS):
+        paths = show(
+            args.checkpoint, args.images, args.out, point, args.number, args.size, args.config
+        )
+    print('\n'.join(paths))

@@ -1,0 +1,123 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""What is installed, for bug reports."""
+
+import importlib
+import os
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Dict, List
+
+import mmdense
+from mmdense.compat import find_version
+
+# What provides a module, of either line of OpenMMLab.
+_DISTRIBUTIONS = {
+    'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
+    'mmcv': ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
+    'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
+}
+_OPTIONAL = ('simplejpeg', 'lmdb', 'timm', 'onnx', 'onnxruntime', 'tensorboard', 'shtab')
+
+
+def collect_env() -> Dict[str, str]:
+    """MMEngine's ``collect_env``, and before it what concerns mmdense.
+
+    Returns:
+        Dict[str, str]: Facts by name; none of them has several lines. That
+        something is missing or does not work is a fact too.
+    """
+    facts = {'mmdense': f'{mmdense.__version__} in {os.path.dirname(mmdense.__file__)}'}
+    installed = {module: _installed(names) for module, names in _DISTRIBUTIONS.items()}
+    for module, found in installed.items():
+        facts[module] = ', '.join(found) or _undistributed(module)
+    facts['mmcv ops'] = _ops()
+    facts['OpenMMLab line'] = _line(installed)
+    for module in _OPTIONAL:
+        facts[module] = (_installed([module]) or ['- -'])[0].split()[-1]
+    facts['checkpoint loader'] = _loader()
+    facts['CPU cores'] = str(_cores())
+    facts['memory'] = _memory()
+    facts.update(_gpus())
+    for name, value in _of_mmengine().items():
+        facts.setdefault(name, ' '.join(str(value).split()))
+    return facts
+
+
+def _installed(names) -> List[str]:
+    found = []
+    for name in names:
+        try:
+            found.append(f'{name} {version(name)}')
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _undistributed(module: str) -> str:
+    found = find_version(module)
+    if found is None:
+        return '-'
+    return f'{found or "?"}, a checkout in {os.path.dirname(find_spec(module).origin)}'
+
+
+def _line(installed: Dict[str, List[str]]) -> str:
+    names = [name for found in installed.values() for name in found]
+    onedl = [name for name in names if name.startswith('onedl-')]
+    if 0 < len(onedl) < len(names):
+        classic = [name for name in names if name not in onedl]
+        return f'MIXED, which breaks both: {", ".join(onedl)} (onedl) and {", ".join(classic)}'
+    return 'onedl' if onedl else 'classic' if names else 'unknown (checkouts)'
+
+
+def _ops() -> str:
+    if find_spec('mmcv') is None or find_spec('mmcv._ext') is None:
+        return 'not compiled: enough for pretraining and mmseg; mmdet needs them'
+    try:
+        importlib.import_module('mmcv._ext')
+    except ImportError as error:
+        return f'compiled, but for another PyTorch: {str(error).splitlines()[0]}'
+    return 'compiled'
+
+
+def _loader() -> str:
+    from mmengine.runner import CheckpointLoader
+
+    import mmdense.checkpoints  # noqa: F401 - puts it there
+
+    ours = CheckpointLoader._get_checkpoint_loader('file.pth').__module__.startswith('mmdense.')
+    return 'restricted' if ours else 'NOT RESTRICTED: another package registered its own'
+
+
+def _cores() -> int:
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> str:
+    try:
+        size = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, ValueError, OSError):  # not of POSIX
+        return '?'
+    return f'{size / 2**30:.1f} GiB'
+
+
+def _gpus() -> Dict[str, str]:
+    import torch
+
+    facts = {}
+    for i in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(i)
+        facts[f'GPU {i}'] = f'{device.name}, {device.total_memory / 2**30:.1f} GiB'
+    return facts or {'GPU': 'none'}
+
+
+def _of_mmengine() -> Dict[str, object]:
+    try:
+        from mmengine.utils.dl_utils import collect_env as of_mmengine
+
+        return {k: v for k, v in of_mmengine().items() if k != 'numpy_random_seed'}
+    except Exception as error:  # it needs distutils, which python 3.12 has only by setuptools
+        return {'collect_env of MMEngine': f'{type(error).__name__}: {error}'}

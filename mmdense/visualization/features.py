@@ -1,0 +1,412 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""What the dense features of a checkpoint do, in pictures and one page, beside random weights."""
+
+import base64
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, normalize
+
+from mmdense.checkpoints import read_checkpoint, recognise
+from mmdense.datasets import LoadImage, UnlabeledDataset, UnreadableImageError
+from mmdense.datasets.storage import open_storage
+from mmdense.utils.checks import check_counts, check_fractions
+from mmdense.utils.errors import CheckpointError, DataError, InputError
+
+from .correspondence import (
+    Matches,
+    Panel,
+    draw_correspondence,
+    draw_view_pair,
+    match_errors,
+    match_views,
+)
+from .html import data_uri, write_page
+from .levels import (
+    Backbones,
+    Stage,
+    calibrate,
+    draw_levels,
+    fit_image,
+    load_backbones,
+    pca_colours,
+    stage_maps,
+    to_inputs,
+)
+from .slots import (
+    _short_name,
+    draw_groups,
+    group_pixels,
+    load_slotcon,
+    paint_groups,
+    prototype_colours,
+)
+
+NETWORKS = ('pretrained', 'random')
+_MOST_CELLS = 576  # of an image in the page, whose table has the square of it
+_LINES = 16
+
+
+def show(
+    checkpoint: str,
+    paths: Sequence[str],
+    out: str,
+    point: Tuple[float, float] = (0.5, 0.5),
+    number: int = 4,
+    size: int = 512,
+    config: Optional[str] = None,
+) -> List[str]:
+    """Writes pictures of what a checkpoint sees, and ``index.html`` with all of them.
+
+    Args:
+        checkpoint (str): Any that :func:`mmdense.checkpoints.recognise` knows.
+        paths (Sequence[str]): Image files, all of which are shown, and folders
+            or archives of them.
+        out (str): The folder to write to; made where there is none.
+        point (tuple[float, float]): What the other cells of an image are
+            compared to at first, in fractions of width and height.
+        number (int): Images of each folder, from all over it.
+        size (int): Longer side of the images in pixels, at least 64.
+        config (str, optional): The config of the run, where the checkpoint
+            does not hold it.
+
+    Returns:
+        List[str]: The files, the page last.
+
+    Raises:
+        CheckpointError: It is none, or its backbone cannot be built.
+        DataError: There is no image that can be read.
+        InputError: A number that makes no sense.
+    """
+    check_counts(**{'--number': number})
+    check_fractions(**{'x of --point': point[0], 'y of --point': point[1]})
+    if size < 64:
+        raise InputError(f'--size must be at least 64, got {size}')
+    content = read_checkpoint(checkpoint)
+    found = recognise(content, name=checkpoint)
+    backbones = load_backbones(checkpoint, config=config)
+    images, names, remarks = load_images(paths, number, size)
+    slotcon = None
+    if 'encoder_k.module.grouping.slot_embed.weight' in (content.get('state_dict') or {}):
+        try:
+            slotcon = load_slotcon(checkpoint, config)
+        except CheckpointError as error:
+            if config is not None:
+                raise
+            remarks.append(f'Groups of SlotCon: {error}')
+    inputs = to_inputs(images, backbones.preprocessor)
+    calibrate(backbones.random, inputs)
+    maps = {name: stage_maps(getattr(backbones, name), inputs) for name in NETWORKS}
+    stages = {name: [pca_colours(stage) for stage in maps[name]] for name in NETWORKS}
+    pairs = [
+        match_two_views(backbones, image, seed, size // 2) for seed, image in enumerate(images)
+    ]
+    tables = {name: [cell_similarities(m) for m in maps[name][-1]] for name in NETWORKS}
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+
+    def file(name: str) -> str:
+        files.append(str(folder / name))
+        return files[-1]
+
+    title = Path(checkpoint).name
+    for i, (pair, name) in enumerate(zip(pairs, names), start=1):
+        panels = [
+            Panel(
+                f'{kind}: {share(pair.errors[kind])}',
+                pair.matches[kind].match[0],
+                pair.matches[kind].similarity[0],
+                pair.errors[kind],
+            )
+            for kind in NETWORKS
+        ]
+        grids = pair.matches[NETWORKS[0]][2:]
+        draw_correspondence(
+            *pair.views,
+            panels,
+            *grids,
+            title=f'The most similar cells of two views of {_short_name(name)}',
+            max_lines=_LINES,
+            path=file(f'correspondence_{i}.png'),
+        )
+    draw_levels(images, names, stages, f'What each stage sees: {title}', file('features.png'))
+    draw_similarity(images, names, tables, point, title, file('similarity.png'))
+    groups = None
+    if slotcon is not None:
+        pictures = group_pixels(slotcon, images, names)
+        labels = np.concatenate([p.labels.ravel() for p in pictures])
+        count = slotcon.encoder_k.module['grouping'].slot_embed.num_embeddings
+        pixels = torch.from_numpy(np.bincount(labels, minlength=count)).double()
+        used = f'{int((pixels > 0).sum())} of {count} prototypes are in use'
+        colours = prototype_colours(pixels)
+        draw_groups(pictures, colours, f'Pixels by prototype: {used}', file('groups.png'))
+        groups = (
+            used,
+            [
+                (data_uri(paint_groups(picture, colours), 85), len(np.unique(picture.labels)))
+                for picture in pictures
+            ],
+        )
+    write_page(
+        file('index.html'),
+        'show.html',
+        title=title,
+        about=f'{found}; {backbones.about}',
+        size=size,
+        point=point,
+        photographs=[
+            (_short_name(name), data_uri(image, 85), image.shape)
+            for name, image in zip(names, images)
+        ],
+        pairs=[_drawn_pair(pair) for pair in pairs],
+        shares={k: share(torch.cat([pair.errors[k] for pair in pairs])) for k in NETWORKS},
+        similarity=[
+            {name: _encoded(tables[name][i]) for name in NETWORKS} for i in range(len(images))
+        ],
+        colours=[
+            '#' + ''.join(f'{round(255 * part):02x}' for part in colour[:3])
+            for colour in matplotlib.colormaps['inferno'](np.linspace(0.05, 0.97, 12))
+        ],
+        stages=_drawn_stages(stages),
+        networks=NETWORKS,
+        groups=groups,
+        remarks=remarks,
+        written=datetime.now().strftime('%Y-%m-%d %H:%M'),
+    )
+    return files
+
+
+def load_images(
+    paths: Sequence[str], number: int, size: int
+) -> Tuple[List[np.ndarray], List[str], List[str]]:
+    """Images from files, folders and archives.
+
+    Args:
+        paths (Sequence[str]): As in :func:`show`.
+        number (int): How many of each folder or archive.
+        size (int): What the longer side is scaled to, in pixels.
+
+    Returns:
+        tuple: Images, H×W×3 uint8, RGB; their paths; and a line for each that
+        could not be read.
+
+    Raises:
+        DataError: There is none.
+    """
+    images, names, remarks = [], [], []
+
+    def add(info: Dict[str, Any]) -> bool:
+        try:
+            image = LoadImage().transform(info)['img']
+        except UnreadableImageError as error:
+            remarks.append(str(error))
+            return False
+        images.append(fit_image(image, size))
+        names.append(info['img_path'])
+        return True
+
+    for path in map(str, paths):
+        if Path(path).is_file() and open_storage(path) is None:
+            add(dict(img_path=path))
+            continue
+        dataset = UnlabeledDataset(data_root=path)
+        for index in np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round():
+            try:
+                name, content = dataset.read(int(index))
+            except UnreadableImageError as error:
+                remarks.append(str(error))
+                continue
+            add(dict(img_path=name, img_bytes=content))
+    if not images:
+        raise DataError(remarks[0] if remarks else f'no image in {", ".join(map(str, paths))}')
+    return images, names, remarks
+
+
+class Pair(NamedTuple):
+    """Two views of an image and what networks match in them.
+
+    Attributes:
+        views (tuple[np.ndarray, np.ndarray]): Each S×S×3 uint8, RGB.
+        matches (Dict[str, Matches]): Of each network.
+        errors (Dict[str, Tensor]): In cells, see :func:`match_errors`.
+    """
+
+    views: Tuple[np.ndarray, np.ndarray]
+    matches: Dict[str, Matches]
+    errors: Dict[str, Tensor]
+
+
+def match_two_views(backbones: Backbones, image: np.ndarray, seed: int, size: int) -> Pair:
+    """Draws two views, and matches their cells by each network.
+
+    Args:
+        backbones (Backbones): The random one calibrated.
+        image (np.ndarray): H×W×3 uint8, RGB.
+        seed (int): Of the views.
+        size (int): Their side in pixels.
+
+    Returns:
+        Pair: The views and matches.
+    """
+    boxes, views = draw_view_pair(Image.fromarray(image), size, np.random.RandomState(seed))
+    views = tuple(map(np.asarray, views))
+    inputs = to_inputs(views, backbones.preprocessor)
+    matches = {name: match_views(getattr(backbones, name), *inputs) for name in NETWORKS}
+    errors = {
+        name: match_errors(m.match[0], *boxes, m.grid_a, m.grid_b) for name, m in matches.items()
+    }
+    return Pair(views, matches, errors)
+
+
+def share(errors: Tensor, tolerance: float = 1.0) -> str:
+    """How many of the cells that both views show are matched rightly, in words."""
+    known = errors[~errors.isnan()]
+    return f'{int((known <= tolerance).sum())} of {len(known)} right'
+
+
+def cell_similarities(features: Tensor) -> np.ndarray:
+    """Of each cell of a map with each.
+
+    Args:
+        features (Tensor): C×h×w. Large maps are pooled to at most 24×24 cells
+            or so.
+
+    Returns:
+        np.ndarray: h×w×h×w, cosines.
+    """
+    h, w = features.shape[1:]
+    if h * w > _MOST_CELLS:
+        scale = (_MOST_CELLS / (h * w)) ** 0.5
+        h, w = max(1, int(h * scale)), max(1, int(w * scale))
+        features = adaptive_avg_pool2d(features[None], (h, w))[0]
+    cells = normalize(features.flatten(1).float(), dim=0)
+    return (cells.T @ cells).reshape(h, w, h, w).numpy()
+
+
+def draw_similarity(
+    images: Sequence[np.ndarray],
+    names: Sequence[str],
+    tables: Dict[str, Sequence[np.ndarray]],
+    point: Tuple[float, float],
+    title: str = '',
+    path: Optional[str] = None,
+) -> Figure:
+    """A row for each image: the point, and how similar the features elsewhere are.
+
+    Args:
+        images (Sequence[np.ndarray]): Each H×W×3 uint8, RGB.
+        names (Sequence[str]): Of the images.
+        tables (Dict[str, Sequence[np.ndarray]]): For each network and image
+            what :func:`cell_similarities` gives.
+        point (tuple[float, float]): x and y in fractions.
+        title (str): Of the whole picture.
+        path (str, optional): Also save it there; the suffix is the format.
+
+    Returns:
+        Figure: No display is needed, and pyplot does not know it.
+    """
+    heights = [3.2 * min(1.2, image.shape[0] / image.shape[1]) for image in images]
+    figure = Figure(
+        figsize=(3.6 * (1 + len(tables)), sum(heights) + 0.5 * len(images) + 0.7),
+        dpi=110,
+        layout='constrained',
+    )
+    FigureCanvasAgg(figure)
+    figure.suptitle(f'Similarity to the point: {title}', fontsize=13)
+    axes = figure.subplots(
+        len(images), 1 + len(tables), squeeze=False, gridspec_kw=dict(height_ratios=heights)
+    )
+    for i, (row, image) in enumerate(zip(axes, images)):
+        height, width = image.shape[:2]
+        row[0].imshow(image, extent=(0, width, height, 0))
+        row[0].set_title(_short_name(names[i]), fontsize=10)
+        for axis, (name, found) in zip(row[1:], tables.items()):
+            heat = similarity_at(found[i], point)
+            axis.imshow(image.mean(axis=2), cmap='gray', extent=(0, width, height, 0))
+            others = np.sort(heat.ravel())[:-1] if heat.size > 1 else heat  # not the cell itself
+            drawn = axis.imshow(
+                heat,
+                cmap='inferno',
+                alpha=0.75,
+                vmin=others.min(),
+                vmax=others.max(),
+                extent=(0, width, height, 0),
+            )
+            axis.set_title(name, fontsize=10)
+            figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.02)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.plot(point[0] * width, point[1] * height, '+', color='white', ms=15, mew=4)
+            axis.plot(point[0] * width, point[1] * height, '+', color='black', ms=13, mew=1.6)
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def similarity_at(table: np.ndarray, point: Tuple[float, float]) -> np.ndarray:
+    """h×w, the cosines with the cell that a point, in fractions, lies in."""
+    h, w = table.shape[:2]
+    return table[min(int(point[1] * h), h - 1), min(int(point[0] * w), w - 1)]
+
+
+# ---------------------------------------------------------------- for the page
+
+
+def _encoded(table: np.ndarray) -> Dict[str, Any]:
+    """Cosines −1 to 1 as bytes 0 to 255."""
+    h, w = table.shape[:2]
+    codes = ((table.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+    return dict(h=h, w=w, codes=base64.b64encode(codes.tobytes()).decode())
+
+
+def _drawn_pair(pair: Pair) -> Dict[str, Any]:
+    """Views, and for each network lines between points in fractions of a view."""
+    lines = {}
+    for name, found in pair.matches.items():
+        errors = pair.errors[name]
+        visible = torch.nonzero(~errors.isnan()).flatten()
+        picks = torch.linspace(0, len(visible) - 1, min(_LINES, len(visible))).round().long()
+        lines[name] = [
+            (
+                *_centre(cell, found.grid_a),
+                *_centre(int(found.match[0, cell]), found.grid_b),
+                bool(errors[cell] <= 1),
+            )
+            for cell in visible[picks].tolist()
+        ]
+    return dict(
+        views=[data_uri(view, 85) for view in pair.views],
+        lines=lines,
+        shares={name: share(errors) for name, errors in pair.errors.items()},
+    )
+
+
+def _centre(cell: int, grid: Tuple[int, int]) -> Tuple[float, float]:
+    row, column = divmod(cell, grid[1])
+    return round((column + 0.5) / grid[1], 4), round((row + 0.5) / grid[0], 4)
+
+
+def _drawn_stages(stages: Dict[str, List[Stage]]) -> Dict[str, List[Dict[str, Any]]]:
+    return {
+        name: [
+            dict(
+                number=number,
+                channels=stage.channels,
+                explained=stage.explained,
+                pictures=[data_uri(colour) for colour in stage.colours],
+            )
+            for number, stage in enumerate(found, start=2)
+        ]
+        for name, found in stages.items()
+    }

@@ -1,0 +1,54 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Pages of one file that need no network: pictures and scripts are in them."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+import mmdense
+from mmdense.utils.files import replacing
+
+_TEMPLATES = Path(__file__).parent / 'templates'
+
+
+def write_page(path: str, template: str, **values: Any) -> None:
+    """Fills a template and writes the page.
+
+    Args:
+        path (str): The file; its folder is made where there is none.
+        template (str): Name of a file in ``templates``.
+        **values: What it names. Text is escaped.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(str(_TEMPLATES)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(template).render(version=mmdense.__version__, **values)
+    with replacing(path) as part, open(part, 'w', encoding='utf-8') as file:
+        file.write(page)
+
+
+def data_uri(pixels: np.ndarray, quality: int = 0) -> str:
+    """An image as it may stand in a page.
+
+    Args:
+        pixels (np.ndarray): H×W×3 or H×W, uint8, RGB, or floats in [0, 1].
+        quality (int): Of a JPEG, 1 to 95. Defaults to 0, a PNG.
+
+    Returns:
+        str: ``data:image/…``.
+    """
+    if pixels.dtype != np.uint8:
+        pixels = (pixels * 255).round().astype(np.uint8)
+    buffer, kind = io.BytesIO(), 'jpeg' if quality else 'png'
+    options = dict(quality=quality) if quality else dict(optimize=True)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, kind, **options)
+    return f'data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'

@@ -1,0 +1,313 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""The page of a run says what its log says, in whatever state the run is."""
+
+import base64
+import io
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from mmdense.utils.errors import InputError
+from mmdense.visualization.charts import thin
+from mmdense.visualization.report import (
+    _aligned,
+    build_dataset,
+    charts_of,
+    sample_views,
+    write_report,
+)
+from mmdense.visualization.run_log import RunLog, read_run
+
+CONFIG = """
+model = dict(type='DenseCL', backbone=dict(type='mmpretrain.ResNet', depth=18))
+train_dataloader = dict(batch_size=32, dataset=dict({dataset}))
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4)
+"""
+GONE = "type='UnlabeledDataset', data_root='none', pipeline=[dict(type='LoadImage')]"
+
+
+def row(step, per_epoch=10, **values):
+    values = dict(lr=0.1, time=0.5, data_time=0.05, loss=3 + 1 / step, **values)
+    return dict(values, epoch=-(-step // per_epoch), iter=step, step=step)
+
+
+def log_line(text, level='INFO', clock='10:00:00'):
+    return f'2026/01/31 {clock} - mmengine - {level} - {text}\n'
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a session as MMEngine does; the work directory."""
+
+    def session(rows, name='20260131_100000', lines=(), dataset=GONE, tail='', age=10000.0):
+        folder = tmp_path / 'work' / name
+        (folder / 'vis_data').mkdir(parents=True)
+        text = ''.join(json.dumps(values) + '\n' for values in rows) + tail
+        (folder / 'vis_data' / 'scalars.json').write_text(text)
+        (folder / 'vis_data' / 'config.py').write_text(CONFIG.format(dataset=dataset))
+        head = [log_line(f'Epoch(train)  [1][{1:>2}/10]  lr: 1.0000e-01', clock='09:59:00')]
+        (folder / f'{name}.log').write_text('    GPU number: 2\n' + ''.join([*head, *lines]))
+        when = time.time() - age
+        for path in folder.rglob('*.*'):
+            os.utime(path, (when, when))
+        return str(tmp_path / 'work')
+
+    return session
+
+
+def page(directory):
+    return Path(write_report(directory)).read_text(encoding='utf-8')
+
+
+def figures(html):
+    """All curves of a page by name, as its script reads them: x and y."""
+    found = re.findall(r'<script type="application/json">(.*?)</script>', html)
+    return {
+        s['name']: (np.array(s['x'], float), np.array(s['y'], float))
+        for text in found
+        for s in json.loads(text)['series']
+    }
+
+
+def resources(html):
+    """What a browser would fetch."""
+    used = re.findall(r'(?:src|href|poster|action)\s*=\s*"([^"]*)"', html)
+    used += re.findall(r'(?:url\(|@import)\s*([^)\s;]+)', html)
+    return [address for address in used if not re.match('data:|#', address)]
+
+
+def test_figures_are_those_of_the_log(write):
+    rows = [row(s, queue_fill=min(1, s / 16), chance=6.24) for s in range(2, 41, 2)]
+    html = page(write(rows))
+    found = figures(html)
+    steps = np.arange(2, 41, 2)
+    for name, values in [('loss', 3 + 1 / steps), ('queue_fill', np.minimum(1, steps / 16))]:
+        np.testing.assert_allclose(found[name][0], steps / 10, rtol=1e-5)  # in epochs
+        np.testing.assert_allclose(found[name][1], values, rtol=1e-5)
+    assert set(found['images/s'][1]) == {128.0} and set(found['of the time'][1]) == {0.1}
+    assert 'chance level 6.24' in html and 'full at iteration 16' in html
+    assert '>finished<' in html and 'epoch 4 of 4, iteration 40 of 40' in html
+    assert resources(html) == []
+
+
+def test_every_scalar_has_a_place(write):
+    """Those of all four algorithms, and others."""
+    losses = ['loss_single', 'loss_dense', 'loss_pixel', 'loss_instance', 'loss_group', 'loss_slot']
+    losses += [f'loss_{pairing}_stage{i}' for pairing in ('gg', 'gl', 'll') for i in (2, 3, 4, 5)]
+    kinds = ('std', 'rank', 'positive_similarity', 'negative_similarity')
+    health = [f'{k}_{n}' for k in ('global', 'dense', 'local', 'slot') for n in kinds]
+    health += ['match_entropy', 'prototypes_used', 'prototypes_dead', 'without_positive', 'own']
+    others = ['momentum', 'grad_norm', 'memory', 'base_lr', 'lambda', 'mine']
+    names = losses + [f'health_{name}' for name in health] + others
+    rows = [row(s, **{name: s + i for i, name in enumerate(names)}) for s in (5, 10)]
+    evaluation = {'eval/knn_mIoU': 20.5, 'eval/linear_mIoU': 30.5, 'coco/AP': 0.25}
+    rows.append(dict(evaluation, iter=10, step=10))
+    run = read_run(write(rows))
+    shown = {
+        series.name: series.y[-1]
+        for _, charts in charts_of(run)
+        for chart in charts
+        for series in chart.series
+    }
+    for i, name in enumerate(names):
+        assert shown[name.replace('health_', '')] == 10 + i, name
+    for name, value in evaluation.items():
+        assert shown[name.replace('eval/', '')] == value
+
+
+def test_chance_of_detco_is_that_of_its_weighted_sum(write):
+    names = [f'loss_{pairing}_stage{i}' for pairing in ('gg', 'gl', 'll') for i in (2, 3, 4, 5)]
+    run = read_run(write([row(5, chance=2.0, **dict.fromkeys(names, 1.0))]))
+    assert run.chance == pytest.approx(2 * 3 * (0.1 + 0.4 + 0.7 + 1))
+
+
+def test_bounds_of_health_are_those_of_the_hook(write):
+    from mmdense.engine.hooks.health import SIGNS
+
+    rows = [row(s, health_global_std=0.4, health_global_rank=9.0) for s in (5, 10)]
+    charts = {c.title: c for _, found in charts_of(read_run(write(rows))) for c in found}
+    bounds = {sign.name: sign.bound for sign in SIGNS}
+    assert charts['Spread of features (std)'].levels[0][0] == bounds['_std']
+    assert charts['Effective rank of features'].levels[0][0] == bounds['_rank']
+
+
+def test_resumed_in_several_sessions(write):
+    write([row(s) for s in range(2, 31, 2)])
+    later = [dict(row(s), loss=s) for s in range(22, 41, 2)]
+    directory = write(later, '20260131_110000')
+    run = read_run(directory)
+    assert run.train['loss'].steps.tolist() == list(range(2, 41, 2))
+    assert run.train['loss'].values[10:].tolist() == list(range(22, 41, 2))
+    assert run.starts == [22] and 'class="mark"' in page(directory)
+    # a new run in the same directory takes the place of the old one
+    directory = write([row(2), row(4)], '20260131_120000')
+    run = read_run(directory)
+    assert run.train['loss'].steps.tolist() == [2, 4] and run.starts == []
+
+
+def test_while_it_is_written(write):
+    directory = write([row(s) for s in range(2, 21, 2)], tail='{"lr": 0.1, "los', age=3)
+    run = read_run(directory)
+    assert len(run.train['loss'].steps) == 10 and run.state.kind == 'running'
+    assert 'epoch 2 of 4, iteration 20 of 40, about 0:00:10 left' in page(directory)
+
+
+def test_interrupted(write):
+    said = 'SIGTERM: saved work/iter_20.pth and ended; --resume goes on from it.'
+    directory = write([row(s) for s in range(2, 21, 2)], lines=[log_line(said, 'WARNING')], age=3)
+    state = read_run(directory).state
+    assert state.kind == 'interrupted' and said in state.text
+
+
+def test_killed_without_a_word(write):
+    state = read_run(write([row(s) for s in range(2, 21, 2)])).state
+    assert state.kind == 'interrupted' and 'epoch 2 of 4, iteration 20 of 40' in state.text
+    assert 'nothing was logged for 2:4' in state.text and '--resume' in state.text
+
+
+def test_before_the_first_line(write):
+    html = page(write([], age=1))
+    assert 'Nothing has been logged yet' in html and '>running<' in html
+
+
+def test_warnings_in_words(write):
+    said = [
+        log_line('health_dense_std is 0.01 after 100 iterations: collapse: <b>', 'WARNING'),
+        log_line('NaN or Inf in the loss of iteration 7: its step is skipped. First: x', 'WARNING'),
+        *(log_line(f'cannot read image {i}.jpg: no image; another', 'WARNING') for i in range(40)),
+        log_line('40 of 99 images (40.40%) cannot be read; others took their places'),
+        log_line('Some of another package', 'WARNING'),
+        log_line('Load checkpoint from a.pth'),
+    ]
+    html = page(write([row(2)], lines=said))
+    assert 'collapse: &lt;b&gt;' in html and '<b>' not in html.split('What the log says')[1][:900]
+    for words in ('and skipped</h3>', '39.jpg', 'and 11 more', 'Some of another package'):
+        assert (words in html) == (words != '39.jpg')  # of forty the first thirty are enough
+    assert 'Load checkpoint' not in html
+
+
+def test_values_that_are_not_finite(write):
+    rows = [row(s) for s in (2, 4, 6)]
+    rows[1]['loss'] = float('nan')
+    html = page(write(rows))
+    assert np.isnan(figures(html)['loss'][1]).tolist() == [False, True, False]
+
+
+def test_images_are_gone(write):
+    html = page(write([row(2)]))
+    assert 'The images of the run are not shown: image folder none does not exist' in html
+
+
+@pytest.mark.parametrize('kind', ['subprocess.check_call', 'mmdense.utils.download.download'])
+def test_a_config_calls_nothing_but_transforms(write, kind):
+    run = read_run(
+        write([row(2)], dataset=f"type='UnlabeledDataset', pipeline=[dict(type={kind!r})]")
+    )
+    with pytest.raises(ValueError, match='is no data set or transform'):
+        build_dataset(run)
+
+
+def test_a_config_does_not_run(write, tmp_path):
+    code = f"type=__import__('os').mkdir({str(tmp_path / 'ran')!r})"
+    page(write([row(2)], dataset=code))
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_views_of_the_run(write, images):
+    views = "[dict(type='RandomResizedCrop', scale=32)], [dict(type='RandomResizedCrop', scale=32)]"
+    pipeline = (
+        f"[dict(type='LoadImage'), dict(type='MultiView', num_views=[1, 1], transforms=[{views}]),"
+        " dict(type='PackInputs')]"
+    )
+    dataset = f"type='UnlabeledDataset', data_root={images!r}, pipeline={pipeline}"
+    directory = write([row(2)], dataset=dataset)
+    html = page(directory)
+    assert html.count('<rect class="v') == 8 and html.count('<img class="v') == 8
+    assert 'Not on this page' not in html and 'Images</dt><dd>16 in' in html
+    (Path(directory) / 'epoch_1.pth').write_bytes(b'PK of a run that was killed')
+    assert 'epoch_1.pth is not shown: ' in page(directory)
+
+
+@pytest.mark.parametrize('device_augment', [False, True])
+@pytest.mark.parametrize('algorithm', ['densecl', 'pixpro', 'slotcon', 'detco'])
+def test_views_of_the_recipes(repo, images, algorithm, device_augment):
+    cfg = Config.fromfile(str(repo / f'configs/{algorithm}_r50_coco.py'))
+    cfg = cfg.train_dataloader.to_dict()
+    cfg['dataset'].update(data_root=images, data_prefix='')
+    cfg['dataset']['pipeline'][1]['device_augment'] = device_augment
+    run = RunLog(Path('work'), ['20260131_100000'], config=dict(train_dataloader=cfg))
+    samples = sample_views(run, build_dataset(run))
+    assert [sample.name for sample in samples] == ['00.jpg', '05.jpg', '10.jpg', '15.jpg']
+    for sample in samples:
+        assert len(sample.views) == (4 if algorithm == 'detco' else 2)
+        shown = [Image.open(io.BytesIO(base64.b64decode(v.split(',')[1]))) for v in sample.views]
+        assert shown[0].size == (224, 224)
+        for x, y, w, h in sample.boxes:
+            assert 0 <= x <= x + w <= sample.width + 1e-6 and 0 <= y <= y + h <= 288 + 1e-6
+
+
+def test_colours_of_checkpoints_are_brought_into_line():
+    rng = np.random.default_rng(0)
+    before = [rng.random((4, 5, 3)), rng.random((3, 3, 3))]
+    shuffled = [np.stack([1 - c[..., 2], c[..., 0], 1 - c[..., 1]], axis=2) for c in before]
+    for now, then in zip(_aligned(shuffled, before), before):
+        np.testing.assert_allclose(now, then)
+
+
+def test_a_hundred_thousand_lines(write):
+    names = [f'health_{i}' for i in range(20)]
+    line = json.dumps(row(2, **dict.fromkeys(names, 0.123456789)))
+    prefix = line[: line.index('"epoch"')]
+    tail = ''.join(f'{prefix}"epoch": 1, "iter": {s}, "step": {s}}}\n' for s in range(1, 100001))
+    said = [log_line(f'Epoch(train)  [1][{s}/100000]  lr: 1.0') for s in range(100000)]
+    directory = write([], lines=said, tail=tail)
+    start = time.process_time()
+    html = page(directory)
+    assert time.process_time() - start < 30 and len(html) < 2e6
+    assert len(figures(html)['loss'][0]) <= 300
+
+
+def test_thin_keeps_extremes_and_gaps():
+    y = np.zeros(1000)
+    y[500], y[501] = 7, -3
+    y[:100] = np.nan
+    x, mean, low, high = thin(np.arange(1000.0), y, 50)
+    assert len(x) == 50 and (np.diff(x) == 20).all()
+    assert np.nanmax(high) == 7 and np.nanmin(low) == -3
+    assert np.isnan(mean[:5]).all() and np.isfinite(mean[5:]).all()
+    assert mean[25] == pytest.approx(4 / 20)
+
+
+def test_no_run(tmp_path):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'foreign' / 'photos').mkdir(parents=True)
+    (tmp_path / 'foreign' / 'a.py').write_text('import os')
+    (tmp_path / 'file').touch()
+    for name, words in [
+        ('empty', 'holds no run'),
+        ('foreign', 'holds no run'),
+        ('none', 'does not exist'),
+        ('file', 'is no directory'),
+    ]:
+        with pytest.raises(InputError, match=words):
+            read_run(str(tmp_path / name))
+
+
+def test_a_real_run(pretrained):
+    html = page(str(pretrained.parent))
+    logged = [
+        json.loads(line)
+        for path in pretrained.parent.glob('*/vis_data/scalars.json')
+        for line in path.read_text().splitlines()
+    ]
+    losses = [values['loss'] for values in logged]
+    np.testing.assert_allclose(figures(html)['loss'][1], losses, rtol=1e-4)
+    assert '>finished<' in html and 'random weights (' in html and 'epoch 1 (' in html
+    assert 'Not on this page' not in html and resources(html) == []
