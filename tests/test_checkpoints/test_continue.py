@@ -135,9 +135,7 @@ def published(algorithm, depth=50):
         ('slotcon', 50, 4, 128, 'slotcon/slotcon_resnet50_8xb64-coslr-800e_coco.py'),
     ],
 )
-def test_the_published_loss(
-    algorithm, depth, n, size, config, repo, golden, boxed, tmp_path
-):
+def test_the_published_loss(algorithm, depth, n, size, config, repo, golden, boxed, tmp_path):
     path = tmp_path / 'ckpt_epoch_100.pth'
     content = published(algorithm, depth)
     torch.save(content, path)

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from mmengine.runner import Runner
 from runs import tiny_config, train
 
 from mmdense.checkpoints import latest_whole_checkpoint
-from mmdense.engine import CheckpointHook
+from mmdense.engine import CheckpointHook, PreemptionHook
 from mmdense.utils.files import remove_parts, replacing
 
 PROCESSES = multiprocessing.get_context('forkserver')
@@ -120,6 +121,18 @@ def test_ended_by_a_signal(start, tmp_path):
     process.join(120)
     assert process.exitcode == 0
     assert len(list(work_dir.glob('*.pth'))) <= 2
+
+
+def test_nothing_to_save_with(config):
+    """Signals end such a run, as they would without the hook."""
+    cfg = config(**{'default_hooks.checkpoint.type': 'mmengine.CheckpointHook'})
+    runner = Runner.from_cfg(cfg)
+    hook = next(h for h in runner.hooks if isinstance(h, PreemptionHook))
+    before = signal.getsignal(signal.SIGTERM)
+    hook.before_train(runner)
+    assert signal.getsignal(signal.SIGTERM) is before
+    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    assert "PreemptionHook needs mmdense's CheckpointHook" in log
 
 
 # ---------------------------------------------------------------- no room, no permission

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .backbone_export import BackboneExportHook
 from .checkpoint import CheckpointHook
+from .dense_evaluation import DenseEvaluationHook
 from .exact_resume import ExactResumeHook
 from .health import HealthMonitorHook
 from .invalid_values import CheckInvalidValuesHook
@@ -16,6 +17,7 @@ __all__ = [
     'BackboneExportHook',
     'CheckInvalidValuesHook',
     'CheckpointHook',
+    'DenseEvaluationHook',
     'ExactResumeHook',
     'HealthMonitorHook',
     'KeyQueueLogHook',

@@ -49,6 +49,12 @@ class PreemptionHook(Hook):
         self.received, self.agreement = None, None
         self.process = os.getpid()
         listens = threading.current_thread() is threading.main_thread()  # Python's own rule
+        if not any(isinstance(hook, CheckpointHook) for hook in runner.hooks):
+            listens = False
+            runner.logger.warning(
+                "PreemptionHook needs mmdense's CheckpointHook to save with: without it signals "
+                'end this run at once'
+            )
         signals = self.signals if listens else ()
         self.before = {number: signal.signal(number, self._receive) for number in signals}
         # beside the GPUs' group: nothing has to wait for a device

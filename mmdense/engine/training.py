@@ -1,0 +1,144 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""What tools/train.py does, and `mmdense pretrain` with it."""
+
+import argparse
+import os.path as osp
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import MODELS
+from mmengine.runner import IterBasedTrainLoop, Runner
+
+from mmdense.checkpoints import latest_whole_checkpoint
+from mmdense.models.selfsup import DenseSelfSupervisor
+from mmdense.utils.launch import (
+    CONFIG_ERRORS,
+    add_common_arguments,
+    build_runner,
+    merge_common_arguments,
+    one_line_errors,
+)
+
+from .hooks import check_enough_images
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """The arguments of tools/train.py."""
+    parser = argparse.ArgumentParser(description='Pretrain a backbone')
+    parser.add_argument('config', help='config file path')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='resume from this checkpoint, or without one from the latest in the work directory',
+    )
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate in training')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate linearly to the actual total batch size',
+    )
+    parser.add_argument(
+        '--no-persistent-workers',
+        action='store_true',
+        help='disable persistent_workers in the data loaders',
+    )
+    add_common_arguments(parser)
+    return parser
+
+
+def merge_train_arguments(cfg: Config, args: argparse.Namespace) -> None:
+    """Applies them to a config."""
+    merge_common_arguments(cfg, args)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        if get_device() == 'cpu':
+            raise ValueError('--amp needs a GPU: leave it out on the CPU')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        # bfloat16 has float32's range: nothing to scale, and no step waits to hear of an overflow
+        scaled = cfg.optim_wrapper.setdefault('dtype', 'float16') == 'float16'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic' if scaled else dict(enabled=False))
+    if args.resume == 'auto' or (args.resume is None and cfg.get('resume') and not cfg.load_from):
+        args.resume = latest_whole_checkpoint(cfg.work_dir)
+        cfg.resume = False  # where there is none
+    if args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
+    start_from_checkpoint(cfg)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
+        cfg.auto_scale_lr.enable = True
+    if args.no_persistent_workers:
+        for split in ('train', 'val'):
+            if cfg.get(f'{split}_dataloader'):
+                cfg[f'{split}_dataloader'].persistent_workers = False
+
+
+def keep_config(cfg: Config) -> None:
+    """MMEngine writes the whole config into the work directory under its file's name. Where that
+    is the file itself, it goes to ``NAME_whole.py``."""
+    path = cfg.filename and osp.realpath(cfg.filename)
+    if path and path == osp.realpath(osp.join(cfg.work_dir, osp.basename(path))):
+        stem, ending = osp.splitext(path)
+        # a Config's attributes are its keys
+        object.__setattr__(cfg, '_filename', f'{stem}_whole{ending}')
+
+
+def start_from_checkpoint(cfg: Config) -> None:
+    """``load_from`` of a new run becomes the model's initialiser, which is strict: MMEngine's own
+    way only warns of what does not fit, and would train on random weights."""
+    if not cfg.get('load_from') or cfg.get('resume'):
+        return
+    with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        kind = registry.get(cfg.model.type) if isinstance(cfg.model.type, str) else cfg.model.type
+    if isinstance(kind, type) and issubclass(kind, DenseSelfSupervisor):
+        cfg.model.init_cfg = dict(type='Pretrained', _scope_='mmdense', checkpoint=cfg.load_from)
+        cfg.load_from = None
+
+
+def scale_lr(runner: Runner) -> None:
+    """``--auto-scale-lr``. MMEngine's takes an iteration for a step of the optimizer, which
+    accumulated gradients are not."""
+    scale, runner.auto_scale_lr = runner.auto_scale_lr, None
+    runner.scale_lr(runner.optim_wrapper, scale)
+    counts = runner.cfg.optim_wrapper.get('accumulative_counts', 1)
+    if scale and scale.get('enable') and counts > 1:
+        runner.logger.info(f'Scaling the LR by {counts} more: a step has {counts} iterations.')
+        for group in runner.optim_wrapper.param_groups:
+            group['lr'] *= counts
+
+
+def build_training(runner: Runner) -> None:
+    """What Runner.train() builds first, in its order. Here, so that a mistake in it is one line,
+    and because a data set without a whole batch breaks the schedules before any hook could tell."""
+    loop = runner.train_loop
+    check_enough_images(loop.dataloader)
+    if loop.max_iters < 1:
+        raise ValueError(f'train_cfg gives {loop.max_iters} iterations: there is nothing to do')
+    if isinstance(loop, IterBasedTrainLoop):
+        for schedule in runner.param_schedulers or ():
+            # MMEngine would take one epoch for the length of the run
+            if schedule.get('by_epoch', True) and 'end' not in schedule:
+                raise ValueError(
+                    f'param_scheduler {schedule["type"]} counts epochs, the loop iterations: give '
+                    f'it by_epoch=False, end={loop.max_iters} and other lengths in iterations, and '
+                    'no convert_to_iter_based'
+                )
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    scale_lr(runner)
+    if runner.param_schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+
+
+def prepare_training(args: argparse.Namespace) -> Runner:
+    """The runner of the config and the arguments, ready for
+    :func:`mmdense.utils.launch.train`. What is wrong with them ends the program with one line."""
+    with one_line_errors(*CONFIG_ERRORS):
+        cfg = Config.fromfile(args.config)
+        merge_train_arguments(cfg, args)
+        keep_config(cfg)
+        runner = build_runner(cfg)
+        if isinstance(runner, Runner):
+            build_training(runner)
+    return runner

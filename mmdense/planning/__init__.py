@@ -1,0 +1,41 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""From images to the settings of a run, each with its reason; to its config; to its time."""
+
+from .config import config_text
+from .plan import Plan, make_plan, published_weights
+from .settings import Options, Setting, derive_settings
+from .survey import (
+    METHODS,
+    Images,
+    Machine,
+    Network,
+    read_recipe,
+    survey_images,
+    survey_machine,
+    survey_network,
+)
+from .timing import Estimate, Times, advise, duration, estimate, time_steps
+
+__all__ = [
+    'METHODS',
+    'Estimate',
+    'Images',
+    'Machine',
+    'Network',
+    'Options',
+    'Plan',
+    'Setting',
+    'Times',
+    'advise',
+    'config_text',
+    'derive_settings',
+    'duration',
+    'estimate',
+    'make_plan',
+    'published_weights',
+    'read_recipe',
+    'survey_images',
+    'survey_machine',
+    'survey_network',
+    'time_steps',
+]

@@ -1,0 +1,78 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import os.path as osp
+from typing import List, NamedTuple, Optional
+
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+
+from mmdense import hub
+from mmdense.checkpoints import recognise
+
+from .settings import Options, Setting, choose_size, derive_settings
+from .survey import (
+    Images,
+    Machine,
+    Network,
+    read_recipe,
+    survey_images,
+    survey_machine,
+    survey_network,
+)
+
+
+class Plan(NamedTuple):
+    """Of a run: what it depends on, and its settings."""
+
+    images: Images
+    machine: Machine
+    network: Network
+    recipe: Config
+    options: Options
+    settings: List[Setting]
+
+
+def make_plan(images: str, options: Options, prefix: Optional[str] = None) -> Plan:
+    """Looks at the images and the machine, and derives all settings.
+
+    Args:
+        images (str): A folder, a zip, an LMDB, a COCO json or a list.
+        options (Options): What the user decides. ``init`` may be a path, a URL,
+            or a name of ``mmdense list``.
+        prefix (str, optional): Of :func:`survey_images`.
+
+    Raises:
+        MMDenseError: What is wrong, in one line.
+    """
+    found = survey_images(images, prefix)
+    recipe = read_recipe(options.method)
+    if options.init:
+        options = _look_at_init(options, recipe.model.type)
+    usual = recipe.train_pipeline[1]['transforms'][0][0]['scale']
+    size = options.size or choose_size(found.side, usual)
+    machine, network = survey_machine(), survey_network(recipe, options.backbone, size)
+    settings = derive_settings(found, machine, network, recipe, options)
+    return Plan(found, machine, network, recipe, options, settings)
+
+
+def _look_at_init(options: Options, kind: str) -> Options:
+    source = options.init
+    if not (osp.isfile(source) or '://' in source or source.endswith(('.pth', '.pkl', '.tar'))):
+        source = hub._download(source)
+    elif osp.isfile(source):
+        source = osp.abspath(source)
+    checkpoint = CheckpointLoader.load_checkpoint(source, 'cpu', logger='silent')
+    found = recognise(checkpoint, name=source)
+    whole = found.algorithm is not None and found.algorithm_type in ('', kind)
+    prototypes = None
+    if whole and kind == 'SlotCon':
+        names = [n for n in found.algorithm if n.startswith('grouping.')]
+        prototypes = len(found.algorithm[names[0]]) if names else None
+    return options._replace(init=source, init_whole=whole, init_prototypes=prototypes)
+
+
+def published_weights(plan: Plan) -> Optional[str]:
+    """The name of weights that were published for the method and the backbone, if there are."""
+    if plan.options.backbone != 'resnet50':
+        return None
+    names = [f'{plan.options.method}_r50_{images}' for images in ('coco', 'in1k')]
+    return next(filter(hub.find_weights, names), None)

@@ -1,0 +1,311 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""What settings depend on: the images, the machine, the algorithm with its backbone."""
+
+import inspect
+import io
+import os
+import os.path as osp
+import re
+from copy import deepcopy
+from difflib import get_close_matches
+from statistics import median
+from typing import Dict, NamedTuple, Optional, Tuple
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+from mmdense.datasets import UnlabeledDataset
+from mmdense.datasets.transforms.loading import UnreadableImageError
+from mmdense.models.utils import map_channels
+from mmdense.registry import MODELS
+from mmdense.utils.errors import DataError, InputError
+
+METHODS = ('densecl', 'pixpro', 'slotcon', 'detco')
+
+_SAMPLE = 64  # images whose headers are read
+
+
+class Images(NamedTuple):
+    """A set of images.
+
+    Attributes:
+        dataset (dict): Arguments of :class:`~mmdense.datasets.UnlabeledDataset`; absolute paths.
+        count (int): How many there are.
+        side (int): Median of the shorter sides in pixels, of a sample.
+        unreadable (int): How many of ``sampled`` could not be read.
+        sampled (int): The size of the sample.
+    """
+
+    dataset: Dict[str, str]
+    count: int
+    side: int
+    unreadable: int = 0
+    sampled: int = 1
+
+
+class Machine(NamedTuple):
+    """Where a run is to be.
+
+    Attributes:
+        device (str): 'cuda' or 'cpu'.
+        name (str): Of the GPU; '' without one.
+        gpus (int): How many GPUs can be seen.
+        memory (int): Bytes of one GPU, or those available of the main memory.
+        cores (int): Cores that this process may use.
+        half (str): 'bfloat16' or 'float16' where the device computes in it, else ''.
+    """
+
+    device: str
+    name: str
+    gpus: int
+    memory: int
+    cores: int
+    half: str
+
+
+class Network(NamedTuple):
+    """An algorithm's networks.
+
+    Attributes:
+        backbone (dict): What of the recipe's backbone another one changes.
+        in_channels (int): Of the last map.
+        parameters (int): Of student and heads.
+        bytes_per_image (int): What backward keeps of one image's views in float32.
+        all_used (bool): Whether every parameter of the backbone gets a gradient.
+    """
+
+    backbone: dict
+    in_channels: int
+    parameters: int
+    bytes_per_image: int
+    all_used: bool = True
+
+
+def survey_images(path: str, prefix: Optional[str] = None) -> Images:
+    """Counts images, and looks at the size of some.
+
+    Args:
+        path (str): A folder, a zip, an LMDB, a COCO ``.json`` or a list ``.txt``.
+        prefix (str, optional): The folder that a json's or a list's paths are relative to. By
+            default it is looked for where COCO has it.
+
+    Raises:
+        DataError: No images, or none that can be read.
+    """
+    arguments, dataset = _open(osp.abspath(osp.expanduser(path)), prefix)
+    count = len(dataset)
+    step = max(1, count // _SAMPLE)
+    indices = range(0, count, step)[:_SAMPLE]
+    sides, reasons = [], []
+    for index in indices:
+        try:
+            name, content = dataset.read(index)
+            with Image.open(io.BytesIO(content)) as image:  # the header alone
+                sides.append(min(image.size))
+        except UnreadableImageError as error:
+            reasons.append(str(error))
+        except Exception as error:  # a broken header makes Pillow raise anything
+            reasons.append(f'cannot read image {name}: {error}')
+    if not sides:
+        raise DataError(f'none of {len(reasons)} images tried of {path} can be read: {reasons[0]}')
+    return Images(arguments, count, int(median(sides)), len(reasons), len(indices))
+
+
+def _open(path: str, prefix: Optional[str]) -> Tuple[dict, UnlabeledDataset]:
+    if not path.lower().endswith(('.json', '.txt')) or osp.isdir(path):
+        if not osp.exists(path) and '.zip/' not in path and '.lmdb/' not in path:
+            raise DataError(f'{path} does not exist: give a folder, a zip, an LMDB or a COCO json')
+        arguments = dict(data_root=path, data_prefix='')
+        return arguments, UnlabeledDataset(**arguments)
+    folder = osp.dirname(path)
+    split = osp.splitext(osp.basename(path))[0].rsplit('_', 1)[-1]  # instances_train2017.json
+    parent = osp.dirname(folder)
+    guesses = [folder, osp.join(folder, 'images'), osp.join(folder, split)]
+    guesses += [osp.join(parent, split), osp.join(parent, 'images'), parent]
+    if prefix:
+        guesses = [osp.abspath(osp.expanduser(prefix))]
+    for guess in guesses:
+        arguments = dict(data_root='', ann_file=path, data_prefix=guess)
+        try:
+            return arguments, UnlabeledDataset(**arguments)
+        except DataError as error:
+            if 'exists; the first' not in str(error):
+                raise
+    looked = ', '.join(guesses)
+    raise DataError(
+        f'none of the images that {path} names exists below {looked}: --prefix says which folder '
+        'its paths are relative to'
+    )
+
+
+def survey_machine() -> Machine:
+    """What this process may use."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    if not torch.cuda.is_available():
+        return Machine('cpu', '', 0, _free_memory(), cores, '')
+    properties = torch.cuda.get_device_properties(0)
+    half = 'bfloat16' if properties.major >= 8 else 'float16' if properties.major >= 7 else ''
+    gpus = torch.cuda.device_count()
+    return Machine('cuda', properties.name, gpus, properties.total_memory, cores, half)
+
+
+def _free_memory() -> int:
+    """Bytes, also where a container has less than the machine."""
+    try:
+        free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+        with open('/proc/meminfo') as f:  # with what caches would give back
+            free = int(re.search(r'MemAvailable:\s+(\d+) kB', f.read()).group(1)) * 1024
+    except (OSError, ValueError, AttributeError):
+        free = 4 << 30
+    try:
+        with open('/sys/fs/cgroup/memory.max') as limit, open(
+            '/sys/fs/cgroup/memory.current'
+        ) as used:
+            free = min(free, int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):  # none, or 'max'
+        pass
+    return max(free, 0)
+
+
+def read_recipe(method: str) -> Config:
+    """The COCO recipe that a method's settings start from.
+
+    Raises:
+        InputError: Another method.
+    """
+    if method not in METHODS:
+        raise InputError(f'method must be one of {", ".join(METHODS)}, got {method!r}')
+    return Config.fromfile(osp.join(osp.dirname(__file__), '..', '.mim', 'configs', recipe(method)))
+
+
+def recipe(method: str) -> str:
+    """Its path below ``configs``."""
+    return f'{method}/{method}_r50_coco.py'
+
+
+def find_backbone(name: str, default: dict) -> dict:
+    """A backbone by name: what of the recipe's it changes.
+
+    Args:
+        name (str): resnet18, resnet34, resnet50, resnet101, resnet152, or a class of mmpretrain
+            in any case, followed by its depth or its arch: ``convnext-tiny``, ``resnext50``.
+        default (dict): The recipe's, mmpretrain's ResNet.
+
+    Raises:
+        InputError: There is no such backbone.
+    """
+    from mmpretrain.models import backbones
+
+    match = re.fullmatch(r'resnet[-_]?(18|34|50|101|152)', name.lower())
+    if match:
+        depth = int(match.group(1))
+        return {} if depth == default['depth'] else dict(depth=depth)
+    known = {
+        key.lower(): value
+        for key, value in vars(backbones).items()
+        if inspect.isclass(value) and issubclass(value, torch.nn.Module)
+    }
+    fits = [key for key in known if name.lower().startswith(key)]
+    if not fits:
+        near = get_close_matches(name.lower(), [*known, 'resnet18', 'resnet50'], n=3, cutoff=0.5)
+        near = f'; the nearest: {", ".join(known[n].__name__ if n in known else n for n in near)}'
+        raise InputError(
+            f'there is no backbone {name!r}{near if len(near) > 15 else ""}. Take resnet18, 34, '
+            "50, 101, 152, or a class of mmpretrain's, such as convnext-tiny"
+        )
+    kind = known[max(fits, key=len)]
+    variant = name[len(max(fits, key=len)) :].strip('-_:')
+    taken: Dict[str, inspect.Parameter] = {}  # also what is handed on to those it inherits from
+    for base in reversed(kind.__mro__):
+        taken.update(inspect.signature(base.__init__).parameters)
+    config = dict(_delete_=True, type=f'mmpretrain.{kind.__name__}')
+    if variant.isdigit() and 'depth' in taken:
+        config['depth'] = int(variant)
+    elif variant and 'arch' in taken:
+        config['arch'] = variant
+    elif variant:
+        raise InputError(f'{kind.__name__} has no variants, got {name!r}')
+    # maps of any size, where something else is the default
+    maps = dict(gap_before_final_norm=False, out_type='featmap', pad_small_map=True)
+    config.update({key: value for key, value in maps.items() if key in taken})
+    norm = taken['norm_cfg'].default if 'norm_cfg' in taken else None
+    if isinstance(norm, dict) and norm.get('type') == 'BN':
+        config['norm_cfg'] = dict(default['norm_cfg'])
+    if 'out_indices' in default and 'out_indices' in taken:
+        config['out_indices'] = default['out_indices']
+    return config
+
+
+def survey_network(recipe_config: Config, name: str, size: int) -> Network:
+    """Builds an algorithm with a backbone, and tries it.
+
+    Args:
+        recipe_config (Config): Of :func:`read_recipe`.
+        name (str): Of :func:`find_backbone`.
+        size (int): Side of the views in pixels.
+
+    Raises:
+        InputError: There is no such backbone, or the algorithm cannot take it.
+    """
+    backbone = find_backbone(name, recipe_config.model.backbone)
+    config = Config(dict(model=recipe_config.model.to_dict()))
+    kind = config.model.type
+    try:
+        config.merge_from_dict(dict(model=dict(backbone=deepcopy(backbone))))
+        with DefaultScope.overwrite_default_scope('mmdense'):
+            channels = map_channels(MODELS.build(config.model.backbone))
+            if 'queue_len' in config.model:
+                config.model.queue_len = 8
+            if 'in_channels' in config.model.neck:
+                config.model.neck.in_channels = channels[-1]
+            model = MODELS.build(config.model)
+        stages = len(config.model.get('stage_weights', '1'))
+        kept, unused = _try_backbone(model.backbone, size, stages)
+        if unused > 0.1:
+            raise InputError(f'{unused:.0%} of its parameters do not take part in the maps')
+    except InputError as error:
+        raise InputError(f'{kind} cannot take the backbone {name}: {error}') from None
+    except Exception as error:  # of whatever backbone
+        text = str(error.args[0]) if error.args else type(error).__name__
+        text = ' '.join(text.split())
+        raise InputError(f'{kind} cannot take the backbone {name}: {text:.200}') from None
+    return Network(
+        backbone,
+        channels[-1],
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+        int(kept * _views(recipe_config)),
+        unused == 0,
+    )
+
+
+def _try_backbone(backbone: torch.nn.Module, size: int, stages: int) -> Tuple[float, float]:
+    """Bytes that backward needs of a view in float32, and the share of the parameters that get no
+    gradient from the last maps."""
+    images, storages = 2, {}
+    weights = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    backbone.train()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        maps = backbone(torch.zeros(images, 3, size, size))
+    sum(map_.sum() for map_ in maps[-stages:]).backward()
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    unused = sum(p.numel() for p in trained if p.grad is None)
+    return sum(storages.values()) / images, unused / sum(p.numel() for p in trained)
+
+
+def _views(recipe_config: Config) -> float:
+    """Views that a step computes gradients of, by their area."""
+    if recipe_config.model.type == 'DetCo':  # one, and nine patches of 2/7 of its side
+        return 1 + 9 * (64 / 224) ** 2
+    return 1 if recipe_config.model.type == 'DenseCL' else 2

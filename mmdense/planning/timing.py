@@ -1,0 +1,240 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""How long a run would take: some real steps, and what follows from them."""
+
+import io
+import os
+import resource
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from itertools import islice
+from statistics import median
+from typing import Iterator, List, NamedTuple, Optional
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmdense.engine.training import prepare_training, train_parser
+
+from .settings import FEWEST_IMAGES
+from .survey import Images, Machine
+
+# What docs/scaling.md counts with, of one GPU in mixed precision.
+GPU_FLOPS = 60e12
+# a step's thousands of small operations take so long to start, whatever is in them
+GPU_STEP = 0.03
+EIGHT = 8
+# of eight times one GPU's: gradients travel, and all wait for the slowest
+EFFICIENCY = 0.9
+
+
+class Times(NamedTuple):
+    """Of one process.
+
+    Attributes:
+        batch (int): Images in a step.
+        data (float): Seconds in which the data loader makes a batch.
+        step (float): Seconds of a step, its data being there.
+        flops (float): Operations of a step, multiplications and additions apart.
+        memory (int): Bytes at most: of the GPU, else of the process.
+    """
+
+    batch: int
+    data: float
+    step: float
+    flops: float
+    memory: int
+
+
+def time_steps(text: str, steps: int = 5, seconds: float = 60) -> Times:
+    """Times real steps of a config, and leaves nothing behind.
+
+    Args:
+        text (str): Of the config.
+        steps (int): How many to take the median of.
+        seconds (float): No step is begun after so many.
+    """
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'config.py')
+        with open(path, 'w') as f:
+            f.write(text)
+        args = train_parser().parse_args([path, '--work-dir', os.path.join(folder, 'run')])
+        with redirect_stdout(io.StringIO()):  # the log's lines
+            runner = prepare_training(args)
+            try:
+                return _time(runner, steps, seconds)
+            finally:
+                runner.visualizer.close()
+                for handler in runner.logger.handlers:
+                    handler.close()
+                logger.setLevel(level)
+
+
+def _time(runner: Runner, steps: int, seconds: float) -> Times:
+    runner.message_hub.update_info('max_iters', runner.max_iters)  # for the twin's schedule
+    runner._init_model_weights()
+    model, cuda = runner.model, torch.cuda.is_available()
+    loader = runner.train_dataloader
+    model.train()
+    batches = _endless(loader)
+    batch = next(batches)
+    data = _time_loader(batches, max(loader.num_workers, 1), seconds)
+    del batches
+    loader._iterator = None  # ends its workers: they take no cores from the steps
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    with FlopCounterMode(display=False) as counter:  # the first, which is slower for other reasons
+        model.train_step(batch, optim_wrapper=runner.optim_wrapper)
+    taken: List[float] = []
+    start = time.perf_counter()
+    while len(taken) < steps and (not taken or time.perf_counter() - start < seconds):
+        before = time.perf_counter()
+        model.train_step(batch, optim_wrapper=runner.optim_wrapper)
+        if cuda:
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - before)
+    return Times(
+        loader.batch_size, data, median(taken), counter.get_total_flops(), _peak_memory(cuda)
+    )
+
+
+def _endless(loader) -> Iterator:
+    while True:
+        yield from loader
+
+
+def _time_loader(batches: Iterator, workers: int, seconds: float) -> float:
+    """Seconds a batch, without a consumer that takes its time. Workers hand in theirs at the same
+    time, so that rounds of one batch from each are timed."""
+    rounds: List[float] = []
+    start = time.perf_counter()
+    list(islice(batches, 2 * workers))  # what was fetched ahead
+    while len(rounds) < 3 and (not rounds or time.perf_counter() - start < seconds):
+        before = time.perf_counter()
+        list(islice(batches, workers))
+        rounds.append(time.perf_counter() - before)
+    return median(rounds) / workers
+
+
+def _peak_memory(cuda: bool) -> int:
+    if cuda:
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def _guess_step(times: Times) -> float:
+    """Seconds of a step on a GPU."""
+    return max(times.flops / GPU_FLOPS, GPU_STEP)
+
+
+class Estimate(NamedTuple):
+    """How long a run takes.
+
+    Attributes:
+        here (float): Seconds, as timed.
+        eight (float, optional): Seconds on eight GPUs, by calculation; None for
+            too few images.
+        assumption (str): What that rests on.
+    """
+
+    here: float
+    eight: Optional[float]
+    assumption: str
+
+
+def estimate(times: Times, cfg: Config, images: Images, machine: Machine, gpus: int) -> Estimate:
+    """From a step to a run; a pure function.
+
+    Args:
+        times (Times): Of :func:`time_steps`, one process of the run.
+        cfg (Config): That was timed.
+        images (Images): Of the run.
+        machine (Machine): That was timed.
+        gpus (int): Processes of the run here.
+    """
+    steps = cfg.train_cfg.max_epochs * (images.count // (times.batch * gpus))
+    seen = steps * times.batch * gpus
+    here = steps * max(times.data, times.step) / (EFFICIENCY if gpus > 1 else 1)
+    step, assumption = times.step, f'each as fast as this {machine.name}'
+    if machine.device == 'cpu':
+        step = _guess_step(times)
+        assumption = (
+            f'a guess, no GPU is here: {GPU_FLOPS / 1e12:.0f} TFLOP/s each, '
+            f'{GPU_STEP * 1000:.0f} ms a step at least'
+        )
+    assumption += f', {EFFICIENCY:.0%} of eight times one, images loaded as fast as needed'
+    eight = None
+    if images.count >= EIGHT * FEWEST_IMAGES:
+        eight = seen / times.batch * step / EIGHT / EFFICIENCY
+    return Estimate(here, eight, assumption)
+
+
+def advise(
+    times: Times,
+    images: Images,
+    machine: Machine,
+    cfg: Config,
+    gpus: int = 1,
+    weights: Optional[str] = None,
+) -> List[str]:
+    """What would change the result or the time most, the most important first; a pure function.
+
+    Args:
+        times (Times): Of :func:`time_steps`.
+        images (Images): Of the run.
+        machine (Machine): Of the run.
+        cfg (Config): Of the run.
+        gpus (int): Processes of the run.
+        weights (str, optional): Published ones that the run could go on from.
+    """
+    advice = []
+    continued = cfg.get('load_from') or cfg.model.get('pretrained')
+    if images.count < 20_000 and not continued:
+        how = f'--init {weights}' if weights else '--init CHECKPOINT'
+        advice.append(
+            f'result: {images.count:,} images are few to begin from nothing; {how} goes on from '
+            'published weights'
+        )
+    if machine.device == 'cpu':
+        factor = times.step / _guess_step(times)
+        advice.append(f'time: one GPU computes a step about {_round(factor)} times as fast')
+    workers = cfg.train_dataloader.num_workers
+    if times.data > 1.1 * times.step:
+        wait = f'time: the {"GPU" if machine.device == "cuda" else "CPU"} waits for images'
+        spare = machine.cores // gpus
+        if workers < spare:
+            advice.append(f'{wait}; --workers {spare} uses all cores')
+        elif machine.device == 'cuda':
+            advice.append(
+                f'{wait}; leave colours and blur to it: '
+                'train_dataloader.dataset.pipeline.1.device_augment=True'
+            )
+        else:
+            advice.append(f'{wait}: more cores, or smaller files')
+    if machine.device == 'cuda' and machine.gpus > gpus and images.count >= 5000:
+        advice.append(f'time: --gpus {machine.gpus} uses all GPUs')
+    if images.count < 500:
+        advice.append('result: more images, of any quality and without labels, help most of all')
+    return advice
+
+
+def _round(value: float) -> str:
+    return f'{float(f"{value:.1g}"):,.0f}' if value >= 1 else '1'
+
+
+def duration(seconds: float) -> str:
+    """For people, two units at most."""
+    if seconds < 60:
+        return f'{seconds:.0f} s'
+    if seconds < 3600:
+        return f'{seconds / 60:.0f} min'
+    if seconds < 48 * 3600:
+        return f'{int(seconds // 3600)} h {int(seconds % 3600 // 60):02} min'
+    return f'{seconds / 86400:.1f} days'

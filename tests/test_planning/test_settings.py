@@ -1,0 +1,215 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""The rules hold for any images and any machine; the config says what the table says."""
+
+from functools import lru_cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.config import Config
+
+from mmdense import planning
+from mmdense.planning import Images, Machine, Network, Options
+from mmdense.planning.settings import choose_size, power_of_two
+from mmdense.utils.errors import DataError, InputError
+
+R50 = Network({}, 2048, 28_000_000, 86_000_000)
+CPU = Machine('cpu', '', 0, 16 << 30, 8, '')
+GPU = Machine('cuda', 'A100', 8, 80 << 30, 64, 'bfloat16')
+recipe_of = lru_cache(maxsize=None)(planning.read_recipe)
+
+
+def images_of(count, side=480):
+    return Images(dict(data_root='/images', data_prefix=''), count, side)
+
+
+def derive(count, machine=GPU, network=R50, side=480, **options):
+    options = Options(**options)
+    recipe = recipe_of(options.method)
+    return planning.derive_settings(images_of(count, side), machine, network, recipe, options)
+
+
+def changes(rows):
+    return {key: value for row in rows for key, value in row.config.items()}
+
+
+def shown(rows):
+    return {row.name: row.value for row in rows}
+
+
+machines = st.builds(
+    Machine,
+    device=st.sampled_from(['cpu', 'cuda']),
+    name=st.just('a GPU'),
+    gpus=st.just(64),
+    memory=st.integers(1 << 28, 200 << 30),
+    cores=st.integers(1, 256),
+    half=st.sampled_from(['', 'float16', 'bfloat16']),
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    method=st.sampled_from(planning.METHODS),
+    count=st.integers(8, 3_000_000),
+    side=st.integers(1, 9000),
+    gpus=st.integers(1, 64),
+    machine=machines,
+    init=st.sampled_from([None, 'a.pth']),
+    epochs=st.one_of(st.none(), st.integers(1, 5000)),
+)
+def test_rules(method, count, side, gpus, machine, init, epochs):
+    recipe = recipe_of(method)
+    asked = dict(method=method, gpus=gpus, init=init, epochs=epochs)
+    if count < 8 * gpus:
+        with pytest.raises(DataError, match='at least 8 are needed for each of'):
+            derive(count, machine, side=side, **asked)
+        return
+    rows = derive(count, machine, side=side, **asked)
+    new = changes(rows)
+    assert all(row.reason and '\n' not in row.reason for row in rows)
+    base = recipe.auto_scale_lr.base_batch_size
+    total = new.get('auto_scale_lr.base_batch_size', base)
+    batch = new.get('train_dataloader.batch_size', recipe.train_dataloader.batch_size)
+    assert total == batch * gpus <= count
+    assert batch == power_of_two(batch) >= 2 and total <= max(base, 2 * gpus)
+    lr = new.get('optim_wrapper.optimizer.lr', recipe.optim_wrapper.optimizer.lr)
+    assert lr / total == pytest.approx(recipe.optim_wrapper.optimizer.lr / base, rel=1e-5)
+    length = new['train_cfg.max_epochs']
+    assert length * (count // total) >= 1
+    assert epochs in (None, length)
+    if epochs is None:
+        limit = 20_000 if machine.device == 'cpu' else planning.settings.COCO_IMAGES_SEEN
+        assert 1 <= length <= 2000 and (length == 1 or length * count <= 1.5 * limit)
+    if 'queue_len' in recipe.model:
+        queue = new.get('model.queue_len', recipe.model.queue_len)
+        assert total <= queue <= min(count, recipe.model.queue_len) and queue % total == 0
+        assert queue == power_of_two(queue) or total != power_of_two(total)
+        # the largest power of two: not less than half of what there is
+        assert total != power_of_two(total) or 2 * queue > min(count, recipe.model.queue_len)
+    momentum = new.get('model.momentum', recipe.model.momentum)
+    assert recipe.model.momentum <= momentum <= 0.03
+    workers = new.get('train_dataloader.num_workers', recipe.train_dataloader.num_workers)
+    assert 1 <= workers <= 8 and (workers == 1 or workers * gpus <= machine.cores)
+    (schedule,) = new.get('param_scheduler', [recipe.param_scheduler[0].to_dict()])
+    if schedule['type'] == 'WarmupCosineLR':
+        assert 1 <= schedule['warmup'] <= max(1, length // 10)
+    else:
+        assert schedule['T_max'] == schedule['end'] == length
+    size = shown(rows)['view size']
+    assert 64 <= int(size.split()[0]) <= 224
+
+
+@given(st.integers(1, 20_000))
+def test_view_size(side):
+    size = choose_size(side, 224)
+    assert size % 32 == 0 and 64 <= size <= 224
+    assert side < 64 or side >= 224 or side - 32 < size <= side
+
+
+def test_170_images():
+    """The question that people ask."""
+    rows = shown(derive(170))
+    assert rows['batch'] == '32' and rows['queue'] == '128'
+    assert rows['epochs'] == '2,000' and rows['lr'] == '0.0375'
+    assert rows['twin momentum'] == '0.002' and rows['precision'] == 'bfloat16'
+    rows = shown(derive(170, CPU))
+    assert rows['epochs'] == '118' and rows['workers'] == 2
+    rows = shown(derive(170, method='slotcon'))
+    assert rows['prototypes'] == 16 and rows['warm-up'] == '100 epochs'
+
+
+@pytest.mark.parametrize('method', planning.METHODS)
+def test_coco_is_the_recipe(method):
+    """Eight large GPUs and COCO's images: what the paper did, but for how it is written."""
+    new = changes(derive(118_287, gpus=8, method=method))
+    incidental = {'randomness.seed', 'train_cfg.max_epochs'}
+    prefixes = ('train_dataloader.dataset.', 'default_hooks.p', 'optim_wrapper.')
+    left = {k: v for k, v in new.items() if k not in incidental and not k.startswith(prefixes)}
+    assert left == {}
+    assert new['train_cfg.max_epochs'] == recipe_of(method).train_cfg.max_epochs == 800
+    assert 'optim_wrapper.optimizer.lr' not in new
+
+
+def test_memory_bounds_the_batch():
+    rows = shown(derive(100_000, GPU._replace(memory=8 << 30, half='')))
+    # 0.8 · 8 GiB less 16 bytes a parameter, 1.4 · 86 MB an image
+    assert rows['batch'] == str(power_of_two((0.8 * (8 << 30) - 16 * 28e6) / (1.4 * 86e6))) == '32'
+    assert shown(derive(100_000, GPU._replace(memory=8 << 30)))['batch'] == '64'
+
+
+def test_going_on_from_weights():
+    fresh, going_on = derive(5000), derive(5000, init='a.pth')
+    assert changes(going_on)['load_from'] == 'a.pth'
+    assert (shown(fresh)['epochs'], shown(going_on)['epochs']) == ('800', '200')
+    backbone = derive(5000, init='a.pth', init_whole=False)
+    assert changes(backbone)['model.pretrained'] == 'a.pth'
+    assert 'load_from' not in changes(backbone)
+    rows = derive(500, method='slotcon', init='a.pth', init_prototypes=256)
+    assert shown(rows)['prototypes'] == 256
+
+
+def test_refusals():
+    with pytest.raises(DataError, match='^3 images in /images: at least 8 are needed, and hund'):
+        derive(3)
+    with pytest.raises(InputError, match='--gpus 9, but there are 8'):
+        derive(1000, gpus=9)
+    with pytest.raises(InputError, match='--batch-size 64 × 2 process.* more than 100 images'):
+        derive(100, batch_size=64, gpus=2)
+    with pytest.raises(InputError, match='--batch-size must be at least 2'):
+        derive(100, batch_size=1)
+    with pytest.raises(InputError, match='method must be one of densecl'):
+        planning.read_recipe('moco')
+
+
+def lookup(cfg, key):
+    for name in key.split('.'):
+        cfg = cfg[int(name) if isinstance(cfg, list) else name]
+    return cfg
+
+
+TINY = dict(_delete_=True, type='mmpretrain.ConvNeXt', arch='tiny')
+CONVNEXT = Network(TINY, 768, 3 * 10**7, 10**8, False)
+OPTIONS = dict(
+    small=dict(count=170, side=80),
+    cpu=dict(count=3000, machine=CPU, workers=0, seed=3),
+    large=dict(count=10**6, side=4000, gpus=3),
+    init=dict(count=500, init='a.pth'),
+    other=dict(
+        count=500,
+        network=CONVNEXT,
+    ),
+)
+
+
+@pytest.mark.parametrize('method', planning.METHODS)
+@pytest.mark.parametrize('case', OPTIONS)
+def test_config_is_the_settings(method, case):
+    rows = derive(method=method, **OPTIONS[case])
+    text = planning.config_text(method, rows, '/work', 'mmdense pretrain "a b"')
+    assert max(map(len, text.splitlines())) <= 130
+    cfg, recipe = Config.fromstring(text, '.py'), recipe_of(method)
+    assert cfg.work_dir == '/work'
+    pipelines = [
+        dict(pipeline=p) for p in (cfg.train_pipeline, cfg.train_dataloader.dataset.pipeline)
+    ]
+    for key, value in changes(rows).items():
+        if key.startswith('pipeline.'):
+            found = [lookup(pipeline, key) for pipeline in pipelines]
+        else:
+            found = [lookup(cfg, key)]
+        for item in found:
+            item = item.to_dict() if hasattr(item, 'to_dict') else item
+            plain = value
+            if isinstance(value, dict):
+                plain = {k: v for k, v in value.items() if k != '_delete_'}
+            if isinstance(plain, dict):
+                assert plain.items() <= item.items(), key
+                assert key != 'model.backbone' or plain.keys() == item.keys() - {'_scope_'}
+            else:
+                assert item == plain, key
+    # each setting's reason is beside it, and what is as in the recipe is not there
+    joined = ' '.join(line.strip().lstrip('# ') for line in text.splitlines())
+    for row in rows:
+        assert (f'{row.name}: {row.reason}' in joined) == bool(row.config), row
+    assert cfg.model.head.type == recipe.model.head.type

@@ -1,0 +1,191 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Images, backbones and steps as they are."""
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmdense import planning
+from mmdense.planning import Images, Machine, Options, Times
+from mmdense.utils.errors import CheckpointError, DataError, InputError
+
+
+@pytest.fixture
+def coco(images, tmp_path):
+    """As COCO is laid out."""
+    shutil.copytree(images, str(tmp_path / 'train2017'))
+    names = [dict(file_name=name) for name in sorted(os.listdir(images))[:12]]
+    path = tmp_path / 'annotations' / 'instances_train2017.json'
+    path.parent.mkdir()
+    path.write_text(json.dumps(dict(images=names)))
+    return path
+
+
+def test_images(images, coco, tmp_path):
+    found = planning.survey_images(images)
+    assert found == Images(dict(data_root=images, data_prefix=''), 16, 72, 0, 16)
+    with zipfile.ZipFile(tmp_path / 'images.zip', 'w') as file:
+        for name in sorted(os.listdir(images))[:9]:
+            file.write(os.path.join(images, name), f'a/{name}')
+    found = planning.survey_images(str(tmp_path / 'images.zip'))
+    assert (found.count, found.side) == (9, 72)
+    found = planning.survey_images(str(tmp_path / 'images.zip' / 'a'))
+    assert (found.count, found.side) == (9, 72)
+
+    found = planning.survey_images(str(coco))
+    assert (found.count, found.side) == (12, 72)
+    assert found.dataset['data_prefix'] == str(tmp_path / 'train2017')
+    shutil.move(str(tmp_path / 'train2017'), str(tmp_path / 'elsewhere'))
+    with pytest.raises(DataError, match='none of the images that .*json names exists.*--prefix'):
+        planning.survey_images(str(coco))
+    found = planning.survey_images(str(coco), str(tmp_path / 'elsewhere'))
+    assert found.count == 12 and found.dataset['data_prefix'] == str(tmp_path / 'elsewhere')
+
+
+def test_broken_images(images, tmp_path):
+    folder = tmp_path / 'images'
+    shutil.copytree(images, str(folder))
+    for i in (0, 3, 9):
+        (folder / f'{i:02}.jpg').write_bytes(b'none')
+    found = planning.survey_images(str(folder))
+    assert (found.count, found.unreadable, found.sampled) == (16, 3, 16)
+    for i in range(16):
+        (folder / f'{i:02}.jpg').write_bytes(b'')
+    with pytest.raises(DataError, match='none of 16 images tried of .* can be read: cannot read'):
+        planning.survey_images(str(folder))
+
+
+@pytest.mark.parametrize(
+    'name, channels, config',
+    [
+        ('resnet50', 2048, {}),
+        ('ResNet-34', 512, dict(depth=34)),
+        (
+            'convnext-atto',
+            320,
+            dict(
+                _delete_=True, type='mmpretrain.ConvNeXt', arch='atto', gap_before_final_norm=False
+            ),
+        ),
+    ],
+)
+def test_backbones(name, channels, config):
+    network = planning.survey_network(planning.read_recipe('densecl'), name, 64)
+    assert (network.in_channels, network.backbone, network.all_used) == (channels, config, True)
+    if name == 'resnet50':
+        # docs/scaling.md: 86 MB for a view of 224 px
+        assert network.bytes_per_image * (224 / 64) ** 2 == pytest.approx(86e6, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    'method, name, message',
+    [
+        ('densecl', 'nonsense', 'no backbone .*Take resnet18, 34, 50'),
+        ('densecl', 'reznet50', "there is no backbone 'reznet50'; the nearest: .*resnet50"),
+        ('densecl', 'resnet77', 'DenseCL cannot take the backbone resnet77: .*invalid depth 77'),
+        ('densecl', 'mobilenetv2-large', "MobileNetV2 has no variants, got 'mobilenetv2-large'"),
+        ('detco', 'mobilenetv2', 'DetCo cannot take .* of its parameters do not take part'),
+    ],
+)
+def test_refused_backbones(method, name, message):
+    with pytest.raises(InputError, match=message) as info:
+        planning.survey_network(planning.read_recipe(method), name, 64)
+    assert '\n' not in str(info.value)
+
+
+@pytest.mark.parametrize('method', planning.METHODS)
+def test_times_real_steps(method, images, tmp_path, monkeypatch):
+    """Also: every method's settings train; nothing stays on the disk."""
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    plan = planning.make_plan(images, Options(method=method, backbone='resnet18', epochs=3))
+    text = planning.config_text(method, plan.settings, str(tmp_path / 'none'), 'x')
+    times = planning.time_steps(text, steps=2)
+    assert os.listdir(tmp_path) == []
+    assert times.batch == 4 and times.memory > 10**8
+    assert 0 < times.data < times.step < 60
+    # three forwards' worth and the twin's: each at least an R18 at 64 px, 0.3 GFLOP
+    assert times.flops > 4 * 4 * 0.29e9
+
+
+def test_init(images, tmp_path, pretrained, exported):
+    """A checkpoint of the method fills all, another one the backbone; neither, one line."""
+    told = Options(backbone='resnet18', epochs=1, init=str(pretrained))
+    plan = planning.make_plan(images, told)
+    changes = {k: v for row in plan.settings for k, v in row.config.items()}
+    assert changes['load_from'] == str(pretrained) and 'model.pretrained' not in changes
+    plan = planning.make_plan(images, told._replace(method='pixpro'))
+    changes = {k: v for row in plan.settings for k, v in row.config.items()}
+    assert changes['model.pretrained'] == str(pretrained) and 'load_from' not in changes
+    backbone, tensors = exported(18)
+    plan = planning.make_plan(images, told._replace(init=backbone))
+    text = planning.config_text('densecl', plan.settings, str(tmp_path), 'x')
+    assert Config.fromstring(text, '.py').model.pretrained == backbone
+    with pytest.raises(CheckpointError, match='missing.pth'):
+        planning.make_plan(images, told._replace(init=str(tmp_path / 'missing.pth')))
+    with pytest.raises(InputError, match="there is no recipe 'denscl_r50_coco'; the nearest"):
+        planning.make_plan(images, told._replace(init='denscl_r50_coco'))
+
+
+CPU = Machine('cpu', '', 0, 16 << 30, 8, '')
+GPU = Machine('cuda', 'A100', 4, 80 << 30, 16, 'bfloat16')
+CFG = Config(
+    dict(
+        train_cfg=dict(max_epochs=100),
+        train_dataloader=dict(num_workers=4),
+        model=dict(type='DenseCL'),
+        load_from=None,
+    )
+)
+MANY = Images(dict(data_root='x', data_prefix=''), 64_000, 480)
+
+
+def test_estimate():
+    times = Times(64, data=0.1, step=0.2, flops=64e12, memory=1)
+    guess = planning.estimate(times, CFG, MANY, GPU, gpus=1)
+    assert guess.here == pytest.approx(100 * 1000 * 0.2)
+    assert guess.eight == pytest.approx(100 * 1000 * 0.2 / 8 / 0.9)
+    assert guess.assumption.startswith('each as fast as this A100')
+    # data-bound
+    assert planning.estimate(times._replace(data=0.3), CFG, MANY, GPU, 1).here == pytest.approx(3e4)
+    assert planning.estimate(times, CFG, MANY, GPU, gpus=4).here == pytest.approx(5000 / 0.9)
+    guess = planning.estimate(times._replace(step=20.0), CFG, MANY, CPU, gpus=1)
+    assert guess.here == pytest.approx(2e6)
+    assert guess.eight == pytest.approx(100 * 1000 * 64 / 60 / 8 / 0.9)
+    assert guess.assumption.startswith('a guess')
+    assert planning.estimate(times, CFG, MANY._replace(count=63), CPU, 1).eight is None
+
+
+def test_advice():
+    times = Times(64, data=0.1, step=0.2, flops=64e12, memory=1)
+    assert planning.advise(times, MANY, GPU, CFG, gpus=4) == []
+    (line,) = planning.advise(times, MANY, GPU, CFG)
+    assert line == 'time: --gpus 4 uses all GPUs'
+    (line,) = planning.advise(times._replace(data=0.3), MANY, GPU._replace(gpus=1), CFG)
+    assert line == 'time: the GPU waits for images; --workers 16 uses all cores'
+    (line,) = planning.advise(times._replace(data=0.3), MANY, GPU._replace(gpus=1, cores=4), CFG)
+    assert 'device_augment' in line
+    (line,) = planning.advise(times._replace(step=64.0), MANY, CPU, CFG)
+    assert line == 'time: one GPU computes a step about 60 times as fast'
+    few = MANY._replace(count=300)
+    lines = planning.advise(times, few, GPU, CFG, weights='densecl_r50_coco')
+    assert '--init densecl_r50_coco goes on' in lines[0] and 'more images' in lines[1]
+    lines = planning.advise(times, few, GPU, Config(dict(CFG, load_from='a.pth')))
+    assert len(lines) == 1 and 'more images' in lines[0]
+
+
+def test_duration():
+    assert [planning.duration(s) for s in (5, 90, 4000, 10**6)] == [
+        '5 s', '2 min', '1 h 06 min', '11.6 days',
+    ]  # fmt: skip
+
+
+def test_machine():
+    machine = planning.survey_machine()
+    assert machine.device == ('cuda' if torch.cuda.is_available() else 'cpu')
+    assert 1 <= machine.cores <= os.cpu_count() and machine.memory > 10**8
