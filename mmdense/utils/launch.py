@@ -90,10 +90,6 @@ def train(runner: Runner) -> None:
     except Exception:
         with one_line_errors(*(() if first.done else (Exception,))):
             raise
-    # ends persistent workers: when the program ends they are sent SIGTERM, which they put off
-    loader = getattr(getattr(runner, '_train_loop', None), 'dataloader', None)
-    if getattr(loader, '_iterator', None) is not None:
-        loader._iterator = None
 
 
 def _prepare_cpu_processes(cfg: Config) -> None:

@@ -2,6 +2,8 @@
 """The data loader's workers: how long they live, their threads, their memory."""
 
 import argparse
+import signal
+import time
 import zipfile
 
 import cv2
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from mmdense.datasets import UnlabeledDataset
 from mmdense.utils.launch import merge_common_arguments
+from mmdense.utils.workers import outlive_signals
 
 
 @pytest.fixture
@@ -46,6 +49,30 @@ def test_workers_live_for_the_whole_run(recipe):
     assert first == second and len(first) == 2
     first, second = processes_of_epochs(recipe(persistent_workers=False))
     assert not first & second
+
+
+def test_workers_and_sigterm(recipe):
+    """While a run listens they go on; else, when the program ends, they end at once."""
+    loader = recipe()
+    outlive_signals(True)
+    try:
+        iterator = iter(loader)
+        next(iterator)
+        workers = [psutil.Process(worker.pid) for worker in iterator._workers]
+        time.sleep(2)  # both have begun
+        for worker in workers:
+            worker.send_signal(signal.SIGUSR1)
+            worker.terminate()
+        assert psutil.wait_procs(workers, timeout=2)[0] == []
+        assert len(list(iterator)) == 3
+    finally:
+        outlive_signals(False)
+    iterator = iter(loader)
+    next(iterator)
+    workers[0].terminate()
+    with pytest.raises(RuntimeError, match='Terminated|exited unexpectedly'):  # PyTorch's watch
+        list(iterator)
+        time.sleep(5)
 
 
 PROBE = """

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import distributed
 
 from mmdense.registry import HOOKS
+from mmdense.utils.workers import outlive_signals
 
 from .checkpoint import CheckpointHook
 from .momentum_twin import accumulated
@@ -57,6 +58,7 @@ class PreemptionHook(Hook):
             )
         signals = self.signals if listens else ()
         self.before = {number: signal.signal(number, self._receive) for number in signals}
+        outlive_signals(bool(signals))
         # beside the GPUs' group: nothing has to wait for a device
         self.group = distributed.new_group(backend='gloo') if is_distributed() else None
 
@@ -111,5 +113,6 @@ class PreemptionHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Leave the signals as they were."""
+        outlive_signals(False)
         for number, handler in self.before.items():
             signal.signal(number, handler)
