@@ -2,6 +2,7 @@
 """How long a run would take: some real steps, and what follows from them."""
 
 import io
+import logging
 import os
 import resource
 import sys
@@ -71,8 +72,10 @@ def time_steps(text: str, steps: int = 5, seconds: float = 60) -> Times:
                 return _time(runner, steps, seconds)
             finally:
                 runner.visualizer.close()
-                for handler in runner.logger.handlers:
-                    handler.close()
+                for handler in list(runner.logger.handlers):
+                    if isinstance(handler, logging.FileHandler):  # its file goes
+                        handler.close()
+                        runner.logger.removeHandler(handler)
                 logger.setLevel(level)
 
 

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """A tiny run of a recipe, for tests and the processes that they start and kill."""
 
+import uuid
 from contextlib import redirect_stderr, redirect_stdout
 
 from mmengine.config import Config, DictAction
@@ -23,6 +24,7 @@ def tiny_config(recipe, images, work_dir, tiny_options, **options):
             'model.backbone.stem_channels': 8,
             'model.backbone.base_channels': 8,
             'work_dir': str(work_dir),
+            'experiment_name': uuid.uuid4().hex,  # MMEngine keeps one logger a name
             **options,
         }
     )

@@ -48,7 +48,6 @@ def train(repo, images, tmp_path, tiny_options):
             **{
                 'randomness.seed': 0,
                 'default_hooks.health': None,
-                'experiment_name': f'{name}_{np.random.randint(10**9)}',
                 **options,
             },
         )

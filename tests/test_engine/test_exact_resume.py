@@ -32,7 +32,6 @@ def train(repo, images, tmp_path, tiny_options):
             tiny_options(algorithm)[1:],
             load_from=resume and str(resume),
             resume=resume is not None,
-            experiment_name=f'{name}_{np.random.randint(10**9)}',
             **options,
         )
         runner = Runner.from_cfg(cfg)

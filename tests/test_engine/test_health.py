@@ -107,7 +107,6 @@ def train(repo, pictures, tmp_path, tiny_options):
                 'default_hooks.checkpoint.save_last': False,
                 'default_hooks.logger.interval': interval,
                 'default_hooks.health.interval': interval,
-                'experiment_name': f'{algorithm}_{np.random.randint(10**9)}',
             },
         )
         schedule = cfg.param_scheduler[0]

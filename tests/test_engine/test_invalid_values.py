@@ -5,7 +5,6 @@ import re
 import sys
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -65,7 +64,6 @@ def train(repo, images, tmp_path, tiny_options):
             **{
                 'default_hooks.checkpoint.interval': 1,
                 'randomness.seed': 1,
-                'experiment_name': f'{name}_{np.random.randint(10**9)}',
                 **options,
             },
         )

@@ -79,10 +79,11 @@ def test_nothing_grows(iterations, repo, images, tmp_path, tiny_options):
     growth, noise = slope(steps[1:], per_step)
     print(f'time of a step: {growth / per_step.mean():+.3f} ± {noise / per_step.mean():.3f} of it')
     assert growth < 2 * noise + 0.1 * per_step.mean()
-    # a line every 50 steps, and as much on the disk
+    # a line every 50 steps and at the end of an epoch, and as much on the disk
+    lines = iterations / 50 + iterations / 8
     written = sum(f.stat().st_size for f in (tmp_path / 'work').rglob('*') if 'events' in f.name)
     print(f'TensorBoard: {written / iterations:.0f} bytes a step')
-    assert 0 < written < 40 * iterations + 20_000
+    assert 0 < written < 2000 * lines + 20_000
     (log,) = (tmp_path / 'work').glob('*/vis_data/scalars.json')
-    assert len([json.loads(line) for line in log.open()]) <= iterations / 50 + iterations / 8
-    assert os.path.getsize(log) < 60 * iterations
+    assert len([json.loads(line) for line in log.open()]) <= lines
+    assert os.path.getsize(log) < 1000 * lines

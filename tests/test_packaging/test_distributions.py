@@ -76,7 +76,7 @@ def test_wheel_has_everything_and_nothing_else(source, wheels, of):
         links = [
             i.filename for i in wheel.infolist() if i.external_attr >> 16 & 0o170000 == 0o120000
         ]
-    modules = shipped(source, 'mmdense', {'.py'})
+    modules = shipped(source, 'mmdense', {'.py', '.html'})
     modules = {name for name in modules if not name.startswith('mmdense/.mim')}
     assert names == modules | mim_files(source)
     assert licences and not links

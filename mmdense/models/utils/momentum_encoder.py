@@ -67,7 +67,7 @@ class MomentumEncoder(ExponentialMovingAverage):
         self._steps = None
 
     def current_momentum(self) -> float:
-        """:math:`\alpha` of the next update."""
+        r""":math:`\alpha` of the next update."""
         if self.end_momentum is None:
             return self.momentum
         total = self.total_steps or MessageHub.get_current_instance().get_info('max_iters')

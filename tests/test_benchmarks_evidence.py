@@ -1,0 +1,411 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""The study of docs/evidence.md: stopped, killed and gone on with, and its page."""
+
+import fcntl
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+# Counts to --to in a file, a second a count; on SIGTERM it ends at once, and later goes on.
+COUNT = """
+import sys, time
+path, to, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+if to < 0:
+    sys.exit('there is no such number')
+done = len(open(path).read()) if __import__('os').path.exists(path) else 0
+while done < to:
+    time.sleep(pause)
+    open(path, 'a').write('.')
+    done += 1
+"""
+
+
+@pytest.fixture
+def evidence(repo, monkeypatch):
+    """Imports one of the study's modules."""
+    monkeypatch.syspath_prepend(str(repo / 'benchmarks'))
+    monkeypatch.syspath_prepend(str(repo / 'benchmarks' / 'evidence'))
+    return importlib.import_module
+
+
+@pytest.fixture
+def make(evidence, tmp_path):
+    """A study of pieces that count, by their ids: (what they need, their config)."""
+    pieces = evidence('pieces')
+
+    def piece(id, needs=(), to=1, pause=0.0, **options):
+        def read(folder):
+            path = folder / 'count'
+            done = path.is_file() and len(path.read_text()) >= abs(to)
+            return dict(metrics=dict(count=to)) if done else None
+
+        def command(folder, *products):
+            assert all(product.is_file() for product in products)
+            return [sys.executable, '-c', COUNT, str(folder / 'count'), str(to), str(pause)]
+
+        options = dict(dict(needs=needs, minutes=0.01, product='count'), **options)
+        return pieces.Piece(id, lambda: dict(to=to), command, read, 'counting.py', **options)
+
+    def study(*described, **options):
+        made = [piece(*one[:1], **one[1]) for one in described]
+        return pieces.Study(made, tmp_path / 'work', tmp_path / 'results', **options)
+
+    return study
+
+
+FIRST, SECOND = 'pretrain/a/seed0', 'frozen/a/seed0'
+
+
+def test_each_piece_is_run_once_and_leaves_a_result(make, capsys):
+    study = make((FIRST, dict(to=2)), (SECOND, dict(needs=(FIRST,))))
+    assert [study.state(id, study.missing()) for id in (FIRST, SECOND)] == ['pending', 'waiting']
+    assert study.run(only='frozen/*') == [] and not study.results()  # it needs the other
+    assert study.run() == []
+    results = study.results()
+    assert list(results) == [FIRST, SECOND] and not study.missing()
+    first = results[FIRST]
+    assert first['metrics'] == dict(count=2) and first['sessions'] == 1 and first['minutes'] >= 0
+    assert first['machine']['versions']['torch'] and first['machine']['threads']
+    text = study.results_dir / first['config']
+    assert text.name == 'counting.py' and text.read_text() == 'to = 1\n'  # the last one's
+
+    before = study.path(FIRST).stat().st_mtime_ns
+    capsys.readouterr()
+    assert study.run() == [] and capsys.readouterr().out == ''
+    assert study.path(FIRST).stat().st_mtime_ns == before
+    assert '0 of 2 to be run' in study.table()
+
+    # another machine has the results but not the weights, which only an unfinished piece needs
+    study.product(FIRST).unlink()
+    assert not study.missing()
+    study.path(SECOND).unlink()
+    assert study.missing() == [FIRST, SECOND] and study.run() == []
+
+
+def test_it_stops_in_time_and_goes_on(make, capsys):
+    described = (FIRST, dict(to=40, pause=0.1)), (SECOND, dict(needs=(FIRST,)))
+    start, study = time.monotonic(), make(*described)
+    assert study.run(minutes=1.6 / 60) == []
+    assert time.monotonic() - start < 2.5 and study.stopped == 'the time is up'
+    counted = len(study.product(FIRST).read_text())
+    assert 1 <= counted < 39
+    study = make(*described)
+    assert study.state(FIRST, study.missing()) == 'begun' and not study.results()
+    assert study.run() == []
+    first = study.results()[FIRST]
+    assert len(study.product(FIRST).read_text()) == 40  # not from the beginning
+    assert first['sessions'] == 2 and 4 < 60 * first['minutes'] < 8
+    assert f'{FIRST}: goes on' in capsys.readouterr().out
+
+
+def test_what_cannot_go_on_is_not_begun_too_late(make):
+    study = make((FIRST, dict(minutes=5, resumable=False)), (SECOND, {}))
+    assert study.run(minutes=1) == [] and list(study.results()) == [SECOND]
+
+
+def test_other_settings_make_results_stale(make):
+    make((FIRST, {}), (SECOND, dict(needs=(FIRST,)))).run()
+    study = make((FIRST, dict(to=2)), (SECOND, dict(needs=(FIRST,))))
+    missing = study.missing()
+    assert [study.state(id, missing) for id in (FIRST, SECOND)] == ['stale', 'stale']
+    assert study.results() == {} and set(study.results(stale=True)) == {FIRST, SECOND}
+    study.run()
+    assert study.results()[FIRST]['metrics'] == dict(count=2) and not study.results(stale=True)
+    assert len(list((study.work_dir / FIRST).iterdir())) == 2  # runs of each
+
+
+def test_a_failure_does_not_stop_the_others(make, capsys):
+    study = make((FIRST, dict(to=-1)), (SECOND, dict(needs=(FIRST,))), ('frozen/b/seed0', {}))
+    assert study.run() == [FIRST]
+    out = capsys.readouterr().out
+    assert f'{FIRST}: failed with exit code 1: there is no such number' in out
+    assert list(study.results()) == ['frozen/b/seed0']
+    assert study.run() == [FIRST]  # it is tried again
+
+
+def test_what_outlived_a_killed_study_is_left_alone_and_then_taken(make, capsys):
+    study = make((FIRST, {}), ('frozen/b/seed0', {}))
+    folder = study.folder(FIRST)
+    folder.mkdir(parents=True)
+    with open(folder / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert study.run() == [FIRST]
+    assert 'in use by another process' in capsys.readouterr().out
+    assert list(study.results()) == ['frozen/b/seed0']
+    (folder / 'count').write_text('.')  # its end
+    assert study.run() == [] and not (folder / 'log.txt').exists()
+
+
+# ------------------------------------------------------------------------------------------- plan
+
+
+@pytest.fixture
+def cfg(repo):
+    from mmengine.config import Config
+
+    return Config.fromfile(str(repo / 'benchmarks' / 'evidence' / 'configs' / 'cpu.py'))
+
+
+def test_the_order_has_all_pieces(evidence, cfg, tmp_path):
+    plan = evidence('plan')
+    cfg.seeds = [0, 1]
+    study = plan.make_study(cfg, tmp_path, tmp_path, tmp_path)
+    ids = plan.order(cfg, {})
+    assert sorted(ids) == sorted(study.pieces) and len(set(ids)) == len(ids)
+    for id in ids:  # what is needed comes before
+        assert all(ids.index(need) < ids.index(id) for need in study.pieces[id].needs)
+    seeds = [id[-1] for id in ids]
+    assert seeds == sorted(seeds)
+    kinds = list(dict.fromkeys(id.split('/')[0] for id in ids))
+    assert kinds == ['start', 'pretrain', 'frozen', 'camvid10', 'camvid', 'bccd10', 'bccd']
+
+
+def test_the_best_two_are_detected_first(evidence, cfg):
+    plan = evidence('plan')
+    scores = dict(random=9, mocov2=8, densecl=1, pixpro=5, slotcon=2, detco=4)
+    results = {
+        f'camvid10/{m}/seed0': dict(id=f'camvid10/{m}/seed0', metrics=dict(mIoU=score))
+        for m, score in scores.items()
+    }
+    ids = [id.split('/')[1] for id in plan.order(cfg, results) if id.startswith('bccd10/')]
+    assert ids[:4] == ['random', 'mocov2', 'pixpro', 'detco'] and len(ids) == 6
+
+
+def test_lists_are_every_tenth_image(evidence):
+    names = [f'{i:03}' for i in range(25)]
+    assert evidence('plan').every(names[::-1], 10, 0) == ['000', '010', '020']
+    assert evidence('plan').every(names, 10, 1) == ['001', '011', '021']
+
+
+@pytest.fixture
+def data(tmp_path, images):
+    """Data as the study wants them, as far as the settings of pretraining need them."""
+    os.makedirs(tmp_path / 'data' / 'camvid' / 'img_dir')
+    os.symlink(images, tmp_path / 'data' / 'unlabeled')
+    os.symlink(images, tmp_path / 'data' / 'camvid' / 'img_dir' / 'train')
+    return tmp_path / 'data'
+
+
+@pytest.mark.parametrize('method', ['mocov2', 'densecl'])
+def test_settings_are_those_of_the_rules_and_the_key_is_of_no_machine(
+    method, evidence, cfg, data, tmp_path
+):
+    plan = evidence('plan')
+    cfg.pretrain.epochs = 3
+    piece = f'pretrain/{method}/seed0'
+
+    def key(**options):
+        cfg.merge_from_dict(options)
+        return plan.make_study(cfg, tmp_path / 'w', tmp_path / 'r', data).key(piece)
+
+    made = plan._Plan(cfg, tmp_path, data).pretraining(method, 7, str(data))
+    assert made.model.backbone.depth == 18 and made.model.neck.in_channels == 512
+    assert made.train_cfg.max_epochs == 3 and made.randomness.seed == 7
+    assert made.train_dataloader.batch_size == 16 * 2  # of 32 images
+    assert made.optim_wrapper.optimizer.lr == pytest.approx(0.3 * 32 / 256)
+    assert made.model.queue_len == 32
+    view = made.train_dataloader.dataset.pipeline[1].transforms[0][0]
+    assert view.scale == 96
+    first = key()
+    moved = data.rename(tmp_path / 'moved')
+    assert plan.make_study(cfg, tmp_path, tmp_path, moved).key(piece) == first
+    moved.rename(data)
+    assert key(**{'pretrain.epochs': 4}) != first
+
+
+# ------------------------------------------------------------------------------------------- page
+
+
+MACHINE = dict(cpu='Abacus', cores=1, gpu=None, threads=1, versions=dict(torch='9'))
+
+
+def results_of(**figures):
+    """camvid10's mIoU of methods, one a seed."""
+    return {
+        (id := f'camvid10/{method}/seed{seed}'): dict(
+            id=id, metrics=dict(mIoU=value), machine=MACHINE, config='configs/camvid10.py'
+        )
+        for method, values in figures.items()
+        for seed, value in enumerate(values)
+    }
+
+
+def test_the_table_says_what_is_not_run(evidence, cfg, tmp_path):
+    page = evidence('page')
+    found = results_of(random=[10.0], mocov2=[20.0], densecl=[19.0])
+    text = page.document('{{ results }}\n{{ spread }}\n{{ missing }}', cfg, found, tmp_path)
+    heads, _, *rows = [line.strip('| ').split(' | ') for line in text.splitlines()]
+    assert heads[0] == 'camvid mIoU, 10 % of labels'  # the first is empty
+    assert rows[0][:3] == ['random weights', '10.0', 'not run']
+    assert rows[2][:2] == ['DenseCL', '19.0']
+    after = next(row for row in rows if row[0] == 'DenseCL after 0 iterations')
+    assert after[1:3] == ['not run', '–']  # all labels are not planned
+    assert 'One seed: the spread is not known.' in text
+    assert '3 of 51 pieces have been run' in text
+
+
+def test_differences_are_of_the_same_seeds(evidence, cfg, tmp_path):
+    page = evidence('page')
+    cfg.seeds = [0, 1]
+    found = results_of(random=[10, 12], mocov2=[20, 21], densecl=[19, 22], detco=[5, 6])
+    text = page.document('{{ results }}\n{{ expectations }}', cfg, found, tmp_path)
+    assert '| DenseCL | 20.5 ± 1.5 | not run |' in text
+    densecl = next(line for line in text.splitlines() if line.startswith('| DenseCL | +'))
+    assert densecl.startswith('| DenseCL | +9.5 ± 0.5 | not run |') and '| +0.0 ± 1.0 |' in densecl
+    # over random 1 of 2; over MoCo v2 0 of 1, for nothing was expected of DetCo there
+    assert 'Of 3 differences that have been run and were expected above 0, 1 are.' in text
+
+
+def test_the_committed_page_is_that_of_the_results(repo, evidence, cfg):
+    page = evidence('page')
+    folder = repo / 'benchmarks' / 'evidence'
+    if not page.DOCUMENT.is_file():
+        pytest.skip('it is not written yet')
+    cfg.seeds = page.seeds(cfg, folder / 'results')
+    template = (folder / 'page.md').read_text(encoding='utf-8')
+    found = page.read_results(cfg, folder / 'results')
+    written = page.document(template, cfg, found, folder / 'results')
+    assert page.DOCUMENT.read_text(encoding='utf-8') == written
+
+
+def test_committed_results_are_of_the_committed_configs(repo, evidence):
+    from mmengine.config import Config
+
+    digest, results = evidence('pieces').digest, repo / 'benchmarks' / 'evidence' / 'results'
+    for path in results.glob('*/*/*.json'):
+        result = json.loads(path.read_text(encoding='utf-8'))
+        config = Config.fromfile(str(results / result['config']))
+        assert digest(config.to_dict()) == result['config_digest'], path
+        assert all(len(curve) <= 200 for curve in result.get('curves', {}).values())
+
+
+# ------------------------------------------------------------------------------------- full scale
+
+
+def test_what_a_recipe_takes(repo, evidence):
+    from mmengine.config import Config
+
+    full_scale = evidence('full_scale')
+    cfg = Config.fromfile(str(repo / 'configs' / 'densecl_r50_coco.py'))
+    row = full_scale._row('densecl_resnet50_8xb32', 'COCO', 118_287, cfg)
+    assert row['steps'] == 800 * 462 and row['images_seen'] == 800 * 462 * 256
+    # 100 GFLOP an image: 53 ms of 60 TFLOP/s for a GPU's 32
+    cost = full_scale._cost(cfg, 118_287, 100e9, 50e6, 86e6)
+    seconds = 800 * 462 * 32 * 100e9 / 60e12 / 0.9
+    assert cost['days'] == pytest.approx(seconds / 86400, rel=1e-3)
+    assert cost['flops'] == pytest.approx(256 * 100e9)
+    assert cost['memory'] == pytest.approx(16 * 50e6 + 32 * 86e6 * 0.7)
+    # no step is shorter than its operations take to start
+    few = full_scale._cost(cfg, 118_287, 1e9, 50e6, 86e6)
+    assert few['days'] == pytest.approx(800 * 462 * 0.03 / 0.9 / 86400, rel=1e-3)
+
+    found = dict(rows=[dict(row, **cost)])
+    heads, _, line = full_scale.markdown(found).splitlines()
+    cells = dict(zip(heads.split(' | '), line.split(' | ')))
+    assert cells['images seen, millions'] == '95' and cells['steps'] == '369,600'
+    assert cells['TFLOP a step'] == '25.6' and cells['days on 8 GPUs'] == '0.25'
+
+
+@pytest.mark.slow
+def test_operations_are_counted(repo, evidence):
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(str(repo / 'configs' / 'densecl_r50_coco.py'))
+    flops, parameters, kept = evidence('full_scale').count_operations(cfg)
+    # a ResNet-50 has 4.1 G multiplications at 224 px: forward, twin, and twice that backward; a
+    # tenth more for heads and the queues
+    assert 4 * 2 * 4.1e9 < flops < 4 * 2 * 4.1e9 * 1.15
+    assert parameters == pytest.approx(32.6e6, rel=0.02) and kept == pytest.approx(86e6, rel=0.05)
+
+
+# ------------------------------------------------------------------------------------ end to end
+
+TINY = """
+_base_ = '{repo}/benchmarks/evidence/configs/cpu.py'
+methods = ['mocov2', 'densecl']
+pretrain = dict(
+    images=['camvid/img_dir/val'], size=64, batch_size=4, epochs=2, workers=0,
+    evaluation=dict(interval=1, max_images=2),
+)
+frozen = dict(options={{'max_images': 3, 'size': 96}})
+tasks = dict(
+    camvid=dict(controls=False, options={{
+        'model.data_preprocessor.size': (96, 128), 'train_cfg.max_iters': 3,
+        'train_dataloader.dataset.pipeline.3.crop_size': (96, 128),
+        'param_scheduler.0.end': 3, 'test_dataloader.dataset.indices': 2,
+        'train_dataloader.batch_size': 2, 'default_hooks.logger.interval': 1,
+    }}),
+    bccd=dict(options={{
+        'train_dataloader.dataset.pipeline.2.scales': [(160, 120)],
+        'test_dataloader.dataset.pipeline.1.scale': (160, 120), 'train_cfg.max_iters': 3,
+        'test_dataloader.dataset.indices': 2, 'train_dataloader.batch_size': 2,
+        'default_hooks.logger.interval': 1,
+    }}),
+)
+"""
+
+
+@pytest.mark.slow
+def test_the_whole_study(repo, evidence, data_root, tmp_path, require, run, monkeypatch):
+    require('mmseg')
+    require('mmcv._ext')
+    from mmengine.config import Config
+
+    config, results = tmp_path / 'tiny.py', tmp_path / 'results'
+    config.write_text(TINY.format(repo=repo))
+    command = [
+        *(sys.executable, 'benchmarks/evidence/study.py', '--config', config),
+        *('--data-root', data_root, '--work-dir', tmp_path / 'work', '--results', results),
+    ]
+
+    # stopped in the middle of an epoch, as by a scheduler
+    process = subprocess.Popen(
+        [*map(str, command), '--only', 'pretrain/densecl/*'],
+        cwd=repo,
+        env=dict(os.environ, PYTHONPATH=str(repo)),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(1200):
+        if list(tmp_path.rglob('scalars.json')) or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and 'stopped: SIGTERM' in out, out
+    assert list(tmp_path.rglob('iter_*.pth')) and not list(results.glob('pretrain/*'))
+
+    for pattern in ('start/*', 'pretrain/*', 'frozen/*', 'camvid10/*', 'bccd/densecl/*'):
+        done = run(*command, '--only', pattern)
+        assert done.returncode == 0, done.stdout
+    page, plan = evidence('page'), evidence('plan')
+    cfg = Config.fromfile(str(config))
+    study = plan.make_study(cfg, tmp_path / 'work', results, data_root)
+    found = study.results()
+    assert len(found) == 3 + 2 + 5 + 3 + 1
+    assert len(study.missing()) == len(study.pieces) - 14
+    trained = found['pretrain/densecl/seed0']
+    assert trained['sessions'] == 2 and trained['images_seen'] == 2 * 100
+    steps = [step for step, _ in trained['curves']['loss']]
+    assert steps == sorted(set(steps)) and steps[-1] == 50
+    names = (results / 'lists' / 'seed0' / 'camvid10.txt').read_text().split()
+    assert len(names) == 37
+    for id, keys in (('camvid10/random', {'mIoU'}), ('bccd/densecl', {'AP', 'AP50'})):
+        assert set(found[f'{id}/seed0']['metrics']) == keys
+
+    monkeypatch.setattr(page, 'DOCUMENT', tmp_path / 'docs' / 'evidence.md')
+    page.write(study, cfg, results, data_root)
+    text = page.DOCUMENT.read_text()
+    assert '14 of ' in text and '{{' not in text and '](images/evidence/curves.svg)' in text
+    files = [path for path in (tmp_path / 'docs').rglob('*') if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 300_000
+    for path in results.glob('*/*/*.json'):
+        result = json.loads(path.read_text())
+        again = Config.fromfile(str(results / result['config'])).to_dict()
+        assert evidence('pieces').digest(again) == result['config_digest'], path
