@@ -21,6 +21,7 @@ from .levels import (
     stage_maps,
     to_inputs,
 )
+from .local_backend import LocalVisBackend
 from .slots import (
     Picture,
     Survey,
@@ -37,6 +38,7 @@ from .slots import (
 
 __all__ = [
     'Backbones',
+    'LocalVisBackend',
     'Matches',
     'Panel',
     'Picture',

@@ -5,8 +5,12 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -165,6 +169,61 @@ def test_no_room(code, config, monkeypatch, tmp_path):
     assert latest_whole_checkpoint(str(work_dir)) == str(work_dir / 'iter_2.pth')
     log = next(work_dir.glob('*/*.log')).read_text()
     assert 'cannot write the checkpoint iter_3.pth' in log and 'training goes on' in log
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of some megabytes at the work directory, which can be made larger."""
+    work_dir = tmp_path / 'work'
+    work_dir.mkdir()
+
+    def mount(options):
+        command = ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(work_dir)]
+        return subprocess.run(command, capture_output=True).returncode
+
+    if sys.platform != 'linux' or mount('size=6m'):
+        pytest.skip('needs the right to mount')
+    yield lambda size: mount(f'remount,size={size}')
+    subprocess.run(['umount', '-l', str(work_dir)], check=True)
+
+
+def test_a_full_disk(small_disk, config, tmp_path, capfd):
+    """What is there stays whole; the run goes on to its end, and from the last checkpoint when
+    there is room again."""
+    work_dir = tmp_path / 'work'
+
+    class Fill(Hook):
+        priority = 'VERY_HIGH'
+
+        def after_train_iter(self, runner, *_, **__):
+            if runner.iter == 3:  # to the last page, and that of each file
+                with suppress(OSError), (work_dir / 'filler').open('wb', buffering=0) as f:
+                    while True:
+                        f.write(bytes(4096))
+                for scalars in work_dir.glob('*/vis_data/*.json'):
+                    with suppress(OSError), scalars.open('ab', buffering=0) as f:
+                        while True:
+                            f.write(b'\n')
+
+    options = {'train_cfg.max_epochs': 2, 'default_hooks.checkpoint.max_keep_ckpts': -1}
+    runner = Runner.from_cfg(config(**options))
+    runner.register_hook(Fill())
+    with pytest.raises(OSError, match='No space left'):
+        runner.train()
+    assert runner.iter == 7  # in the last one
+    saved = sorted(work_dir.glob('*.pth'))
+    assert saved and len(saved) < 8
+    for path in saved:
+        torch.load(path, weights_only=False)
+    last = latest_whole_checkpoint(str(work_dir))
+    assert last == str(work_dir / f'iter_{len(saved)}.pth')
+    said = capfd.readouterr().out
+    assert re.search('cannot write the checkpoint iter_[0-9].pth .*training goes on', said)
+    assert len(re.findall('cannot write to .*json: No space left on device', said)) == 1
+    assert small_disk('60m') == 0
+    Runner.from_cfg(config(**options, load_from=last, resume=True)).train()
+    assert latest_whole_checkpoint(str(work_dir)) == str(work_dir / 'iter_8.pth')
+    assert not list(work_dir.glob('.*.part'))
 
 
 def test_no_room_for_the_best(config, monkeypatch, tmp_path):
