@@ -294,6 +294,8 @@ def test_what_a_recipe_takes(repo, evidence):
     full_scale = evidence('full_scale')
     cfg = Config.fromfile(str(repo / 'configs' / 'densecl_r50_coco.py'))
     row = full_scale._row('densecl_resnet50_8xb32', 'COCO', 118_287, cfg)
+    assert 0.1 < row['measured']['cpu'] < 100
+    assert full_scale.measured('densecl_resnet101_8xb32') is None
     assert row['steps'] == 800 * 462 and row['images_seen'] == 800 * 462 * 256
     # 100 GFLOP an image: 53 ms of 60 TFLOP/s for a GPU's 32
     cost = full_scale._cost(cfg, 118_287, 100e9, 50e6, 86e6)

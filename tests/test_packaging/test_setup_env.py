@@ -287,7 +287,7 @@ def test_make_sets_up_first(checkout):
     result, calls = checkout.run('make', '-s', 'test', 'PYTEST_ARGS=-k name')
     assert result.returncode == 0, result.stdout
     assert ran(calls, 'pip wheel') == 1
-    assert 'pytest tests -m not slow -k name' in calls[-1]
+    assert 'pytest tests -m not slow -n 2 --dist loadfile -k name' in calls[-1]
     _, calls = checkout.run('make', '-s', 'demo', PYTHONPATH='/theirs')
     assert calls == []  # tools/demo.py, neither pip nor venv
 
@@ -299,7 +299,7 @@ def test_the_classic_line_has_its_own(checkout):
     assert ran(calls, '-r requirements/pins-classic.txt') == 1 and ran(calls, 'onedl') == 0
     assert ran(calls, 'pip wheel') == 1 and ' mmcv==' in ''.join(calls)
     assert list(checkout.fake.glob('.cache/mmdense/wheels/mmcv-*/torch-1/cp/*.whl'))
-    assert 'pytest tests -m not slow -k name' in calls[-1]
+    assert 'pytest tests -m not slow -n 2 --dist loadfile -k name' in calls[-1]
     # an environment of the user's is for the other targets
     env = dict(MMDENSE_PYTHON='/bin/true', PYTHONPATH='/theirs')
     _, calls = checkout.run('make', '-s', 'test-classic', **env)
