@@ -50,7 +50,7 @@ def make(evidence, tmp_path):
             return [sys.executable, '-c', COUNT, str(folder / 'count'), str(to), str(pause)]
 
         options = dict(dict(needs=needs, minutes=0.01, product='count'), **options)
-        return pieces.Piece(id, lambda: dict(to=to), command, read, 'counting.py', **options)
+        return pieces.Piece(id, lambda: dict(to=to), command, read, 'counting.json', **options)
 
     def study(*described, **options):
         made = [piece(*one[:1], **one[1]) for one in described]
@@ -73,7 +73,7 @@ def test_each_piece_is_run_once_and_leaves_a_result(make, capsys):
     assert first['metrics'] == dict(count=2) and first['sessions'] == 1 and first['minutes'] >= 0
     assert first['machine']['versions']['torch'] and first['machine']['threads']
     text = study.results_dir / first['config']
-    assert text.name == 'counting.py' and text.read_text() == 'to = 1\n'  # the last one's
+    assert text.name == 'counting.json' and json.loads(text.read_text()) == dict(to=1)  # the last's
 
     before = study.path(FIRST).stat().st_mtime_ns
     capsys.readouterr()
@@ -229,7 +229,7 @@ def results_of(**figures):
     """camvid10's mIoU of methods, one a seed."""
     return {
         (id := f'camvid10/{method}/seed{seed}'): dict(
-            id=id, metrics=dict(mIoU=value), machine=MACHINE, config='configs/camvid10.py'
+            id=id, metrics=dict(mIoU=value), machine=MACHINE, config='configs/camvid10.json'
         )
         for method, values in figures.items()
         for seed, value in enumerate(values)

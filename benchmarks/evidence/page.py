@@ -1,0 +1,348 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Writes docs/evidence.md from the results, with its pictures."""
+
+import json
+import re
+from pathlib import Path
+from statistics import mean
+from typing import Dict, List, Optional
+
+import full_scale
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from pieces import REPO, Study
+from plan import START, _few, order
+
+from mmdense.visualization import load_backbones
+from mmdense.visualization.features import load_images
+from mmdense.visualization.levels import pca_colours, stage_maps, to_inputs
+
+HERE = Path(__file__).resolve().parent
+DOCUMENT = REPO / 'docs' / 'evidence.md'
+IMAGES = 'images/evidence'  # beside the document
+NAMES = dict(
+    random='random weights',
+    mocov2='MoCo v2',
+    densecl='DenseCL',
+    pixpro='PixPro',
+    slotcon='SlotCon',
+    detco='DetCo',
+)
+EXPECTED = ('densecl', 'pixpro', 'slotcon')  # to beat MoCo v2 with few labels
+Results = Dict[str, dict]
+
+
+def write(study: Study, cfg: Config, results_dir: Path, data_root: Path) -> Path:
+    """The page and its pictures, of what has been run with these settings."""
+    results = study.results()
+    folder = DOCUMENT.parent / IMAGES
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(result.get('curves') for result in results.values()):
+        draw_curves(cfg, results, folder / 'curves.svg')
+    draw_features(study, cfg, data_root, folder / 'features.jpg')
+    template = (HERE / 'page.md').read_text(encoding='utf-8')
+    DOCUMENT.write_text(document(template, cfg, results, results_dir), encoding='utf-8')
+    return DOCUMENT
+
+
+def seeds(cfg: Config, results_dir: Path) -> List[int]:
+    """Those of the config, and those that there are results of."""
+    found = [int(path.stem[4:]) for path in results_dir.glob('*/*/seed*.json')]
+    return sorted({*cfg.seeds, *found})
+
+
+def read_results(cfg: Config, results_dir: Path) -> Results:
+    """All that are there, whether or not they are of these settings."""
+    paths = {id: results_dir / f'{id}.json' for id in order(cfg, {})}
+    return {
+        id: json.loads(path.read_text(encoding='utf-8'))
+        for id, path in paths.items()
+        if path.is_file()
+    }
+
+
+def document(template: str, cfg: Config, results: Results, results_dir: Path) -> str:
+    """The page.
+
+    Args:
+        template (str): With places {{ name }}.
+        cfg (Config): Of the study.
+        results (dict[str, dict]): Of the pieces, by id.
+        results_dir (Path): Where the configs and ``full_scale.json`` are.
+    """
+    results = {id: results[id] for id in order(cfg, {}) if id in results}
+    machines: List[dict] = []
+    pretrained = [r for r in results.values() if r['id'].startswith('pretrain/')]
+    seen = pretrained[0]['images_seen'] if pretrained else None
+    paper = results_dir / 'full_scale.json'
+    paper = json.loads(paper.read_text(encoding='utf-8')) if paper.is_file() else None
+    parts = dict(
+        missing=lambda: _missing(cfg, results),
+        images=lambda: f'{pretrained[0]["images"]:,}' if pretrained else '?',
+        size=lambda: cfg.pretrain.size,
+        epochs=lambda: cfg.pretrain.epochs,
+        share=lambda: cfg.share,
+        seen=lambda: f'{seen:,}' if seen else 'few',
+        settings=lambda: _settings(cfg, results, results_dir),
+        spread=lambda: _about_spread(results),
+        results=lambda: _table(cfg, results),
+        expectations=lambda: _expectations(cfg, results),
+        pretraining=lambda: _pretraining(cfg, results, machines),
+        curves=lambda: _picture('curves.svg', 'Learning curves of pretraining'),
+        pictures=lambda: _picture('features.jpg', 'Dense features before and after pretraining'),
+        gpu_flops=lambda: f'{paper["gpu_flops"] / 1e12:.0f}' if paper else '?',
+        full_scale=lambda: full_scale.markdown(paper) if paper else 'Not counted yet.',
+        machines=lambda: _machines(results, machines),
+        **{
+            f'{name}_iterations': lambda task=task: task.options['train_cfg.max_iters']
+            for name, task in cfg.tasks.items()
+        },
+    )
+    return re.sub(r'{{ (\w+) }}', lambda place: str(parts[place[1]]()), template)
+
+
+def name_of(method: str) -> str:
+    """In tables."""
+    if method.endswith(START):
+        return f'{NAMES.get(method[: -len(START)], method)} after 0 iterations'
+    return NAMES.get(method, method)
+
+
+def values(results: Results, kind: str, method: str, metric: str) -> List[float]:
+    """Of all seeds."""
+    found = [r for r in results.values() if r['id'].startswith(f'{kind}/{method}/')]
+    return [r['metrics'][metric] for r in found]
+
+
+def cell(numbers: List[float], sign: str = '') -> str:
+    """Mean, and half of the range where there are several."""
+    if not numbers:
+        return 'not run'
+    half = (max(numbers) - min(numbers)) / 2
+    return f'{mean(numbers):{sign}.1f}' + (f' ± {half:.1f}' if len(numbers) > 1 else '')
+
+
+def _columns(cfg: Config) -> List[tuple]:
+    """Head, kind and metric."""
+    found = []
+    for name, task in cfg.tasks.items():
+        for kind, labels in ((_few(cfg, name), f'{cfg.share} % of labels'), (name, 'all')):
+            found += [(f'{name} {metric}, {labels}', kind, metric) for metric in task.metrics]
+    found.append(('frozen, linear mIoU', 'frozen', 'linear_mIoU'))
+    return [*found, ('frozen, nearest mIoU', 'frozen', 'knn_mIoU')]
+
+
+def _rows(heads: List[str], rows: List[List[str]]) -> str:
+    lines = [heads, ['---'] * len(heads), *rows]
+    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+
+
+def _table(cfg: Config, results: Results) -> str:
+    columns = _columns(cfg)
+    planned = {id.rsplit('/', 1)[0] for id in order(cfg, {})}
+    rows = []
+    for method in ['random', *cfg.methods, *(f'{m}{START}' for m in cfg.methods)]:
+        cells = [
+            cell(values(results, kind, method, metric)) if f'{kind}/{method}' in planned else '–'
+            for _, kind, metric in columns
+        ]
+        rows.append([name_of(method), *cells])
+    return _rows(['', *(head for head, *_ in columns)], rows)
+
+
+def _expectations(cfg: Config, results: Results) -> str:
+    """Each dense method less random weights, and less MoCo v2; how many are as expected."""
+    compared, rows, met, known = [], [], 0, 0
+    for name, task in cfg.tasks.items():
+        metric = next(iter(task.metrics))
+        for kind, labels in ((_few(cfg, name), f'{cfg.share} %'), (name, 'all')):
+            compared.append((f'{name} {metric}, {labels}, over random', kind, metric, 'random'))
+    for name, task in cfg.tasks.items():
+        metric = next(iter(task.metrics))
+        head = f'{name} {metric}, {cfg.share} %, over MoCo v2'
+        compared.append((head, _few(cfg, name), metric, 'mocov2'))
+    for method in (m for m in cfg.methods if m != 'mocov2'):
+        row = [name_of(method)]
+        for _, kind, metric, base in compared:
+            ours, theirs = (values(results, kind, m, metric) for m in (method, base))
+            pairs = [a - b for a, b in zip(ours, theirs)]
+            row.append(cell(pairs, '+'))
+            if pairs and (base == 'random' or method in EXPECTED):
+                known += 1
+                met += mean(pairs) > 0
+        rows.append(row)
+    verdict = f'Of {known} differences that have been run and were expected above 0, {met} are.'
+    heads = ['', *(head for head, *_ in compared)]
+    return f'{_rows(heads, rows)}\n\n{verdict if known else "None of them has been run."}'
+
+
+def _about_spread(results: Results) -> str:
+    seeds = {result['id'].rsplit('seed', 1)[1] for result in results.values()}
+    several = 'Mean of the seeds ± half of their range; without ± it is one seed.'
+    return several if len(seeds) > 1 else 'One seed: the spread is not known.'
+
+
+def _missing(cfg: Config, results: Results) -> str:
+    ids = order(cfg, {})
+    rest = [id for id in ids if id not in results]
+    if not rest:
+        return f'All {len(ids)} pieces have been run.'
+    kinds: Dict[str, Dict[str, bool]] = {}
+    for id in ids:
+        kind, method, seed = id.split('/')
+        kinds.setdefault(f'{kind} (seed {seed[4:]})', {})[method] = id in rest
+    names = [
+        f'{kind}: {"all" if all(left.values()) else ", ".join(name_of(m) for m in left if left[m])}'
+        for kind, left in kinds.items()
+        if any(left.values())
+    ]
+    return (
+        f'**Not finished**: {len(ids) - len(rest)} of {len(ids)} pieces have been run; “not run” '
+        f'in the tables is what it says. Still to be run: {"; ".join(names)}.'
+    )
+
+
+def _settings(cfg: Config, results: Results, results_dir: Path) -> str:
+    """What differs between the methods, from their configs."""
+    rows = []
+    for method in cfg.methods:
+        found = [r for r in results.values() if r['id'].startswith(f'pretrain/{method}/')]
+        if not found:
+            continue
+        run = Config.fromfile(str(results_dir / found[0]['config']))
+        model, optimizer = run.model, run.optim_wrapper.optimizer
+        warmup = run.param_scheduler[0].get('warmup', 0)
+        rest = []
+        if 'queue_len' in model:
+            rest.append(f'queue of {model.queue_len:,}')
+        if 'num_prototypes' in model:
+            rest.append(f'{model.num_prototypes} prototypes')
+        for hook in run.get('custom_hooks') or ():
+            if hook.type == 'LambdaWarmupHook':
+                rest.append(f'dense loss from step {hook.start_iters}')
+        rows.append(
+            [
+                name_of(method),
+                f'{optimizer.type.split(".")[-1]}, {optimizer.lr:g}',
+                f'{warmup} epoch' if warmup else 'none',
+                run.train_dataloader.batch_size,
+                f'{model.momentum:g}',
+                ', '.join(rest),
+            ]
+        )
+    heads = ['', 'optimizer, learning rate', 'warm-up', 'batch', "twin's momentum", '']
+    return _rows(heads, rows) if rows else 'Not run yet.'
+
+
+def _pretraining(cfg: Config, results: Results, machines: List[dict]) -> str:
+    rows = []
+    for result in results.values():
+        kind, method, seed = result['id'].split('/')
+        if kind != 'pretrain':
+            continue
+        metrics, machine = result['metrics'], result['machine']
+        device = machine['gpu'] or f'CPU, {machine["threads"]} threads'
+        first = result['curves']['loss'][0][1]
+        rows.append(
+            [
+                f'{name_of(method)}, seed {seed[4:]}',
+                f'{result["images_seen"]:,}',
+                f'{result["minutes"]:.0f} min, sessions: {result["sessions"]}',
+                f'{device}, {_letter(machine, machines)}',
+                f'{first:.2f} → {metrics["loss"]:.2f}',
+                f'{metrics.get("knn_mIoU", float("nan")):.1f}',
+            ]
+        )
+    heads = ['', 'images seen', 'wall time', 'device', 'loss', 'nearest mIoU on 50 of val']
+    return _rows(heads, rows) if rows else 'Not run yet.'
+
+
+def _letter(machine: dict, machines: List[dict]) -> str:
+    if machine not in machines:
+        machines.append(machine)
+    return f'machine {chr(ord("A") + machines.index(machine))}'
+
+
+def _machines(results: Results, machines: List[dict]) -> str:
+    for result in results.values():
+        _letter(result['machine'], machines)
+    lines = []
+    for machine in machines:
+        ids = [r['id'] for r in results.values() if r['machine'] == machine]
+        kinds = ', '.join(sorted({id.split('/')[0] for id in ids}))
+        versions = ', '.join(f'{name} {value}' for name, value in machine['versions'].items())
+        device = machine['gpu'] or 'no GPU'
+        lines.append(
+            f'- {_letter(machine, machines)[8:]}: {machine["cpu"]}, {machine["cores"]} cores, '
+            f'{machine["threads"]} threads, {device}; {versions}. Pieces of {kinds}: {len(ids)}.'
+        )
+    return '\n'.join(lines) or 'None yet.'
+
+
+def _picture(name: str, words: str) -> str:
+    return f'![{words}]({IMAGES}/{name})' if (DOCUMENT.parent / IMAGES / name).is_file() else ''
+
+
+def draw_curves(cfg: Config, results: Results, path: Path) -> None:
+    """Nearest neighbours on val of all methods, and the loss of each."""
+    runs = [r for r in results.values() if r['id'].startswith('pretrain/')]
+    methods = [m for m in cfg.methods if any(f'/{m}/' in r['id'] for r in runs)]
+    panels = 1 + len(methods)
+    columns = min(3, panels)
+    figure = Figure(figsize=(3.6 * columns, 2.7 * -(-panels // columns)), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(-(-panels // columns), columns, squeeze=False).flat)
+    for empty in axes[panels:]:
+        empty.set_axis_off()
+    axes[0].set_title('nearest neighbours on val, mIoU', fontsize=9)
+    for i, method in enumerate(methods):
+        for run in (r for r in runs if f'/{method}/' in r['id']):
+            step = run['images_seen'] / max(run['curves']['loss'][-1][0], 1)  # images
+            label = name_of(method) if run['id'].endswith(f'seed{cfg.seeds[0]}') else None
+            # the first is of BatchNorm without statistics
+            knn = [p for p in run['curves'].get('knn_mIoU', []) if p[0] > 0]
+            axes[0].plot(*_thousands(knn, step), color=f'C{i}', marker='.', label=label)
+            axes[1 + i].plot(*_thousands(run['curves']['loss'], step), color=f'C{i}', lw=1)
+        axes[1 + i].set_title(f'{name_of(method)}, loss', fontsize=9)
+    axes[0].legend(fontsize=7)
+    for axis in axes[:panels]:
+        axis.set_xlabel('thousand images seen', fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    # the same results, the same file
+    with matplotlib.rc_context({'svg.hashsalt': 'mmdense', 'svg.fonttype': 'none'}):
+        figure.savefig(path, metadata=dict(Date=None))
+
+
+def _thousands(points: List[List[float]], step: float) -> tuple:
+    return [x * step / 1000 for x, _ in points], [y for _, y in points]
+
+
+def draw_features(study: Study, cfg: Config, data_root: Path, path: Path) -> Optional[Path]:
+    """The last maps of three test images, by principal components, of each backbone of the first
+    seed that is there; None without any."""
+    seed = cfg.seeds[0]
+    ids = [f'start/random/seed{seed}', *(f'pretrain/{m}/seed{seed}' for m in cfg.methods)]
+    files = {id.split('/')[1]: study.product(id) for id in ids if study.product(id).is_file()}
+    folder = data_root / 'camvid' / 'img_dir' / 'test'
+    if len(files) < 2 or not folder.is_dir():
+        return None
+    images = load_images([str(folder)], 3, 480)[0]
+    figure = Figure(figsize=(1.7 * (1 + len(files)), 1.32 * 3 + 0.3), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, 1 + len(files))
+    for row, image in enumerate(images):
+        axes[row][0].imshow(image)
+    for column, (method, file) in enumerate(files.items(), 1):
+        backbones = load_backbones(str(file))
+        maps = stage_maps(backbones.pretrained, to_inputs(images, backbones.preprocessor))[-1]
+        for row, colours in enumerate(pca_colours(maps).colours):
+            axes[row][column].imshow(colours)
+        axes[0][column].set_title(name_of(method), fontsize=9)
+    axes[0][0].set_title('image', fontsize=9)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=90, pil_kwargs=dict(quality=85))
+    return path

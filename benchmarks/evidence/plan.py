@@ -1,0 +1,372 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""The pieces of a study, from its config."""
+
+import json
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from mmengine.config import Config
+from pieces import REPO, Piece, Study, pairs
+
+from mmdense import planning
+from mmdense.checkpoints import convert_checkpoint
+from mmdense.datasets import UnlabeledDataset
+from mmdense.utils.errors import DataError
+from mmdense.utils.files import replacing
+from mmdense.utils.transfer import RANDOM, find_tasks
+from mmdense.visualization.charts import thin
+from mmdense.visualization.run_log import read_run
+
+HERE = Path(__file__).resolve().parent
+MOST = 200  # points of a curve
+START = '-0it'  # a method after 0 iterations
+
+
+def make_study(cfg: Config, work_dir: Path, results: Path, data_root: Path) -> Study:
+    """All pieces, and the order in which they are run.
+
+    Args:
+        cfg (Config): configs/cpu.py, or one that inherits it.
+        work_dir (Path): Of runs and weights.
+        results (Path): Of the results.
+        data_root (Path): The folder of the images.
+    """
+    plan = _Plan(cfg, results.absolute(), data_root.absolute())
+    pieces = []
+    for seed in cfg.seeds:
+        methods = ['random', *cfg.methods]
+        pieces += [plan.start(method, seed) for method in methods]
+        pieces += [plan.pretrain(method, seed) for method in cfg.methods]
+        methods += [f'{method}{START}' for method in cfg.methods]
+        pieces += [plan.frozen(method, seed) for method in methods]
+        for name, task in cfg.tasks.items():
+            for few in (True, False):
+                for method in methods:
+                    if not method.endswith(START) or (few and task.get('controls')):
+                        pieces.append(plan.transfer(name, few, method, seed))
+    return Study(pieces, work_dir, results, lambda found: order(cfg, found))
+
+
+def order(cfg: Config, results: Dict[str, dict]) -> List[str]:
+    """Of a study that may end anywhere: each step for all methods before the next one.
+
+    For each seed: weights, frozen features, then the tasks, first with few
+    labels; of a task with ``best`` the baselines and so many dense methods;
+    then controls, and what was left out.
+    """
+    ids = []
+    for seed in cfg.seeds:
+        first, later = [], []
+        methods = ['random', *cfg.methods]
+        starts = [f'{method}{START}' for method in cfg.methods]
+        first += [f'start/{method}/seed{seed}' for method in methods]
+        first += [f'pretrain/{method}/seed{seed}' for method in cfg.methods]
+        first += [f'frozen/{method}/seed{seed}' for method in [*methods, *starts]]
+        for name, task in cfg.tasks.items():
+            chosen = methods
+            if task.get('best'):
+                chosen = ['random', 'mocov2', *best(cfg, results)[: task.best]]
+            for kind in (_few(cfg, name), name):
+                rest = [method for method in methods if method not in chosen]
+                rest += starts if task.get('controls') and kind != name else []
+                first += [f'{kind}/{method}/seed{seed}' for method in chosen]
+                later += [f'{kind}/{method}/seed{seed}' for method in rest]
+        ids += first + later
+    return ids
+
+
+def best(cfg: Config, results: Dict[str, dict]) -> List[str]:
+    """The dense methods, those first that are best with few labels at the task that all do."""
+    name = next(iter(cfg.tasks))
+    metric = next(iter(cfg.tasks[name].metrics))
+    dense = [method for method in cfg.methods if method != 'mocov2']
+
+    def score(method: str) -> float:
+        found = [r for r in results.values() if r['id'].startswith(f'{_few(cfg, name)}/{method}/')]
+        return -sum(r['metrics'][metric] for r in found) / len(found) if found else float('inf')
+
+    return sorted(dense, key=score)
+
+
+def _few(cfg: Config, name: str) -> str:
+    """The kind of a task with few labels: camvid10."""
+    return f'{name}{cfg.share}'
+
+
+def every(names: List[str], share: int, seed: int) -> List[str]:
+    """``share`` per cent, evenly spaced; another seed takes their neighbours."""
+    step = round(100 / share)
+    return sorted(names)[seed % step :: step]
+
+
+class _Plan:
+    def __init__(self, cfg: Config, results: Path, data: Path) -> None:
+        self.cfg, self.results, self.data = cfg, results, data
+        # many pieces have the same
+        for name in ('pretraining', 'evaluating', 'finetuning'):
+            setattr(self, name, lru_cache(maxsize=None)(getattr(self, name)))
+
+    # -------------------------------------------------------------------------------- pretraining
+
+    @property
+    def images(self) -> int:
+        if not hasattr(self, '_images'):
+            folders = list(self.cfg.pretrain.images)
+            self._images = len(UnlabeledDataset(data_root=str(self.data), data_prefix=folders))
+        return self._images
+
+    def pretraining(self, method: str, seed: int = 0, data: str = 'data') -> Config:
+        """The config that `mmdense pretrain` would write, by the same rules."""
+        ours = self.cfg.pretrain
+        if method in planning.METHODS:
+            recipe = planning.read_recipe(method)
+        else:
+            recipe = Config.fromfile(str(HERE / 'configs' / f'{method}_r50_coco.py'))
+        options = planning.Options(
+            method=method,
+            backbone=ours.backbone,
+            epochs=ours.epochs,
+            batch_size=ours.batch_size,
+            workers=ours.workers,
+            size=ours.size,
+            seed=seed,
+        )
+        images = planning.Images(
+            dict(data_root=data, data_prefix=list(ours.images)), self.images, ours.size
+        )
+        half = 'bfloat16' if ours.device == 'cuda' else ''
+        machine = planning.Machine(ours.device, ours.device, 1, 16 * 2**30, 2, half)
+        network = planning.survey_network(recipe, ours.backbone, ours.size)
+        settings = planning.derive_settings(images, machine, network, recipe, options)
+        for setting in settings:
+            for key, value in setting.config.items():
+                where = 'train_dataloader.dataset.' if key.startswith('pipeline.') else ''
+                recipe.merge_from_dict({where + key: value})
+        evaluation = Config.fromfile(str(REPO / 'configs' / '_base_' / 'evaluation_camvid.py'))
+        evaluation = evaluation.default_hooks.evaluation
+        evaluation.update(ours.evaluation)
+        evaluation.data.data_root = f'{data}/camvid'
+        recipe.default_hooks.evaluation = evaluation
+        recipe.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1)
+        recipe.default_hooks.logger.interval = 5
+        recipe.merge_from_dict(dict(ours.get('options') or {}))
+        recipe.number_of_images = self.images
+        for unread in ('train_pipeline', 'view_pipeline', 'view_pipelines', 'patch_pipeline'):
+            recipe.pop(unread, None)
+        return recipe
+
+    def pretrain(self, method: str, seed: int) -> Piece:
+        def command(folder: Path) -> List[str]:
+            config = folder / 'config.py'
+            _write(config, self.pretraining(method, seed, str(self.data)).pretty_text)
+            return _python('tools/train.py', config, '--work-dir', folder / 'run', '--resume')
+
+        def read(folder: Path) -> Optional[dict]:
+            run, epochs = folder / 'run', self.cfg.pretrain.epochs
+            last = run / f'epoch_{epochs}.pth'
+            if not last.is_file():
+                return None
+            if not (run / 'backbone.pth').is_file():  # mmpretrain's
+                convert_checkpoint(str(last), str(run / 'backbone.pth'))
+            log = read_run(str(run))
+            batch = log.batch_size
+            seen = epochs * (self.images // batch) * batch
+            metrics = {_bare(name): float(c.values[-1]) for name, c in log.evaluation.items()}
+            return dict(
+                images=self.images,
+                images_seen=seen,
+                metrics=dict(loss=_round(log.train['loss'].values[-1]), **metrics),
+                curves=_curves(log, ['loss']),
+                seconds_a_step=_round(float(_median(log.train['time'].values))),
+            )
+
+        minutes = self.cfg.pretrain.minutes.get(method, 30)
+        return Piece(
+            f'pretrain/{method}/seed{seed}',
+            lambda: self.pretraining(method).to_dict(),
+            command,
+            read,
+            f'pretrain-{method}.json',
+            product='run/backbone.pth',
+            minutes=minutes,
+        )
+
+    def start(self, method: str, seed: int) -> Piece:
+        """Weights after 0 iterations."""
+
+        def config(seed: int = 0, data: str = 'data') -> Config:
+            if method != 'random':
+                return self.pretraining(method, seed, data)
+            source = self.pretraining(self.cfg.methods[0], seed, data)
+            depth = source.model.backbone.depth
+            evaluation = source.default_hooks.evaluation
+            return Config(
+                dict(
+                    model=dict(type='mmpretrain.ResNet', depth=depth, init_cfg=RANDOM),
+                    default_hooks=dict(evaluation=evaluation),
+                    randomness=dict(seed=seed),
+                )
+            )
+
+        def command(folder: Path) -> List[str]:
+            path = folder / 'config.py'
+            _write(path, config(seed, str(self.data)).pretty_text)
+            return _python(HERE / 'start.py', path, folder / 'backbone.pth')
+
+        def read(folder: Path) -> Optional[dict]:
+            made = (folder / 'backbone.pth').is_file()
+            return dict(images_seen=0, metrics={}) if made else None
+
+        return Piece(
+            f'start/{method}/seed{seed}',
+            lambda: config().to_dict(),
+            command,
+            read,
+            'start-random.json' if method == 'random' else f'pretrain-{method}.json',
+            product='backbone.pth',
+            minutes=0.7,
+            resumable=False,
+        )
+
+    # --------------------------------------------------------------------------------- downstream
+
+    def _needs(self, method: str, seed: int) -> str:
+        if method == 'random' or method.endswith(START):
+            return f'start/{method[: -len(START)] if method.endswith(START) else method}/seed{seed}'
+        return f'pretrain/{method}/seed{seed}'
+
+    def evaluating(self) -> dict:
+        """What tools/evaluate_features.py is told."""
+        cfg = Config.fromfile(str(REPO / self.cfg.frozen.config))
+        cfg = Config(cfg.default_hooks.evaluation)
+        cfg.merge_from_dict(dict(self.cfg.frozen.options))
+        return cfg.to_dict()
+
+    def frozen(self, method: str, seed: int) -> Piece:
+        ours = self.cfg.frozen
+        need = self._needs(method, seed)
+
+        def command(folder: Path, weights: Path) -> List[str]:
+            return _python(
+                *('tools/evaluate_features.py', f'{method}={weights}', '--data', ours.config),
+                *('--data-root', self.data / ours.data_root, '--out', folder / 'result.json'),
+                *('--cfg-options', *pairs(ours.options)),
+            )
+
+        def read(folder: Path) -> Optional[dict]:
+            path = folder / 'result.json'
+            return dict(metrics=json.loads(path.read_text())[method]) if path.is_file() else None
+
+        return Piece(
+            f'frozen/{method}/seed{seed}',
+            self.evaluating,
+            command,
+            read,
+            'frozen.json',
+            needs=(need,),
+            minutes=ours.minutes,
+            resumable=False,
+        )
+
+    def transferring(self, name: str, few: bool, seed: int = 0, lists: str = 'lists') -> dict:
+        """What is changed in the config of a task."""
+        options = dict(self.cfg.tasks[name].options, **{'randomness.seed': seed})
+        if few:
+            path = f'{lists}/seed{seed}/{_few(self.cfg, name)}.txt'
+            options['train_dataloader.dataset.ann_file'] = path
+        return options
+
+    def finetuning(self, name: str, few: bool) -> dict:
+        """The config of a task."""
+        cfg = Config.fromfile(find_tasks()[self.cfg.tasks[name].task])
+        cfg.merge_from_dict(self.transferring(name, few))
+        for node in (cfg, cfg.model.backbone):  # the environment's
+            node.pop('checkpoint', None)
+            node.pop('init_cfg', None)
+        return dict(cfg.to_dict(), share=self.cfg.share if few else 100)
+
+    def transfer(self, name: str, few: bool, method: str, seed: int) -> Piece:
+        ours = self.cfg.tasks[name]
+        kind = _few(self.cfg, name) if few else name
+        need = self._needs(method, seed)
+
+        def command(folder: Path, weights: Path) -> List[str]:
+            lists = self.results / 'lists'
+            if few:
+                names = every(_names(self.data / ours.train), self.cfg.share, seed)
+                _write(lists / f'seed{seed}' / f'{kind}.txt', '\n'.join(names) + '\n')
+            options = self.transferring(name, few, seed, str(lists))
+            return _python(
+                *('tools/transfer.py', f'weights={weights}', '--to', ours.task),
+                *('--work-dir', folder, '--data-root', self.data),
+                *('--cfg-options', *pairs(options)),
+            )
+
+        def read(folder: Path) -> Optional[dict]:
+            run = folder / 'weights' / ours.task
+            if not (run / 'result.json').is_file():
+                return None
+            found = json.loads((run / 'result.json').read_text())['metrics']
+            log = read_run(str(run))
+            return dict(
+                metrics={
+                    metric: round(found[key] * (1 if ours.percent else 100), 2)
+                    for metric, key in ours.metrics.items()
+                },
+                curves=_curves(log, ['loss']),
+                seconds_a_step=_round(float(_median(log.train['time'].values))),
+            )
+
+        return Piece(
+            f'{kind}/{method}/seed{seed}',
+            lambda: self.finetuning(name, few),
+            command,
+            read,
+            f'{kind}.json',
+            needs=(need,),
+            minutes=ours.minutes,
+        )
+
+
+def _names(path: Path) -> List[str]:
+    """Of images, without endings: of a folder, or the lines of a list."""
+    if path.is_dir():
+        return [file.stem for file in path.iterdir()]
+    if not path.is_file():
+        raise DataError(f'there is no {path}: name with --data-root the folder that has it')
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+def _curves(log, names: List[str]) -> Dict[str, List[List[float]]]:
+    """Of training, some, and of evaluations, all: [step, value], at most 200."""
+    found = {name: log.train[name] for name in names if name in log.train}
+    found.update({_bare(name): curve for name, curve in log.evaluation.items()})
+    curves = {}
+    for name, curve in found.items():
+        steps, values = thin(curve.steps, curve.values, MOST)[:2]
+        curves[name] = [[_round(s), _round(v)] for s, v in zip(steps.tolist(), values.tolist())]
+    return curves
+
+
+def _bare(name: str) -> str:
+    """Without ``eval/``."""
+    return name.split('/')[-1]
+
+
+def _round(value: float) -> float:
+    return float(f'{value:.5g}')
+
+
+def _median(values) -> float:
+    return sorted(values.tolist())[len(values) // 2]
+
+
+def _python(*words) -> List[str]:
+    return [sys.executable, *map(str, words)]
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(str(path)) as part, open(part, 'w', encoding='utf-8') as file:
+        file.write(text)
