@@ -530,3 +530,16 @@ def test_precise_bn(name, workers, inherit, require, exported, coco, tmp_path):
     (saved,) = (tmp_path / 'work').glob('*_1.pth')
     state = torch.load(saved, weights_only=False)['state_dict']
     assert torch.equal(state['backbone.bn1.running_mean'], norm.running_mean)
+
+
+def test_boxes_to_learn_from_have_an_area(repo, data_root):
+    """One of BCCD's has none."""
+    path = repo / 'configs' / 'transfer' / 'mmdet' / 'faster-rcnn_r50_fpn_bccd.py'
+    cfg = Config.fromfile(str(path)).train_dataloader.dataset
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(dict(cfg, data_root=str(data_root / 'bccd'), pipeline=[]))
+    boxes = [box for i in range(len(dataset)) for box in dataset.get_data_info(i)['instances']]
+    assert len(boxes) > 2000 and sum(box['ignore_flag'] for box in boxes) == 1
+    for box in boxes:
+        x0, y0, x1, y1 = box['bbox']
+        assert box['ignore_flag'] or (x1 > x0 and y1 > y0)

@@ -27,7 +27,11 @@ train_dataloader = dict(
     sampler=dict(type='InfiniteSampler', shuffle=True),
     batch_sampler=None,
     dataset=dict(
-        _delete_=True, ann_file='ImageSets/Main/train.txt', pipeline=_base_.train_pipeline, **bccd
+        _delete_=True,
+        ann_file='ImageSets/Main/train.txt',
+        filter_cfg=dict(bbox_min_size=1),  # one box has no area: its loss would be NaN
+        pipeline=_base_.train_pipeline,
+        **bccd,
     ),
 )
 val_dataloader = dict(
