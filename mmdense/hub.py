@@ -10,6 +10,7 @@ from typing import Dict, List, NamedTuple, Optional, Union
 from mmengine.fileio import load
 
 from mmdense.utils.errors import InputError
+from mmdense.utils.log_level import log_level
 
 _MIM = Path(__file__).parent / '.mim'
 
@@ -86,7 +87,8 @@ def get_model(name: str, pretrained: Union[bool, str] = False, **overrides):
     config.merge_from_dict(dict(model=overrides))
     with DefaultScope.overwrite_default_scope('mmdense'):
         model = MODELS.build(config.model)
-    _init_weights(model)
+    with log_level('WARNING'):
+        model.init_weights()
     if source:
         _fill(model, str(source))
     return model.eval()
@@ -141,19 +143,6 @@ def _required_weights(name: str) -> Weights:
             'checkpoint'
         )
     return weights
-
-
-def _init_weights(model) -> None:
-    """MMEngine lists every tensor where no run's log file takes the list."""
-    from mmengine.logging import MMLogger
-
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')
-    try:
-        model.init_weights()
-    finally:
-        logger.setLevel(level)
 
 
 def _fill(model, source: str) -> None:

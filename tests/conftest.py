@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import importlib.util
 import os
+import random
 import runpy
 import socket
 import subprocess
@@ -37,6 +38,16 @@ def _missing(reason: str) -> None:
     """Skips what a stranger cannot run; fails where CI=true, for a skip there
     would hide that nothing was tested."""
     pytest.fail(reason) if os.environ.get('CI') == 'true' else pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Whatever ran before, in whatever order."""
+    random.seed(0)
+    if 'numpy' in sys.modules:
+        sys.modules['numpy'].random.seed(0)
+    if 'torch' in sys.modules:
+        sys.modules['torch'].manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

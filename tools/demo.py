@@ -36,11 +36,10 @@ from mmdense.utils.launch import one_line_errors  # noqa: E402
 from mmdense.visualization import (  # noqa: E402
     Panel,
     calibrate,
-    cut_view,
     draw_correspondence,
+    draw_view_pair,
     match_errors,
     match_views,
-    true_places,
 )
 
 REPO = Path(__file__).resolve().parents[1]
@@ -282,22 +281,9 @@ def to_tensor(preprocess, views):
 
 
 def view_pair(photo, random):
-    """Two views that share a third of the first or more: boxes and images."""
-    while True:
-        boxes = [random_box(photo, random) for _ in range(2)]
-        if true_places(*boxes, (8, 8), (8, 8))[1].float().mean() >= 1 / 3:
-            break
-    views = [jitter(cut_view(photo, box, VIEW), random) for box in boxes]
-    return boxes, views
-
-
-def random_box(photo, random):
-    """A square of 55 to 90 % of the short side, mirrored half of the time."""
-    side = random.uniform(0.55, 0.9) * min(photo.size)
-    width, height = side / photo.width, side / photo.height
-    x0, y0 = random.uniform(0, 1 - width), random.uniform(0, 1 - height)
-    x0, x1 = (x0, x0 + width) if random.rand() < 0.5 else (x0 + width, x0)
-    return x0, y0, x1, y0 + height
+    """Two views that differ in brightness, contrast and colour too: boxes and images."""
+    boxes, views = draw_view_pair(photo, VIEW, random)
+    return boxes, [jitter(view, random) for view in views]
 
 
 def jitter(view, random):

@@ -4,7 +4,6 @@ python tools/evaluate_features.py CHECKPOINT … --data configs/_base_/evaluatio
 
 import argparse
 import json
-import os.path as osp
 import sys
 import warnings
 
@@ -18,8 +17,9 @@ MMLogger.get_current_instance().setLevel('ERROR')
 from mmdense.evaluation import calibrate_on, evaluate_features  # noqa: E402
 from mmdense.registry import DATASETS  # noqa: E402
 from mmdense.utils.errors import InputError  # noqa: E402
-from mmdense.utils.files import replacing  # noqa: E402
+from mmdense.utils.files import write_text  # noqa: E402
 from mmdense.utils.launch import CONFIG_ERRORS, one_line_errors  # noqa: E402
+from mmdense.utils.transfer import split_name  # noqa: E402
 from mmdense.visualization import load_backbones  # noqa: E402
 
 
@@ -86,8 +86,9 @@ def main():
     # TypeError and RuntimeError: settings that there are not, a backbone that takes no images
     with one_line_errors(*CONFIG_ERRORS):
         settings = read_settings(args)
-        named = [c.split('=', 1) if '=' in c else (c, c) for c in args.checkpoints]
-        for name, checkpoint in named:
+        for argument in args.checkpoints:
+            name, checkpoint = split_name(argument)
+            name = name or checkpoint
             print(f'{name} …', file=sys.stderr, flush=True)
             backbones = load_backbones(checkpoint)
             if args.baseline and not results:
@@ -100,8 +101,7 @@ def main():
             )
         print_table(results)
         if args.out:
-            with replacing(osp.abspath(args.out)) as part, open(part, 'w') as file:
-                json.dump(results, file, indent=2)
+            write_text(args.out, json.dumps(results, indent=2))
 
 
 if __name__ == '__main__':

@@ -2,7 +2,6 @@
 """A study in pieces that may be stopped or killed at any moment: each is run once, and leaves a
 small result that is text."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,19 +9,18 @@ import re
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import common  # benchmarks/common.py
 import torch
 
-from mmdense.utils.errors import InputError, MMDenseError
-from mmdense.utils.files import replacing
+from mmdense.utils.errors import MMDenseError
+from mmdense.utils.files import locked, write_text
 
 REPO = Path(__file__).resolve().parents[2]
 RESERVE = 30  # seconds in which a piece saves and ends
@@ -206,7 +204,7 @@ class Study:
     def _run(self, piece: Piece, end: float) -> None:
         folder = self.folder(piece.id)
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / 'lock') as lock:
+        with locked(str(folder / 'lock')) as lock:
             found = piece.read(folder)  # by a program that outlived the study
             if found is None:
                 log = folder / 'log.txt'
@@ -311,24 +309,12 @@ def _put(path: Path, content: Any) -> None:
     if not isinstance(content, str):
         content = json.dumps(content, indent=1, ensure_ascii=False) + '\n'
         content = re.sub(r'\[\s+([^\s,\]]+),\s+([^\s,\]]+)\s+\]', r'[\1, \2]', content)  # points
-    with replacing(str(path)) as part, open(part, 'w', encoding='utf-8') as file:
-        file.write(content)
+    write_text(str(path), content)
 
 
 def _last_line(path: Path) -> str:
     lines = [line.strip() for line in path.read_text(errors='replace').splitlines()]
     return next((line[:300] for line in reversed(lines) if line), 'no output')
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Held by the program, too: should the study be killed, that goes on without it."""
-    with open(path, 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f'{path.parent} is in use by another process') from None
-        yield file.fileno()
 
 
 def pairs(options: Dict[str, Any]) -> Tuple[str, ...]:

@@ -14,7 +14,7 @@ from mmdense import planning
 from mmdense.checkpoints import convert_checkpoint
 from mmdense.datasets import UnlabeledDataset
 from mmdense.utils.errors import DataError
-from mmdense.utils.files import replacing
+from mmdense.utils.files import write_text
 from mmdense.utils.transfer import RANDOM, find_tasks
 from mmdense.visualization.charts import thin
 from mmdense.visualization.run_log import read_run
@@ -160,7 +160,7 @@ class _Plan:
     def pretrain(self, method: str, seed: int) -> Piece:
         def command(folder: Path) -> List[str]:
             config = folder / 'config.py'
-            _write(config, self.pretraining(method, seed, str(self.data)).pretty_text)
+            write_text(str(config), self.pretraining(method, seed, str(self.data)).pretty_text)
             return _python('tools/train.py', config, '--work-dir', folder / 'run', '--resume')
 
         def read(folder: Path) -> Optional[dict]:
@@ -212,7 +212,7 @@ class _Plan:
 
         def command(folder: Path) -> List[str]:
             path = folder / 'config.py'
-            _write(path, config(seed, str(self.data)).pretty_text)
+            write_text(str(path), config(seed, str(self.data)).pretty_text)
             return _python(HERE / 'start.py', path, folder / 'backbone.pth')
 
         def read(folder: Path) -> Optional[dict]:
@@ -296,7 +296,7 @@ class _Plan:
             lists = self.results / 'lists'
             if few:
                 names = every(_names(self.data / ours.train), self.cfg.share, seed)
-                _write(lists / f'seed{seed}' / f'{kind}.txt', '\n'.join(names) + '\n')
+                write_text(str(lists / f'seed{seed}' / f'{kind}.txt'), '\n'.join(names) + '\n')
             options = self.transferring(name, few, seed, str(lists))
             return _python(
                 *('tools/transfer.py', f'weights={weights}', '--to', ours.task),
@@ -365,8 +365,3 @@ def _median(values) -> float:
 
 def _python(*words) -> List[str]:
     return [sys.executable, *map(str, words)]
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(str(path)) as part, open(part, 'w', encoding='utf-8') as file:
-        file.write(text)

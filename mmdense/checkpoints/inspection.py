@@ -11,7 +11,6 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.model.weight_init import PretrainedInit
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mmdense.utils.errors import InputError
+from mmdense.utils.log_level import log_level
 
 from .formats import (
     Recognised,
@@ -378,7 +378,7 @@ def check_fit(checkpoint: str, cfg: Config, prefix: Optional[str] = None) -> Lis
         if not match.problem:
             init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=checkpoint, prefix=prefix)
             module = _build(dict(part_cfg, init_cfg=init_cfg), scope, path)
-            with _silence():
+            with log_level('CRITICAL'):
                 module.init_weights()
             filled = _equal(module.state_dict(), match.offered)
         notes = [
@@ -403,25 +403,13 @@ def _parts(node, path: str) -> Iterator[Tuple[str, dict, dict]]:
 
 def _build(cfg: dict, scope: str, path: str) -> nn.Module:
     try:
-        with DefaultScope.overwrite_default_scope(scope), _silence():
+        with DefaultScope.overwrite_default_scope(scope), log_level('CRITICAL'):
             return MODELS.build(copy.deepcopy(cfg))
     except Exception as error:  # whatever a wrong value raises
         text = ' '.join(str(error).split())
         raise InputError(
             f'{path} of the config cannot be built: {type(error).__name__}: {text[:300]}'
         ) from error
-
-
-class _silence:
-    """MMEngine logs every tensor that it initialises."""
-
-    def __enter__(self) -> None:
-        self.logger = MMLogger.get_current_instance()
-        self.level = self.logger.level
-        self.logger.setLevel('CRITICAL')
-
-    def __exit__(self, *_) -> None:
-        self.logger.setLevel(self.level)
 
 
 def _equal(tensors: Dict[str, Tensor], wanted: Dict[str, Tensor]) -> int:
@@ -438,7 +426,7 @@ def filled_by_mmengine(module: nn.Module, checkpoint: str, prefix: Optional[str]
     for value in module.state_dict().values():
         if value.is_floating_point():
             value.fill_(float('nan'))
-    with _silence(), suppress(AssertionError):  # nothing below the prefix
+    with log_level('CRITICAL'), suppress(AssertionError):  # nothing below the prefix
         PretrainedInit(checkpoint, prefix)(module)
     tensors = module.state_dict()
     empty = {k for k, v in tensors.items() if v.is_floating_point() and v.isnan().all()}

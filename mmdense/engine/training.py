@@ -3,6 +3,7 @@
 
 import argparse
 import os.path as osp
+from typing import Union
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -56,9 +57,8 @@ def merge_train_arguments(cfg: Config, args: argparse.Namespace) -> None:
         if get_device() == 'cpu':
             raise ValueError('--amp needs a GPU: leave it out on the CPU')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        # bfloat16 has float32's range: nothing to scale, and no step waits to hear of an overflow
-        scaled = cfg.optim_wrapper.setdefault('dtype', 'float16') == 'float16'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic' if scaled else dict(enabled=False))
+        dtype = cfg.optim_wrapper.setdefault('dtype', 'float16')
+        cfg.optim_wrapper.setdefault('loss_scale', loss_scale(dtype))
     if args.resume == 'auto' or (args.resume is None and cfg.get('resume') and not cfg.load_from):
         args.resume = latest_whole_checkpoint(cfg.work_dir)
         cfg.resume = False  # where there is none
@@ -73,6 +73,12 @@ def merge_train_arguments(cfg: Config, args: argparse.Namespace) -> None:
         for split in ('train', 'val'):
             if cfg.get(f'{split}_dataloader'):
                 cfg[f'{split}_dataloader'].persistent_workers = False
+
+
+def loss_scale(dtype: str) -> Union[str, dict]:
+    """``AmpOptimWrapper``'s argument: bfloat16 has float32's range, so there is nothing to scale,
+    and no step waits to hear of an overflow."""
+    return 'dynamic' if dtype == 'float16' else dict(enabled=False)
 
 
 def keep_config(cfg: Config) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from mmengine.config import Config
 
+from mmdense.engine.training import loss_scale
 from mmdense.utils.errors import DataError, InputError
 
 from .survey import Images, Machine, Network
@@ -282,8 +283,7 @@ def _precision(machine: Machine) -> Setting:
         return Setting('precision', 'float32', f'{what} computes no faster in half of it')
     config: Dict[str, Any] = {'optim_wrapper.type': 'AmpOptimWrapper'}
     config['optim_wrapper.dtype'] = machine.half
-    scaled = machine.half == 'float16'  # bfloat16 has float32's range
-    config['optim_wrapper.loss_scale'] = 'dynamic' if scaled else dict(enabled=False)
+    config['optim_wrapper.loss_scale'] = loss_scale(machine.half)
     return Setting('precision', machine.half, f'mixed; {machine.name} has it', config)
 
 

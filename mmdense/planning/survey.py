@@ -20,6 +20,7 @@ from mmdense.datasets import UnlabeledDataset
 from mmdense.datasets.transforms.loading import UnreadableImageError
 from mmdense.models.utils import map_channels
 from mmdense.registry import MODELS
+from mmdense.utils.collect_env import cpu_cores
 from mmdense.utils.errors import DataError, InputError
 
 METHODS = ('densecl', 'pixpro', 'slotcon', 'detco')
@@ -142,10 +143,7 @@ def _open(path: str, prefix: Optional[str]) -> Tuple[dict, UnlabeledDataset]:
 
 def survey_machine() -> Machine:
     """What this process may use."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        cores = os.cpu_count() or 1
+    cores = cpu_cores()
     if not torch.cuda.is_available():
         return Machine('cpu', '', 0, _free_memory(), cores, '')
     properties = torch.cuda.get_device_properties(0)

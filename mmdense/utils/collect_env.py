@@ -37,7 +37,7 @@ def collect_env() -> Dict[str, str]:
     for module in _OPTIONAL:
         facts[module] = (_installed([module]) or ['- -'])[0].split()[-1]
     facts['checkpoint loader'] = _loader()
-    facts['CPU cores'] = str(_cores())
+    facts['CPU cores'] = str(cpu_cores())
     facts['memory'] = _memory()
     facts.update(_gpus())
     for name, value in _of_mmengine().items():
@@ -90,7 +90,8 @@ def _loader() -> str:
     return 'restricted' if ours else 'NOT RESTRICTED: another package registered its own'
 
 
-def _cores() -> int:
+def cpu_cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

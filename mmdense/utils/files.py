@@ -3,6 +3,8 @@ import os
 from contextlib import contextmanager, suppress
 from typing import Iterator
 
+from .errors import MMDenseError
+
 
 @contextmanager
 def replacing(path: str) -> Iterator[str]:
@@ -29,6 +31,36 @@ def replacing(path: str) -> Iterator[str]:
             os.remove(part)
         raise
     _flush(folder)  # the name
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a text, in UTF-8, by :func:`replacing`."""
+    with replacing(path) as part, open(part, 'w', encoding='utf-8') as file:
+        file.write(text)
+
+
+@contextmanager
+def locked(path: str) -> Iterator[int]:
+    """Holds a lock, and so do processes that the descriptor is handed to: should
+    this program be killed, they go on without it.
+
+    Args:
+        path (str): The lock's file, in the folder that it is for.
+
+    Yields:
+        int: Its descriptor.
+
+    Raises:
+        MMDenseError: Another process holds it.
+    """
+    import fcntl  # of POSIX
+
+    with open(path, 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MMDenseError(f'{os.path.dirname(path)} is in use by another process') from None
+        yield file.fileno()
 
 
 PART = '.part'

@@ -6,7 +6,6 @@ between the two is an interrupted run.
 """
 
 import copy
-import fcntl
 import glob
 import hashlib
 import json
@@ -16,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -33,6 +31,7 @@ from mmdense.checkpoints.io import cached_path
 
 from .download import sha256_of
 from .errors import CheckpointError, DataError, InputError, MMDenseError
+from .files import locked, write_text
 
 ROOT = osp.dirname(osp.abspath(mmdense.__file__))
 INITIALISER = 'mmdense.SelfSupPretrained'
@@ -83,6 +82,16 @@ class Method:
     sha256: Optional[str] = None
 
 
+def split_name(argument: str) -> Tuple[str, str]:
+    """``NAME=CHECKPOINT``, or ``CHECKPOINT`` alone, which may have a ``=`` in it.
+
+    Returns:
+        tuple[str, str]: The name, '' without one, and the checkpoint.
+    """
+    name, equals, source = argument.partition('=')
+    return ('', argument) if not equals or re.search(r'[/\\]', name) else (name, source)
+
+
 def read_method(argument: str) -> Method:
     """``CHECKPOINT`` or ``NAME=CHECKPOINT``; a path or a URL.
 
@@ -93,9 +102,7 @@ def read_method(argument: str) -> Method:
         CheckpointError: When the file cannot be read or has no backbone.
         InputError: When the name is not fit for a folder.
     """
-    name, equals, source = argument.partition('=')
-    if not equals or re.search(r'[/\\]', name):
-        name, source = '', argument
+    name, source = split_name(argument)
     source = osp.expanduser(source)
     checkpoint = CheckpointLoader.load_checkpoint(source, 'cpu', logger='silent')
     path = cached_path(source) if re.match('https?://', source) else osp.abspath(source)
@@ -308,8 +315,8 @@ def execute(run: Run, gpus: int = 1) -> None:
         MMDenseError: When a tool fails; its last line, and where its log is.
     """
     os.makedirs(run.folder, exist_ok=True)
-    with _locked(run.path('lock')) as lock:
-        _write(run.path('config.py'), run.cfg.pretty_text)
+    with locked(run.path('lock')) as lock:
+        write_text(run.path('config.py'), run.cfg.pretty_text)
         last = run.path('last_checkpoint')
         flags = ['--resume'] if osp.isfile(last) else []
         _call(run, 'train', gpus, lock, '--work-dir', run.folder, *flags)
@@ -331,25 +338,7 @@ def execute(run: Run, gpus: int = 1) -> None:
             config_sha256=hashlib.sha256(run.cfg.pretty_text.encode()).hexdigest(),
             date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         )
-        _write(run.path('result.json'), json.dumps(result, indent=2) + '\n')
-
-
-def _write(path: str, text: str) -> None:
-    """Whole or not at all."""
-    with open(f'{path}.part', 'w', encoding='utf-8') as file:
-        file.write(text)
-    os.replace(f'{path}.part', path)
-
-
-@contextmanager
-def _locked(path: str) -> Iterator[int]:
-    """Held by the tools too: should this program be killed, they go on without it."""
-    with open(path, 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise MMDenseError(f'{osp.dirname(path)} is in use by another process') from None
-        yield file.fileno()
+        write_text(run.path('result.json'), json.dumps(result, indent=2) + '\n')
 
 
 def _call(run: Run, tool: str, gpus: int, lock: int, *arguments: str) -> None:

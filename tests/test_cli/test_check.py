@@ -8,12 +8,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import ResNet
 
 from mmdense.checkpoints.inspection import check_fit, read_config
 from mmdense.cli import main
+from mmdense.utils.log_level import log_level
 
 FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 FCN = 'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'
@@ -22,11 +22,8 @@ FCN = 'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'
 @pytest.fixture(autouse=True)
 def no_list_of_tensors():
     """MMEngine logs each that it initialises."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('ERROR')
-    yield
-    logger.setLevel(level)
+    with log_level('ERROR'):
+        yield
 
 
 def trained(depth, steps=1000):

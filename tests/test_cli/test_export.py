@@ -6,23 +6,20 @@ import sys
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 
 from mmdense.checkpoints import targets
 from mmdense.checkpoints.targets import TARGETS, export_checkpoint
 from mmdense.cli import build_parser, main
 from mmdense.utils.errors import CheckpointError
+from mmdense.utils.log_level import log_level
 
 
 @pytest.fixture(autouse=True)
 def no_list_of_tensors():
     """MMEngine logs each that it initialises."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('ERROR')
-    yield
-    logger.setLevel(level)
+    with log_level('ERROR'):
+        yield
 
 
 def randomize(module):

@@ -207,7 +207,8 @@ pathlib.Path(os.environ['RANK'] + '.txt').write_text(' '.join(sys.argv[1:]))
 def test_several_gpus_and_the_lock(tmp_path, monkeypatch):
     """Through torchrun, one process a GPU; and two programs never train in one folder."""
     from mmdense.utils.errors import MMDenseError
-    from mmdense.utils.transfer import Method, Run, _call, _locked
+    from mmdense.utils.files import locked
+    from mmdense.utils.transfer import Method, Run, _call
 
     tools = tmp_path / 'package' / '.mim' / 'tools'
     tools.mkdir(parents=True)
@@ -216,10 +217,10 @@ def test_several_gpus_and_the_lock(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     run = Run(Method('random'), 'task', 'package', str(tmp_path), None)
-    with _locked(run.path('lock')) as lock:
+    with locked(run.path('lock')) as lock:
         _call(run, 'train', 2, lock, '--resume')
         in_use = pytest.raises(MMDenseError, match='is in use by another process')
-        with in_use, _locked(run.path('lock')):
+        with in_use, locked(run.path('lock')):
             pass
     for rank in range(2):
         expected = f'{tmp_path}/config.py --resume --launcher pytorch'
