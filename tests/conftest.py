@@ -3,6 +3,7 @@ import importlib.util
 import os
 import random
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,11 @@ os.environ.setdefault('OMP_NUM_THREADS', str(_THREADS))
 os.environ.setdefault('MKL_NUM_THREADS', os.environ['OMP_NUM_THREADS'])
 # Threads that spin while they wait slow everything down as soon as cores are shared.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and so would be all programs
+# that are started here.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):

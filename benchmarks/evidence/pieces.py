@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import common  # benchmarks/common.py
 import torch
 
-from mmdense.utils.errors import MMDenseError
+from mmdense.utils.errors import InUseError, MMDenseError
 from mmdense.utils.files import locked, write_text
 
 REPO = Path(__file__).resolve().parents[2]
@@ -193,11 +193,17 @@ class Study:
             ]
             if not ready:
                 break
-            tried.add(ready[0])
-            try:
-                self._run(self.pieces[ready[0]], time.monotonic() + left)
-            except (MMDenseError, OSError) as error:
-                print(f'{ready[0]}: {error}', flush=True)
+            for id in ready:
+                try:
+                    self._run(self.pieces[id], time.monotonic() + left)
+                except InUseError:  # by another study, which runs beside this one
+                    continue
+                except (MMDenseError, OSError) as error:
+                    print(f'{id}: {error}', flush=True)
+                tried.add(id)
+                break
+            else:
+                time.sleep(1)
         missing = self.missing()
         return [id for id in tried if id in missing and not self.stopped]
 

@@ -9,7 +9,8 @@
 
 A piece that is stopped (by the time, Ctrl-C, SIGTERM) or killed goes on the next time; one that is
 done is not run again, unless its settings have changed. Its result is a file in
-benchmarks/evidence/results; weights stay in the work directory.
+benchmarks/evidence/results; weights stay in the work directory. Several may be run at once; each
+takes pieces of its own. With OMP_NUM_THREADS=1 one for each core is faster than one on all cores.
 """
 
 import argparse

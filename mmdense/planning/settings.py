@@ -279,8 +279,10 @@ def _batch(batch: int, total: int, recipe: Config) -> Dict[str, Any]:
 
 def _precision(machine: Machine) -> Setting:
     if not machine.half:
-        what = 'a CPU' if machine.device == 'cpu' else machine.name
-        return Setting('precision', 'float32', f'{what} computes no faster in half of it')
+        reason = f'{machine.name} computes no faster in half of it'
+        if machine.device == 'cpu':
+            reason = "MMEngine's mixed precision needs a GPU"
+        return Setting('precision', 'float32', reason)
     config: Dict[str, Any] = {'optim_wrapper.type': 'AmpOptimWrapper'}
     config['optim_wrapper.dtype'] = machine.half
     config['optim_wrapper.loss_scale'] = loss_scale(machine.half)

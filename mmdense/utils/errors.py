@@ -17,3 +17,7 @@ class DataError(MMDenseError):
 
 class CheckpointError(MMDenseError):
     """A checkpoint that is not one, is damaged, unsafe or does not fit."""
+
+
+class InUseError(MMDenseError):
+    """A folder that another process works in."""

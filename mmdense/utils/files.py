@@ -3,7 +3,7 @@ import os
 from contextlib import contextmanager, suppress
 from typing import Iterator
 
-from .errors import MMDenseError
+from .errors import InUseError
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def locked(path: str) -> Iterator[int]:
         int: Its descriptor.
 
     Raises:
-        MMDenseError: Another process holds it.
+        InUseError: Another process holds it.
     """
     import fcntl  # of POSIX
 
@@ -59,7 +59,7 @@ def locked(path: str) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise MMDenseError(f'{os.path.dirname(path)} is in use by another process') from None
+            raise InUseError(f'{os.path.dirname(path)} is in use by another process') from None
         yield file.fileno()
 
 

@@ -117,9 +117,10 @@ def wandb_records(path):
             record = b''
 
 
-def test_weights_and_biases(train, labelled, tmp_path, monkeypatch):
+def test_weights_and_biases(train, labelled, tmp_path, monkeypatch, require):
     """Written offline, and read back."""
-    wandb = pytest.importorskip('wandb')
+    require('wandb')
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv('WANDB_MODE', 'offline')
