@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 # Counts to --to in a file, a second a count; on SIGTERM it ends at once, and later goes on.
 COUNT = """
@@ -147,8 +149,6 @@ def test_what_another_runs_is_left_alone_and_then_taken(make):
 
 @pytest.fixture
 def cfg(repo):
-    from mmengine.config import Config
-
     return Config.fromfile(str(repo / 'benchmarks' / 'evidence' / 'configs' / 'cpu.py'))
 
 
@@ -190,6 +190,28 @@ def data(tmp_path, images):
     os.symlink(images, tmp_path / 'data' / 'unlabeled')
     os.symlink(images, tmp_path / 'data' / 'camvid' / 'img_dir' / 'train')
     return tmp_path / 'data'
+
+
+def test_small_data_is_by_the_rules_and_continued_where_it_says_so(evidence, cfg, data, tmp_path):
+    plan = evidence('plan')
+    names = data / 'bccd' / 'ImageSets' / 'Main' / 'train.txt'
+    names.parent.mkdir(parents=True)
+    names.write_text(''.join(f'Blood_{i}\n' for i in range(200)))
+    study = plan.make_study(cfg, tmp_path / 'w', tmp_path / 'r', data)
+    piece = study.pieces['pretrain/densecl-bccd-continued/seed0']
+    assert piece.needs == ('pretrain/densecl/seed0',)
+    piece.command(tmp_path / 'folder', tmp_path / 'densecl' / 'backbone.pth')
+    made = Config.fromfile(tmp_path / 'folder' / 'config.py')
+    assert made.model.pretrained == str(tmp_path / 'densecl' / 'backbone.pth')
+    assert made.train_cfg.max_epochs == 100 and made.model.queue_len == 128
+    dataset = made.train_dataloader.dataset
+    lines = Path(dataset.ann_file).read_text().splitlines()
+    assert lines[:2] == ['Blood_0.jpg', 'Blood_1.jpg'] and len(lines) == 200
+    assert dataset.data_prefix == 'bccd/JPEGImages' and 'custom_hooks' not in made
+    scratch = study.pieces['pretrain/densecl-bccd/seed0']
+    assert not scratch.needs and scratch.config()['model'].get('pretrained') is None
+    assert scratch.config()['custom_hooks'][0]['start_iters'] == 150
+    assert study.pieces['bccd10/densecl-bccd/seed0'].needs == (scratch.id,)
 
 
 @pytest.mark.parametrize('method', ['mocov2', 'densecl'])
@@ -247,7 +269,7 @@ def test_the_table_says_what_is_not_run(evidence, cfg, tmp_path):
     after = next(row for row in rows if row[0] == 'DenseCL after 0 iterations')
     assert after[1:3] == ['not run', '–']  # all labels are not planned
     assert 'One seed: the spread is not known.' in text
-    assert '3 of 51 pieces have been run' in text
+    assert '3 of 65 pieces have been run' in text
 
 
 def test_differences_are_of_the_same_seeds(evidence, cfg, tmp_path):
@@ -275,8 +297,6 @@ def test_the_committed_page_is_that_of_the_results(repo, evidence, cfg):
 
 
 def test_committed_results_are_of_the_committed_configs(repo, evidence):
-    from mmengine.config import Config
-
     digest, results = evidence('pieces').digest, repo / 'benchmarks' / 'evidence' / 'results'
     for path in results.glob('*/*/*.json'):
         result = json.loads(path.read_text(encoding='utf-8'))
@@ -289,8 +309,6 @@ def test_committed_results_are_of_the_committed_configs(repo, evidence):
 
 
 def test_what_a_recipe_takes(repo, evidence):
-    from mmengine.config import Config
-
     full_scale = evidence('full_scale')
     cfg = Config.fromfile(str(repo / 'configs' / 'densecl_r50_coco.py'))
     row = full_scale._row('densecl_resnet50_8xb32', 'COCO', 118_287, cfg)
@@ -316,8 +334,6 @@ def test_what_a_recipe_takes(repo, evidence):
 
 @pytest.mark.slow
 def test_operations_are_counted(repo, evidence):
-    from mmengine.config import Config
-
     cfg = Config.fromfile(str(repo / 'configs' / 'densecl_r50_coco.py'))
     flops, parameters, kept = evidence('full_scale').count_operations(cfg)
     # a ResNet-50 has 4.1 G multiplications at 224 px: forward, twin, and twice that backward; a
@@ -350,6 +366,13 @@ tasks = dict(
         'default_hooks.logger.interval': 1,
     }}),
 )
+small = {{
+    '_delete_': True,
+    'densecl-bccd-continued': dict(
+        method='densecl', images=['bccd/JPEGImages'], names='bccd/ImageSets/Main/train.txt',
+        epochs=1, evaluation=None, task='bccd', start='densecl',
+    ),
+}}
 """
 
 
@@ -357,8 +380,6 @@ tasks = dict(
 def test_the_whole_study(repo, evidence, data_root, tmp_path, require, run, monkeypatch):
     require('mmseg')
     require('mmcv._ext')
-    from mmengine.config import Config
-
     config, results = tmp_path / 'tiny.py', tmp_path / 'results'
     config.write_text(TINY.format(repo=repo))
     command = [
@@ -390,8 +411,8 @@ def test_the_whole_study(repo, evidence, data_root, tmp_path, require, run, monk
     cfg = Config.fromfile(str(config))
     study = plan.make_study(cfg, tmp_path / 'work', results, data_root)
     found = study.results()
-    assert len(found) == 3 + 2 + 5 + 3 + 1
-    assert len(study.missing()) == len(study.pieces) - 14
+    assert len(found) == 3 + 3 + 5 + 3 + 1
+    assert len(study.missing()) == len(study.pieces) - 15
     trained = found['pretrain/densecl/seed0']
     assert trained['sessions'] == 2 and trained['images_seen'] == 2 * 100
     steps = [step for step, _ in trained['curves']['loss']]
@@ -404,7 +425,7 @@ def test_the_whole_study(repo, evidence, data_root, tmp_path, require, run, monk
     monkeypatch.setattr(page, 'DOCUMENT', tmp_path / 'docs' / 'evidence.md')
     page.write(study, cfg, results, data_root)
     text = page.DOCUMENT.read_text()
-    assert '14 of ' in text and '{{' not in text and '](images/evidence/curves.svg)' in text
+    assert '15 of ' in text and '{{' not in text and '](images/evidence/curves.svg)' in text
     files = [path for path in (tmp_path / 'docs').rglob('*') if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 300_000
     for path in results.glob('*/*/*.json'):

@@ -29,6 +29,12 @@ NAMES = dict(
     pixpro='PixPro',
     slotcon='SlotCon',
     detco='DetCo',
+    **{
+        'densecl-bccd': 'DenseCL on bccd alone',
+        'densecl-bccd-continued': 'DenseCL, continued on bccd alone',
+        'densecl-camvid': 'DenseCL on camvid alone',
+        'densecl-camvid-continued': 'DenseCL, continued on camvid alone',
+    },
 )
 EXPECTED = ('densecl', 'pixpro', 'slotcon')  # to beat MoCo v2 with few labels
 Results = Dict[str, dict]
@@ -143,7 +149,8 @@ def _table(cfg: Config, results: Results) -> str:
     columns = _columns(cfg)
     planned = {id.rsplit('/', 1)[0] for id in order(cfg, {})}
     rows = []
-    for method in ['random', *cfg.methods, *(f'{m}{START}' for m in cfg.methods)]:
+    methods = ['random', *cfg.methods, *(f'{m}{START}' for m in cfg.methods)]
+    for method in [*methods, *(cfg.get('small') or {})]:
         cells = [
             cell(values(results, kind, method, metric)) if f'{kind}/{method}' in planned else '–'
             for _, kind, metric in columns
@@ -207,7 +214,7 @@ def _missing(cfg: Config, results: Results) -> str:
 def _settings(cfg: Config, results: Results, results_dir: Path) -> str:
     """What differs between the methods, from their configs."""
     rows = []
-    for method in cfg.methods:
+    for method in [*cfg.methods, *(cfg.get('small') or {})]:
         found = [r for r in results.values() if r['id'].startswith(f'pretrain/{method}/')]
         if not found:
             continue
@@ -252,7 +259,7 @@ def _pretraining(cfg: Config, results: Results, machines: List[dict]) -> str:
                 f'{result["minutes"]:.0f} min, sessions: {result["sessions"]}',
                 f'{device}, {_letter(machine, machines)}',
                 f'{first:.2f} → {metrics["loss"]:.2f}',
-                f'{metrics.get("knn_mIoU", float("nan")):.1f}',
+                f'{metrics["knn_mIoU"]:.1f}' if 'knn_mIoU' in metrics else '–',
             ]
         )
     heads = ['', 'images seen', 'wall time', 'device', 'loss', 'nearest mIoU on 50 of val']

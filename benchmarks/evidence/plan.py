@@ -5,7 +5,7 @@ import json
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 from mmengine.config import Config
 from pieces import REPO, Piece, Study, pairs
@@ -46,6 +46,11 @@ def make_study(cfg: Config, work_dir: Path, results: Path, data_root: Path) -> S
                 for method in methods:
                     if not method.endswith(START) or (few and task.get('controls')):
                         pieces.append(plan.transfer(name, few, method, seed))
+        for method, ours in (cfg.get('small') or {}).items():
+            pieces.append(plan.pretrain(method, seed))
+            if ours.get('frozen'):
+                pieces.append(plan.frozen(method, seed))
+            pieces += [plan.transfer(ours.task, few, method, seed) for few in (True, False)]
     return Study(pieces, work_dir, results, lambda found: order(cfg, found))
 
 
@@ -54,7 +59,7 @@ def order(cfg: Config, results: Dict[str, dict]) -> List[str]:
 
     For each seed: weights, frozen features, then the tasks, first with few
     labels; of a task with ``best`` the baselines and so many dense methods;
-    then controls, and what was left out.
+    then small data; then controls, and what was left out.
     """
     ids = []
     for seed in cfg.seeds:
@@ -73,6 +78,10 @@ def order(cfg: Config, results: Dict[str, dict]) -> List[str]:
                 rest += starts if task.get('controls') and kind != name else []
                 first += [f'{kind}/{method}/seed{seed}' for method in chosen]
                 later += [f'{kind}/{method}/seed{seed}' for method in rest]
+        for method, ours in (cfg.get('small') or {}).items():
+            kinds = ['pretrain', *(['frozen'] if ours.get('frozen') else []), _few(cfg, ours.task)]
+            first += [f'{kind}/{method}/seed{seed}' for kind in kinds]
+            later.append(f'{ours.task}/{method}/seed{seed}')
         ids += first + later
     return ids
 
@@ -104,38 +113,57 @@ def every(names: List[str], share: int, seed: int) -> List[str]:
 class _Plan:
     def __init__(self, cfg: Config, results: Path, data: Path) -> None:
         self.cfg, self.results, self.data = cfg, results, data
+        self._images: Dict[Tuple[str, ...], int] = {}
         # many pieces have the same
         for name in ('pretraining', 'evaluating', 'finetuning'):
             setattr(self, name, lru_cache(maxsize=None)(getattr(self, name)))
 
     # -------------------------------------------------------------------------------- pretraining
 
-    @property
-    def images(self) -> int:
-        if not hasattr(self, '_images'):
-            folders = list(self.cfg.pretrain.images)
-            self._images = len(UnlabeledDataset(data_root=str(self.data), data_prefix=folders))
-        return self._images
+    def images(self, method: str) -> int:
+        """How many it is pretrained on."""
+        ours = self.ours(method)
+        folders = tuple(ours.images)
+        if folders not in self._images:
+            if ours.get('names'):
+                self._images[folders] = len(_names(self.data / ours.names))
+            else:
+                dataset = UnlabeledDataset(data_root=str(self.data), data_prefix=list(folders))
+                self._images[folders] = len(dataset)
+        return self._images[folders]
 
-    def pretraining(self, method: str, seed: int = 0, data: str = 'data') -> Config:
+    def ours(self, method: str) -> Config:
+        """The study's settings of pretraining."""
+        small = self.cfg.get('small') or {}
+        return Config(dict(self.cfg.pretrain.to_dict(), **small.get(method, dict(method=method))))
+
+    def pretraining(
+        self, method: str, seed: int = 0, data: str = 'data', lists: str = 'lists', init: str = ''
+    ) -> Config:
         """The config that `mmdense pretrain` would write, by the same rules."""
-        ours = self.cfg.pretrain
-        if method in planning.METHODS:
-            recipe = planning.read_recipe(method)
+        ours = self.ours(method)
+        count = self.images(method)
+        if ours.method in planning.METHODS:
+            recipe = planning.read_recipe(ours.method)
         else:
-            recipe = Config.fromfile(str(HERE / 'configs' / f'{method}_r50_coco.py'))
+            recipe = Config.fromfile(str(HERE / 'configs' / f'{ours.method}_r50_coco.py'))
+        if ours.get('start'):
+            init = init or 'backbone.pth'
         options = planning.Options(
-            method=method,
+            method=ours.method,
             backbone=ours.backbone,
             epochs=ours.epochs,
             batch_size=ours.batch_size,
             workers=ours.workers,
             size=ours.size,
             seed=seed,
+            init=init or None,
+            init_whole=False,
         )
-        images = planning.Images(
-            dict(data_root=data, data_prefix=list(ours.images)), self.images, ours.size
-        )
+        dataset = dict(data_root=data, data_prefix=list(ours.images))
+        if ours.get('names'):
+            dataset.update(data_prefix=ours.images[0], ann_file=f'{lists}/{method}.txt')
+        images = planning.Images(dataset, count, ours.size)
         half = 'bfloat16' if ours.device == 'cuda' else ''
         machine = planning.Machine(ours.device, ours.device, 1, 16 * 2**30, 2, half)
         network = planning.survey_network(recipe, ours.backbone, ours.size)
@@ -144,27 +172,34 @@ class _Plan:
             for key, value in setting.config.items():
                 where = 'train_dataloader.dataset.' if key.startswith('pipeline.') else ''
                 recipe.merge_from_dict({where + key: value})
-        evaluation = Config.fromfile(str(REPO / 'configs' / '_base_' / 'evaluation_camvid.py'))
-        evaluation = evaluation.default_hooks.evaluation
-        evaluation.update(ours.evaluation)
-        evaluation.data.data_root = f'{data}/camvid'
-        recipe.default_hooks.evaluation = evaluation
+        if ours.evaluation:
+            evaluation = Config.fromfile(str(REPO / 'configs' / '_base_' / 'evaluation_camvid.py'))
+            evaluation = evaluation.default_hooks.evaluation
+            evaluation.update(ours.evaluation)
+            evaluation.data.data_root = f'{data}/camvid'
+            recipe.default_hooks.evaluation = evaluation
         recipe.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1)
         recipe.default_hooks.logger.interval = 5
         recipe.merge_from_dict(dict(ours.get('options') or {}))
-        recipe.number_of_images = self.images
+        recipe.number_of_images = count
         for unread in ('train_pipeline', 'view_pipeline', 'view_pipelines', 'patch_pipeline'):
             recipe.pop(unread, None)
         return recipe
 
     def pretrain(self, method: str, seed: int) -> Piece:
-        def command(folder: Path) -> List[str]:
-            config = folder / 'config.py'
-            write_text(str(config), self.pretraining(method, seed, str(self.data)).pretty_text)
+        ours = self.ours(method)
+
+        def command(folder: Path, *init: Path) -> List[str]:
+            config, lists = folder / 'config.py', self.results / 'lists'
+            if ours.get('names'):
+                names = ''.join(f'{name}.jpg\n' for name in _names(self.data / ours.names))
+                write_text(str(lists / f'{method}.txt'), names)
+            made = self.pretraining(method, seed, str(self.data), str(lists), *map(str, init))
+            write_text(str(config), made.pretty_text)
             return _python('tools/train.py', config, '--work-dir', folder / 'run', '--resume')
 
         def read(folder: Path) -> Optional[dict]:
-            run, epochs = folder / 'run', self.cfg.pretrain.epochs
+            run, epochs = folder / 'run', self.pretraining(method).train_cfg.max_epochs
             last = run / f'epoch_{epochs}.pth'
             if not last.is_file():
                 return None
@@ -172,25 +207,25 @@ class _Plan:
                 convert_checkpoint(str(last), str(run / 'backbone.pth'))
             log = read_run(str(run))
             batch = log.batch_size
-            seen = epochs * (self.images // batch) * batch
+            seen = epochs * (self.images(method) // batch) * batch
             metrics = {_bare(name): float(c.values[-1]) for name, c in log.evaluation.items()}
             return dict(
-                images=self.images,
+                images=self.images(method),
                 images_seen=seen,
                 metrics=dict(loss=_round(log.train['loss'].values[-1]), **metrics),
                 curves=_curves(log, ['loss']),
                 seconds_a_step=_round(float(_median(log.train['time'].values))),
             )
 
-        minutes = self.cfg.pretrain.minutes.get(method, 30)
         return Piece(
             f'pretrain/{method}/seed{seed}',
             lambda: self.pretraining(method).to_dict(),
             command,
             read,
             f'pretrain-{method}.json',
+            needs=(f'pretrain/{ours.start}/seed{seed}',) if ours.get('start') else (),
             product='run/backbone.pth',
-            minutes=minutes,
+            minutes=ours.minutes.get(ours.method, 30),
         )
 
     def start(self, method: str, seed: int) -> Piece:

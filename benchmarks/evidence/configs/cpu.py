@@ -93,3 +93,23 @@ tasks = dict(
         },
     ),
 )
+
+# The recipe for small data, of the rules alone: one data set's training images, from random weights
+# and continued from what the same method learned above.
+_bccd = dict(
+    method='densecl',
+    images=['bccd/JPEGImages'],
+    names='bccd/ImageSets/Main/train.txt',
+    epochs=None,
+    evaluation=None,
+    task='bccd',
+)
+_camvid = dict(
+    method='densecl', images=['camvid/img_dir/train'], epochs=None, task='camvid', frozen=True
+)
+small = {
+    'densecl-bccd': _bccd,
+    'densecl-bccd-continued': dict(_bccd, start='densecl'),
+    'densecl-camvid': _camvid,
+    'densecl-camvid-continued': dict(_camvid, start='densecl'),
+}
