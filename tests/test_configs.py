@@ -60,9 +60,9 @@ def test_pretraining_configs_build(path):
         assert schedule.T_max == schedule.end == config.train_cfg.max_epochs
     else:  # as long as the run
         assert schedule.type == 'WarmupCosineLR' and 'end' not in schedule
-    # eight GPUs
     if 'demo' not in path:
-        batch = 8 * config.train_dataloader.batch_size
+        gpus = 1 if 'small' in path else 8
+        batch = gpus * config.train_dataloader.batch_size
         assert config.auto_scale_lr.base_batch_size == batch
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Settings as the text of a config that inherits a recipe and holds only what differs."""
+"""Settings as the text of a config that inherits another and holds only what differs."""
 
 import textwrap
 from typing import Any, Dict, List, NamedTuple, Sequence
@@ -7,7 +7,6 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 import mmdense
 
 from .settings import Setting
-from .survey import recipe
 
 _WIDTH = 100
 
@@ -17,11 +16,11 @@ class _Leaf(NamedTuple):
     comment: str
 
 
-def config_text(method: str, settings: Sequence[Setting], work_dir: str, command: str) -> str:
+def config_text(base: str, settings: Sequence[Setting], work_dir: str, command: str) -> str:
     """The text of a config file.
 
     Args:
-        method (str): Whose recipe to inherit.
+        base (str): What to inherit, of :func:`base_config`.
         settings (Sequence[Setting]): What differs from it.
         work_dir (str): Where the run is to write.
         command (str): That which writes it, for the reader.
@@ -48,8 +47,9 @@ def config_text(method: str, settings: Sequence[Setting], work_dir: str, command
         node['pipeline'] = _Leaf('train_pipeline', '')
     lines = [
         *_comment(f'Written by `{command}`, mmdense {mmdense.__version__}.', ''),
-        '# Goes on as any config of OpenMMLab: python tools/train.py THIS_FILE',
-        f"_base_ = __import__('mmdense') and 'mmdense::{recipe(method)}'",
+        '# Goes on as any config of OpenMMLab: mim train mmdense THIS_FILE, or in a checkout',
+        '# python tools/train.py THIS_FILE',
+        f"_base_ = __import__('mmdense') and 'mmdense::{base}'",
         '',
         *pipeline,
     ]

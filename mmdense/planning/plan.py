@@ -2,7 +2,6 @@
 import os.path as osp
 from typing import List, NamedTuple, Optional
 
-from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from mmdense import hub
@@ -13,6 +12,8 @@ from .survey import (
     Images,
     Machine,
     Network,
+    base_config,
+    read_config,
     read_recipe,
     survey_images,
     survey_machine,
@@ -21,12 +22,12 @@ from .survey import (
 
 
 class Plan(NamedTuple):
-    """Of a run: what it depends on, and its settings."""
+    """Of a run: what it depends on, the config that it inherits, and its settings."""
 
     images: Images
     machine: Machine
     network: Network
-    recipe: Config
+    base: str
     options: Options
     settings: List[Setting]
 
@@ -50,8 +51,9 @@ def make_plan(images: str, options: Options, prefix: Optional[str] = None) -> Pl
     usual = recipe.train_pipeline[1]['transforms'][0][0]['scale']
     size = options.size or choose_size(found.side, usual)
     machine, network = survey_machine(), survey_network(recipe, options.backbone, size)
-    settings = derive_settings(found, machine, network, recipe, options)
-    return Plan(found, machine, network, recipe, options, settings)
+    base = base_config(options.method, found.count)
+    settings = derive_settings(found, machine, network, recipe, options, read_config(base))
+    return Plan(found, machine, network, base, options, settings)
 
 
 def _look_at_init(options: Options, kind: str) -> Options:

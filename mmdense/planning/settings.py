@@ -4,6 +4,7 @@
 Pure functions: :func:`derive_settings` puts them together.
 """
 
+import re
 from math import ceil
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
@@ -44,6 +45,7 @@ class Setting(NamedTuple):
         reason (str): One sentence.
         config (dict): Keys of the config, with dots, and their values; those
             that begin with ``pipeline`` are places in the training pipeline.
+            Empty where all is as in the config that is inherited.
     """
 
     name: str
@@ -83,10 +85,23 @@ def choose_batch(images: int, gpus: int, usual: int, fits: int, device: str) -> 
     return max(2, power_of_two(limit)), reason
 
 
-def choose_queue(images: int, batch: int, usual: int) -> int:
-    """Keys in a queue: a power of two, at most the images; a multiple of the total batch."""
-    length = power_of_two(min(images, usual))
-    return max(length // batch, 1) * batch
+def choose_queue(images: int, batch: int, steps: int, recipe: Config) -> Tuple[int, str]:
+    """Keys in a queue, a multiple of the total batch, and why.
+
+    A key is some steps old, and the twin has moved meanwhile. Where it has moved far, a query's own
+    key is told from those of the queue by its age alone: the loss is low, and the features have few
+    dimensions (docs/evidence.md has the figures).
+    """
+    usual = recipe.model.queue_len
+    age = usual // recipe.auto_scale_lr.base_batch_size  # steps, of the recipe's oldest key
+    limits = [
+        (usual, "the recipe's"),
+        (images, 'at most the number of images, or keys of an image meet its own old ones'),
+        (batch * steps / 20, f'no key older than a twentieth of the {steps:,} steps'),
+        (batch * age, f'no key older than {age} steps, as in the recipe'),
+    ]
+    limit, reason = min(limits, key=lambda item: item[0])
+    return max(power_of_two(limit) // batch, 1) * batch, reason
 
 
 def choose_epochs(images: int, device: str, continued: bool) -> Tuple[int, str]:
@@ -101,14 +116,6 @@ def choose_epochs(images: int, device: str, continued: bool) -> Tuple[int, str]:
     if device == 'cpu' and seen > 20_000:
         seen, reason = 20_000, '20,000 images: hours on a CPU, and only a beginning'
     return min(max(round(seen / images), 1), 2000), reason
-
-
-def choose_momentum(steps: int, usual: float) -> float:
-    """The twin's share of the student: in a short run it has to move faster.
-
-    About 20 times its own horizon fit into a run; at most 0.03.
-    """
-    return max(usual, min(float(f'{20 / steps:.1g}'), 0.03))
 
 
 def choose_warmup(epochs: int, steps_per_epoch: int, usual: int) -> int:
@@ -136,7 +143,12 @@ def images_that_fit(memory: int, network: Network, half: bool) -> int:
 
 
 def derive_settings(
-    images: Images, machine: Machine, network: Network, recipe: Config, options: Options
+    images: Images,
+    machine: Machine,
+    network: Network,
+    recipe: Config,
+    options: Options,
+    base: Optional[Config] = None,
 ) -> List[Setting]:
     """All settings of a run.
 
@@ -146,9 +158,10 @@ def derive_settings(
         network (Network): Of :func:`~mmdense.planning.survey_network`.
         recipe (Config): Of :func:`~mmdense.planning.read_recipe`.
         options (Options): What was asked for.
+        base (Config, optional): The config that is to be inherited. Defaults to the recipe.
 
     Returns:
-        list[Setting]: Those that are as in the recipe have no ``config``.
+        list[Setting]: With what differs from ``base``.
 
     Raises:
         DataError: Too few images.
@@ -187,7 +200,7 @@ def derive_settings(
             raise InputError('--batch-size must be at least 2: BatchNorm compares images')
     total = batch * gpus
     steps_per_epoch = n // total
-    rows.append(Setting('batch', _times(batch, gpus), reason, _batch(batch, total, recipe)))
+    rows.append(Setting('batch', _times(batch, gpus), reason, _batch(batch, total)))
     rows.append(_precision(machine))
     epochs, reason = choose_epochs(n, device, bool(options.init))
     if options.epochs:
@@ -204,7 +217,22 @@ def derive_settings(
     rows += _optimization(recipe, total, epochs, steps_per_epoch)
     rows += _algorithm(recipe, options, n, total, steps)
     rows += _running(recipe, options, machine, epochs, steps_per_epoch)
-    return rows
+    return [row._replace(config=_differing(row.config, base or recipe)) for row in rows]
+
+
+def _differing(config: Dict[str, Any], base: Config) -> Dict[str, Any]:
+    """What of the settings is not in ``base``."""
+
+    def differs(key: str, value: Any) -> bool:
+        node = base.to_dict()
+        for name in re.sub(r'^pipeline\b', 'train_pipeline', key).split('.'):
+            try:
+                node = node[int(name) if isinstance(node, (list, tuple)) else name]
+            except (KeyError, IndexError, TypeError):
+                return value != []  # where there is no list it is empty
+        return node != value
+
+    return {key: value for key, value in config.items() if differs(key, value)}
 
 
 def _about(images: Images) -> str:
@@ -246,13 +274,12 @@ def _size(images: Images, recipe: Config, options: Options) -> Tuple[List[Settin
     size = options.size or choose_size(images.side, usual)
     patches = recipe.model.type == 'DetCo'
     rows, config = [], {}
-    if size != usual:
-        for i in range(1 if patches else len(views)):
-            config[f'pipeline.1.transforms.{i}.0.scale'] = size
-        if patches:  # 2/7 of a view, cut from 85/64 of that
-            patch = max(32, 64 * size // usual)
-            config['pipeline.1.transforms.1.0.scale'] = 3 * (85 * patch // 64)
-            config['pipeline.1.transforms.1.5.patch_size'] = patch
+    for i in range(1 if patches else len(views)):
+        config[f'pipeline.1.transforms.{i}.0.scale'] = size
+    if patches:  # 2/7 of a view, cut from 85/64 of that
+        patch = max(32, 64 * size // usual)
+        config['pipeline.1.transforms.1.0.scale'] = 3 * (85 * patch // 64)
+        config['pipeline.1.transforms.1.5.patch_size'] = patch
     told = 'as told' if options.size else "the recipe's"
     reason = told if options.size or size == usual else f'images are of {images.side} px'
     rows.append(Setting('view size', f'{size} px', reason, config))
@@ -268,13 +295,11 @@ def _size(images: Images, recipe: Config, options: Options) -> Tuple[List[Settin
     return rows, size
 
 
-def _batch(batch: int, total: int, recipe: Config) -> Dict[str, Any]:
-    config: Dict[str, Any] = {}
-    if batch != recipe.train_dataloader.batch_size:
-        config['train_dataloader.batch_size'] = batch
-    if total != recipe.auto_scale_lr.base_batch_size:
-        config['auto_scale_lr.base_batch_size'] = total  # what lr is for
-    return config
+def _batch(batch: int, total: int) -> Dict[str, Any]:
+    return {
+        'train_dataloader.batch_size': batch,
+        'auto_scale_lr.base_batch_size': total,  # what lr is for
+    }
 
 
 def _precision(machine: Machine) -> Setting:
@@ -292,20 +317,18 @@ def _precision(machine: Machine) -> Setting:
 def _optimization(recipe: Config, total: int, epochs: int, steps_per_epoch: int) -> List[Setting]:
     base, usual = recipe.auto_scale_lr.base_batch_size, recipe.optim_wrapper.optimizer.lr
     lr = float(f'{usual * total / base:.6g}')
-    config = {} if total == base else {'optim_wrapper.optimizer.lr': lr}
+    config: Dict[str, Any] = {'optim_wrapper.optimizer.lr': lr}
     rows = [Setting('lr', f'{lr:g}', f'{usual:g} for {base} images, linear in the batch', config)]
     schedule = recipe.param_scheduler[0].to_dict()
     if schedule['type'] == 'WarmupCosineLR':
         warmup = choose_warmup(epochs, steps_per_epoch, schedule['warmup'])
-        changed = dict(schedule, warmup=warmup)
+        config = {'param_scheduler': [dict(schedule, warmup=warmup)]}
         steps = warmup * steps_per_epoch
         reason = f'{steps:,} steps; then a cosine to the end'
-        rows.append(Setting('warm-up', _plural(warmup, 'epoch'), reason))
+        rows.append(Setting('warm-up', _plural(warmup, 'epoch'), reason, config))
     else:
-        changed = dict(schedule, T_max=epochs, end=epochs)
-        rows.append(Setting('warm-up', 'none', "the recipe's; a cosine to the end"))
-    if changed != schedule:
-        rows[-1] = rows[-1]._replace(config={'param_scheduler': [changed]})
+        config = {'param_scheduler': [dict(schedule, T_max=epochs, end=epochs)]}
+        rows.append(Setting('warm-up', 'none', "the recipe's; a cosine to the end", config))
     return rows
 
 
@@ -314,29 +337,26 @@ def _algorithm(
 ) -> List[Setting]:
     model, rows = recipe.model, []
     if 'queue_len' in model:
-        queue = choose_queue(images, total, model.queue_len)
-        reason = 'at most the number of images, or keys of an image meet its own old ones'
-        if queue == model.queue_len:
-            reason = "the recipe's"
-        config = {'model.queue_len': queue} if queue != model.queue_len else {}
-        rows.append(Setting('queue', f'{queue:,}', reason, config))
-    momentum = choose_momentum(steps, model.momentum)
-    changed = momentum != model.momentum
-    reason = f'{steps:,} steps are few: the twin has to keep up' if changed else "the recipe's"
-    config = {'model.momentum': momentum} if changed else {}
-    rows.append(Setting('twin momentum', f'{momentum:g}', reason, config))
+        queue, reason = choose_queue(images, total, steps, recipe)
+        rows.append(Setting('queue', f'{queue:,}', reason, {'model.queue_len': queue}))
     if model.type == 'SlotCon':
         number = choose_prototypes(images, model.num_prototypes)
         reason = 'one for each eight images, 16 to 256'
         if options.init_prototypes:
             number, reason = options.init_prototypes, f'as {options.init} has them'
-        config = {'model.num_prototypes': number} if number != model.num_prototypes else {}
-        rows.append(Setting('prototypes', number, reason, config))
-    if model.type == 'DenseCL' and not options.init and steps < 20_000:
-        start = min(1000, ceil(steps / 4))
-        hook = dict(type='LambdaWarmupHook', start_iters=start)
-        reason = 'until then cells would be matched by random features'
-        rows.append(Setting('dense loss', f'from step {start}', reason, {'custom_hooks': [hook]}))
+        rows.append(Setting('prototypes', number, reason, {'model.num_prototypes': number}))
+    if model.type == 'DenseCL':
+        when, reason, hooks = 'from the start', "the recipe's", []
+        if options.init:
+            reason = 'features are there to match cells by'
+        elif steps < 20_000:
+            start = min(1000, ceil(steps / 4))
+            when, reason = (
+                f'from step {start}',
+                'until then cells would be matched by random features',
+            )
+            hooks = [dict(type='LambdaWarmupHook', start_iters=start)]
+        rows.append(Setting('dense loss', when, reason, {'custom_hooks': hooks}))
     return rows
 
 
@@ -348,21 +368,14 @@ def _running(
     reason = f'{machine.cores} cores' + (', most of them compute' * (machine.device == 'cpu'))
     if options.workers is not None:
         workers, reason = options.workers, 'as told'
-    rows = [
-        Setting(
-            'workers', workers, reason,
-            {'train_dataloader.num_workers': workers} if workers != usual else {},
-        )
-    ]  # fmt: skip
+    rows = [Setting('workers', workers, reason, {'train_dataloader.num_workers': workers})]
     usual = recipe.default_hooks.logger.interval
     interval = min(usual, steps_per_epoch)
     reason = f'an epoch has {_plural(steps_per_epoch, "step")}'
-    config = {'default_hooks.logger.interval': interval} if interval != usual else {}
+    config: Dict[str, Any] = {'default_hooks.logger.interval': interval}
     rows.append(Setting('log', f'every {_plural(interval, "step")}', reason, config))
     every = max(1, round(epochs / 16))
     config = {'default_hooks.checkpoint.interval': every}
-    if every == recipe.default_hooks.checkpoint.interval:
-        config = {}
     rows.append(
         Setting('checkpoints', f'every {_plural(every, "epoch")}', 'the last three stay', config)
     )

@@ -25,6 +25,7 @@ from mmdense.utils.errors import DataError, InputError
 
 METHODS = ('densecl', 'pixpro', 'slotcon', 'detco')
 
+SMALL = 20_000  # images, at most
 _SAMPLE = 64  # images whose headers are read
 
 
@@ -178,12 +179,17 @@ def read_recipe(method: str) -> Config:
     """
     if method not in METHODS:
         raise InputError(f'method must be one of {", ".join(METHODS)}, got {method!r}')
-    return Config.fromfile(osp.join(osp.dirname(__file__), '..', '.mim', 'configs', recipe(method)))
+    return read_config(f'{method}/{method}_r50_coco.py')
 
 
-def recipe(method: str) -> str:
-    """Its path below ``configs``."""
-    return f'{method}/{method}_r50_coco.py'
+def read_config(name: str) -> Config:
+    """One of ours, by its path below ``configs``."""
+    return Config.fromfile(osp.join(osp.dirname(__file__), '..', '.mim', 'configs', name))
+
+
+def base_config(method: str, images: int) -> str:
+    """What a run of so many images inherits: a path below ``configs``."""
+    return f'small/{method}_r50_small.py' if images <= SMALL else f'{method}/{method}_r50_coco.py'
 
 
 def find_backbone(name: str, default: dict) -> dict:

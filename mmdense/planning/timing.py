@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmdense.engine.training import prepare_training, train_parser
 
-from .settings import FEWEST_IMAGES
 from .survey import Images, Machine
 
 # What docs/scaling.md counts with, of one GPU in mixed precision.
@@ -42,6 +41,7 @@ class Times(NamedTuple):
         step (float): Seconds of a step, its data being there.
         flops (float): Operations of a step, multiplications and additions apart.
         memory (int): Bytes at most: of the GPU, else of the process.
+        threads (int): That a step was computed with on a CPU.
     """
 
     batch: int
@@ -49,6 +49,7 @@ class Times(NamedTuple):
     step: float
     flops: float
     memory: int
+    threads: int = 1
 
 
 def time_steps(text: str, steps: int = 5, seconds: float = 60) -> Times:
@@ -103,7 +104,12 @@ def _time(runner: Runner, steps: int, seconds: float) -> Times:
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - before)
     return Times(
-        loader.batch_size, data, median(taken), counter.get_total_flops(), _peak_memory(cuda)
+        loader.batch_size,
+        data,
+        median(taken),
+        counter.get_total_flops(),
+        _peak_memory(cuda),
+        torch.get_num_threads(),
     )
 
 
@@ -141,9 +147,10 @@ class Estimate(NamedTuple):
     """How long a run takes.
 
     Attributes:
-        here (float): Seconds, as timed.
-        eight (float, optional): Seconds on eight GPUs, by calculation; None for
-            too few images.
+        here (float): Seconds, as timed. Several processes on a CPU get a thread
+            each, as torch.distributed.run starts them, and share the cores.
+        eight (float, optional): Seconds on eight GPUs, by calculation; None where
+            there are fewer images than eight batches.
         assumption (str): What that rests on.
     """
 
@@ -162,9 +169,13 @@ def estimate(times: Times, cfg: Config, images: Images, machine: Machine, gpus: 
         machine (Machine): That was timed.
         gpus (int): Processes of the run here.
     """
-    steps = cfg.train_cfg.max_epochs * (images.count // (times.batch * gpus))
-    seen = steps * times.batch * gpus
-    here = steps * max(times.data, times.step) / (EFFICIENCY if gpus > 1 else 1)
+    epochs = cfg.train_cfg.max_epochs
+    step = max(times.data, times.step)
+    if gpus > 1 and machine.device == 'cpu':
+        step = max(times.data, times.threads * times.step) * gpus / min(gpus, machine.cores)
+    elif gpus > 1:
+        step /= EFFICIENCY
+    here = epochs * (images.count // (times.batch * gpus)) * step
     step, assumption = times.step, f'each as fast as this {machine.name}'
     if machine.device == 'cpu':
         step = _guess_step(times)
@@ -173,9 +184,8 @@ def estimate(times: Times, cfg: Config, images: Images, machine: Machine, gpus: 
             f'{GPU_STEP * 1000:.0f} ms a step at least'
         )
     assumption += f', {EFFICIENCY:.0%} of eight times one, images loaded as fast as needed'
-    eight = None
-    if images.count >= EIGHT * FEWEST_IMAGES:
-        eight = seen / times.batch * step / EIGHT / EFFICIENCY
+    steps = epochs * (images.count // (times.batch * EIGHT))
+    eight = steps * step / EFFICIENCY if steps else None
     return Estimate(here, eight, assumption)
 
 
@@ -235,7 +245,7 @@ def _round(value: float) -> str:
 def duration(seconds: float) -> str:
     """For people, two units at most."""
     if seconds < 60:
-        return f'{seconds:.0f} s'
+        return 'under a minute'
     if seconds < 3600:
         return f'{seconds / 60:.0f} min'
     if seconds < 48 * 3600:

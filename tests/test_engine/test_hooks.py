@@ -242,6 +242,20 @@ def test_key_queue_log():
     assert not runner.logger
 
 
+@pytest.mark.parametrize('momentum, queue_len, warns', [(0.02, 2048, True), (0.004, 2048, False)])
+def test_keys_that_give_themselves_away_by_their_age(momentum, queue_len, warns):
+    """1.28 horizons of the twin, by which features had four dimensions, and 0.26."""
+    model = Model(queue_len=queue_len)
+    model.twin = MomentumEncoder(nn.Linear(1, 1), momentum)
+    runner = make_runner(model, train_dataloader=SimpleNamespace(batch_size=32))
+    warnings = []
+    runner.logger.warning = warnings.append
+    KeyQueueLogHook().before_train(runner)
+    assert bool(warnings) == warns
+    if warns:
+        assert '1.3 of the twin' in warnings[0] and 'model.queue_len to 384 or so' in warnings[0]
+
+
 def test_key_queue_log_without_a_queue():
     runner = make_runner(nn.Linear(1, 1))
     hook = KeyQueueLogHook()

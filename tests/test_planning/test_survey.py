@@ -104,7 +104,7 @@ def test_times_real_steps(method, images, tmp_path, monkeypatch):
     """Also: every method's settings train; nothing stays on the disk."""
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     plan = planning.make_plan(images, Options(method=method, backbone='resnet18', epochs=3))
-    text = planning.config_text(method, plan.settings, str(tmp_path / 'none'), 'x')
+    text = planning.config_text(plan.base, plan.settings, str(tmp_path / 'none'), 'x')
     times = planning.time_steps(text, steps=2)
     assert os.listdir(tmp_path) == []
     assert times.batch == 4 and times.memory > 10**8
@@ -124,7 +124,7 @@ def test_init(images, tmp_path, pretrained, exported):
     assert changes['model.pretrained'] == str(pretrained) and 'load_from' not in changes
     backbone, tensors = exported(18)
     plan = planning.make_plan(images, told._replace(init=backbone))
-    text = planning.config_text('densecl', plan.settings, str(tmp_path), 'x')
+    text = planning.config_text(plan.base, plan.settings, str(tmp_path), 'x')
     assert Config.fromstring(text, '.py').model.pretrained == backbone
     with pytest.raises(CheckpointError, match='missing.pth'):
         planning.make_plan(images, told._replace(init=str(tmp_path / 'missing.pth')))
@@ -158,7 +158,21 @@ def test_estimate():
     assert guess.here == pytest.approx(2e6)
     assert guess.eight == pytest.approx(100 * 1000 * 64 / 60 / 8 / 0.9)
     assert guess.assumption.startswith('a guess')
-    assert planning.estimate(times, CFG, MANY._replace(count=63), CPU, 1).eight is None
+    # eight processes need eight batches
+    assert planning.estimate(times, CFG, MANY._replace(count=511), CPU, 1).eight is None
+    few = planning.estimate(times, CFG, MANY._replace(count=512), GPU, 1)
+    assert few.eight == pytest.approx(100 * 0.2 / 0.9)
+
+
+def test_processes_on_a_cpu_share_its_cores():
+    def here(gpus, threads):
+        times = Times(64, data=0.1, step=2.0, flops=64e12, memory=1, threads=threads)
+        return planning.estimate(times, CFG, MANY, CPU, gpus).here  # CPU has 8 cores
+
+    assert here(8, threads=8) == pytest.approx(here(1, threads=8))
+    assert here(4, threads=8) == pytest.approx(2 * here(1, threads=8))  # half of the cores idle
+    assert here(16, threads=8) == pytest.approx(here(1, threads=8), rel=0.01)
+    assert here(8, threads=1) == pytest.approx(here(1, threads=1) / 8)
 
 
 def test_advice():
@@ -181,7 +195,7 @@ def test_advice():
 
 def test_duration():
     assert [planning.duration(s) for s in (5, 90, 4000, 10**6)] == [
-        '5 s', '2 min', '1 h 06 min', '11.6 days',
+        'under a minute', '2 min', '1 h 06 min', '11.6 days',
     ]  # fmt: skip
 
 

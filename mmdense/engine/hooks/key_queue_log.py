@@ -6,8 +6,10 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook, LoggerHook
 from mmpretrain.utils import get_ori_model
 
-from mmdense.models.utils import KeyQueue
+from mmdense.models.utils import KeyQueue, MomentumEncoder
 from mmdense.registry import HOOKS
+
+from .momentum_twin import accumulated
 
 
 @HOOKS.register_module()
@@ -17,6 +19,10 @@ class KeyQueueLogHook(Hook):
     A queue starts with random vectors, which are easy to tell from real keys:
     the loss RISES toward chance level while real keys replace them, and falls
     only then. Users take that for divergence, so the log says it in words.
+
+    It warns of keys that live for more than one of the twin's horizons, 1 / momentum steps: they
+    are told from fresh ones by their age alone (docs/evidence.md). In the papers' recipes it is
+    a quarter of one.
 
     The queue is read (which waits for the device) only when the logger writes
     a line.
@@ -42,6 +48,16 @@ class KeyQueueLogHook(Hook):
                 f'iterations ({length} keys, {batch} an iteration), the loss rises toward chance '
                 f'level, ln(1 + {length}) = {self._chance():.2f}. This is not divergence: it falls '
                 'once the queue is full.'
+            )
+        twins = [m for m in model.modules() if isinstance(m, MomentumEncoder)]
+        batch *= accumulated(runner)
+        age = max((twin.momentum * length / batch for twin in twins), default=0)
+        if age > 1:
+            runner.logger.warning(
+                f"The oldest of {length} keys is {age:.1f} of the twin's horizons (1 / momentum "
+                'steps) old: keys can be told apart by their age, whatever is in the images. Set '
+                f'model.queue_len to {max(int(length / age / 4) // batch, 1) * batch} or so, or a '
+                'smaller model.momentum.'
             )
 
     def after_train_iter(
