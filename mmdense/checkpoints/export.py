@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import io
 import os
 from typing import Dict, Optional
 
@@ -9,6 +10,7 @@ from torch import Tensor
 import mmdense
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError
+from mmdense.utils.files import replacing, writing
 
 from .formats import Recognised, check_finite, count_by_part, missed_tensors, recognise
 
@@ -30,7 +32,9 @@ def describe_product(algorithm) -> dict:
     )
 
 
-def save_backbone(tensors: Dict[str, Tensor], path: str, product: str = '', **about) -> None:
+def save_backbone(
+    tensors: Dict[str, Tensor], path: str, product: str = '', cfg: str = '', **about
+) -> None:
     """Writes a backbone alone, whole or not at all.
 
     Args:
@@ -39,14 +43,20 @@ def save_backbone(tensors: Dict[str, Tensor], path: str, product: str = '', **ab
             MMEngine's ``Pretrained`` without a prefix.
         product (str): Where the backbone is, if the tensors are those of a
             whole algorithm. Defaults to '': they are the backbone's.
+        cfg (str): Text of the run's config, which tells what backbone it is.
+            Defaults to '': its tensors do.
         about: Goes into ``meta['mmdense']``.
+
+    Raises:
+        MMDenseError: The file cannot be written.
     """
-    meta = dict(mmdense=dict(about, product=product))
+    meta = dict(mmdense=dict(about, product=product), **(dict(cfg=cfg) if cfg else {}))
     # Contiguous copies: a view would be saved with all of its storage.
     tensors = {k: v.detach().cpu().clone() for k, v in tensors.items()}
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    torch.save(dict(meta=meta, state_dict=tensors), f'{path}.part')
-    os.replace(f'{path}.part', path)
+    content = io.BytesIO()  # writing itself, torch.save would hide what the disk says
+    torch.save(dict(meta=meta, state_dict=tensors), content)
+    with writing(path), replacing(path) as part, open(part, 'wb') as file:
+        file.write(content.getbuffer())
 
 
 def convert_checkpoint(

@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -84,9 +84,13 @@ def describe(found: Recognised) -> Dict[str, str]:
     # MMEngine's has the commit of the current folder behind it
     versions = {k: re.sub('[0-9a-f]{40}$', '', str(v)) for k, v in versions.items() if v}
     facts['written by'] = ', '.join(f'{k} {v}' for k, v in versions.items())
-    facts['written'] = str(meta.get('time', ''))
+    when = str(meta.get('time', ''))
+    facts['written'] = re.sub(
+        r'^(\d{4})(\d\d)(\d\d)_(\d\d)(\d\d)(\d\d)$', r'\1-\2-\3 \4:\5:\6', when
+    )
     # a run is named after its config and the time
     name = re.sub(r'_\d{8}_\d{6}$', '', str(meta.get('experiment_name', '')))
+    name = re.sub('_whole$', '.py', name)  # see mmdense.engine.training.keep_config
     facts['config'] = name or ('in the file' if meta.get('cfg') else '')
     return {name: ' '.join(str(value).split()) for name, value in facts.items() if value}
 
@@ -263,6 +267,13 @@ def feature_health(
     rows = [f'{"":10}  ' + '  '.join(f'{key:>11}' for key in keys)]
     for name in ('pretrained', 'random'):
         rows.append(f'{name:10}  ' + '  '.join(f'{values[name, key]:11.3g}' for key in keys))
+    rows.append(
+        'std: spread of the features, 0 all alike, 1 all around; rank: directions in which they '
+        f'differ, 1 to {cells.size(1)};'
+    )
+    rows.append(
+        'dense: of cells, global: of whole images; more is better; random: as without training'
+    )
     notes = []
     for key in keys:
         value = values['pretrained', key]
@@ -285,6 +296,7 @@ def _local(checkpoint: str) -> str:
 
 
 _INITIALISERS = ('init_cfg', 'pretrained')
+_TRAINED = ('frozen_stages', 'norm_eval')
 
 
 class Fit(NamedTuple):
@@ -384,9 +396,14 @@ def check_fit(checkpoint: str, cfg: Config, prefix: Optional[str] = None) -> Lis
         notes = [
             *_own_initialiser(checkpoint, cfg, path, parent, part, scope),
             *_settings(cfg, path, part, match),
-            *_other_widths(match),
         ]
-        lines = _lines(checkpoint, prefix, path, parent, part, match)
+        widths = _other_widths(match)
+        users = _users_of_widths(cfg.model, widths)
+        if widths and not users:
+            notes.append(
+                Note('note', f'with that depth, in_channels of neck and heads are of {widths[1]}')
+            )
+        lines = _lines(checkpoint, prefix, path, parent, part, match, users)
         fits.append(Fit(path, filled, len(match.wanted), match, notes, lines))
     return fits
 
@@ -536,8 +553,10 @@ def _near(one: tuple, other: tuple) -> bool:
     return one[2] == other[2] and all(abs(a - b) < 1 for a, b in pairs)
 
 
-def _lines(checkpoint, prefix, path, parent, part, match) -> str:
+def _lines(checkpoint, prefix, path, parent, part, match, users) -> str:
     """Of the config, for this part."""
+    if '://' not in checkpoint:  # the config is used elsewhere
+        checkpoint = os.path.abspath(os.path.expanduser(checkpoint))
     init_cfg = f"type='mmdense.SelfSupPretrained', checkpoint={checkpoint!r}"
     if prefix is not None:
         init_cfg += f', prefix={prefix!r}'
@@ -562,6 +581,7 @@ def _lines(checkpoint, prefix, path, parent, part, match) -> str:
         line = f'pretrained=None, {line}'
     for name in reversed(outer):
         line = f'{name}=dict({line})'
+    line += ''.join(f', {name}=dict(in_channels={value})' for name, value in users.items())
     return f'model = dict({line})'
 
 
@@ -580,13 +600,63 @@ def _change(part: dict, match: Match) -> str:
     return change
 
 
-def _other_widths(match: Match) -> Iterator[Note]:
-    """What else changes with the depth."""
+def _other_widths(match: Match) -> List[List[int]]:
+    """Channels of the stages of the config's ResNet and of the file's, where they differ."""
     convs = [resnet_stages(tensors)[:1] for tensors in (match.wanted, match.found.backbone)]
-    if match.problem and all(convs) and convs[0][0][1] != convs[1][0][1]:
-        width = 1 if convs[1][0][1] == 2 else 4
-        channels = [width * c for c in (64, 128, 256, 512)]
-        yield Note('note', f'with that depth, in_channels of neck and heads are of {channels}')
+    if not (match.problem and all(convs)) or convs[0][0][1] == convs[1][0][1]:
+        return []
+    return [[c if stage[1] == 2 else 4 * c for c in (64, 128, 256, 512)] for (stage,) in convs]
+
+
+def _users_of_widths(model: dict, widths: List[List[int]]) -> Dict[str, Union[int, List[int]]]:
+    """``in_channels``, as they have to be, of what takes the backbone's maps: the neck, or without
+    one a segmenter's heads."""
+    users = {}
+    if widths:
+        other = dict(zip(*widths))
+        for name in ('neck',) if model.get('neck') else ('decode_head', 'auxiliary_head'):
+            part = model.get(name)
+            old = part.get('in_channels') if isinstance(part, dict) else None
+            if isinstance(old, int) and old in other:
+                users[name] = other[old]
+            elif isinstance(old, (list, tuple)) and all(c in other for c in old):
+                users[name] = [other[c] for c in old]
+    return users
+
+
+# What matters here of the stock configs of mmdet, with an FPN, and of mmseg.
+_DETECTOR = dict(
+    backbone=dict(type='ResNet', depth=50, frozen_stages=1, norm_eval=True),
+    neck=dict(in_channels=[256, 512, 1024, 2048]),
+)
+_SEGMENTER = dict(
+    pretrained='open-mmlab://resnet50_v1c',
+    backbone=dict(type='ResNetV1c', depth=50),
+    decode_head=dict(in_channels=2048),
+    auxiliary_head=dict(in_channels=1024),
+)
+
+
+def stock_lines(checkpoint: str, backbone: Optional[dict] = None) -> List[str]:
+    """What puts a checkpoint into the stock configs of mmdet, and of mmseg.
+
+    Args:
+        checkpoint (str): Path or URL.
+        backbone (dict, optional): Config of the backbone in the file, if it is no ResNet.
+
+    Returns:
+        List[str]: A line for each.
+    """
+    # what the lines set themselves is left out
+    own = {k: v for k, v in (backbone or {}).items() if k not in (*_INITIALISERS, *_TRAINED)}
+    settings = ''.join(f'{key}={value!r}, ' for key, value in own.items())
+    lines = []
+    for model in (_DETECTOR, _SEGMENTER):
+        model = dict(model, backbone=own or model['backbone'])
+        (fit,) = check_fit(checkpoint, Config(dict(model=model, default_scope='mmpretrain')))
+        new = f'backbone=dict(_delete_=True, {settings}' if own else 'backbone=dict('
+        lines.append(fit.lines.replace('backbone=dict(', new, 1))
+    return lines
 
 
 def groups(match: Match) -> str:

@@ -51,6 +51,8 @@ def read_checkpoint(
     path = os.path.expanduser(str(path))
     if not os.path.isfile(path):
         what = 'is a directory' if os.path.isdir(path) else 'does not exist'
+        if os.path.isfile(os.path.join(path, 'backbone.pth')):  # of a run
+            what += f': take {os.path.join(path, "backbone.pth")}'
         raise CheckpointError(f'checkpoint {path} {what}')
     try:
         with open(path, 'rb') as file:

@@ -15,6 +15,7 @@ from mmpretrain.models import ResNet
 from torch import Tensor, nn
 
 from mmdense.utils.errors import CheckpointError, InputError
+from mmdense.utils.files import replacing, writing
 
 from .export import convert_checkpoint
 from .formats import Recognised, architecture, has_deep_stem, recognise, resnet_stages
@@ -203,11 +204,10 @@ def _export_onnx(
         )
     stages = _Stages(backbone)
     names = STAGES[: len(backbone.res_layers)]
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    try:
-        _write_onnx(stages, f'{path}.part', names, size)
+    with writing(path), replacing(path) as part:
+        _write_onnx(stages, part, names, size)
         error = max(
-            _difference(stages, f'{path}.part', shape)
+            _difference(stages, part, shape)
             for shape in ((1, 3, *size), (2, 3, size[1] + 32, size[0]))
         )
         if not error <= _TOLERANCE:
@@ -215,10 +215,6 @@ def _export_onnx(
                 f'{checkpoint}: onnxruntime and PyTorch differ by {error:.1e} of the largest '
                 'value: nothing was written. Try other versions of torch and onnxruntime'
             )
-        os.replace(f'{path}.part', path)
-    finally:
-        if os.path.exists(f'{path}.part'):
-            os.remove(f'{path}.part')
     order = 'RGB' if preprocessor._channel_conversion else 'BGR'
     pixels = 'pixels from 0 to 255'
     if preprocessor._enable_normalize:
@@ -241,12 +237,12 @@ def _write_onnx(stages: nn.Module, path: str, names: Sequence[str], size: Sequen
     options = {}
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
         options['dynamo'] = False  # by tracing, which PyTorch 2.1 has too, and which needs less
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), open(path, 'wb') as file:
         warnings.simplefilter('ignore')  # that there is another exporter
         torch.onnx.export(
             stages,
             (torch.zeros(1, 3, *size),),
-            path,
+            file,
             input_names=['image'],
             output_names=list(names),
             dynamic_axes=axes,

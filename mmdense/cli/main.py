@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         getattr(module, f'add_{command.name}')(sub)
         _add_output(sub.add_argument_group('output'))
-        sub.set_defaults(run=getattr(module, f'run_{command.name}'))
+        sub.set_defaults(run=getattr(module, f'run_{command.name}'), parser=sub)
     return parser
 
 
@@ -88,7 +88,10 @@ def main(arguments: Optional[List[str]] = None) -> None:
             if hasattr(stream, 'reconfigure'):
                 stream.reconfigure(errors='backslashreplace')
         parser = build_parser()
-        args = parser.parse_args(arguments)
+        args, unknown = parser.parse_known_args(arguments)
+        parser = getattr(args, 'parser', parser)  # the command's own, which says how to use it
+        if unknown:
+            parser.error(f'unrecognized arguments: {" ".join(unknown)}')
         if args.command is None:
             parser.print_help(sys.stderr)
             raise SystemExit(2)
@@ -129,10 +132,13 @@ def _output(args: argparse.Namespace) -> Iterator[None]:
 
     from mmengine.logging import MMLogger
 
+    from mmdense.utils import launch
+
     logger = MMLogger.get_current_instance()
     handlers = [h for h in logger.handlers if type(h) is logging.StreamHandler]
     before = logger.level, [handler.stream for handler in handlers]
     traceback = os.environ.get('MMDENSE_TRACEBACK')
+    launch.shows_all, shows_all = '--debug', launch.shows_all
     for handler in handlers:
         handler.stream = sys.stderr
     logger.setLevel('ERROR' if args.quiet else 'INFO' if args.verbose else 'WARNING')
@@ -144,6 +150,7 @@ def _output(args: argparse.Namespace) -> Iterator[None]:
                 warnings.simplefilter('ignore')
             yield
     finally:
+        launch.shows_all = shows_all
         logger.setLevel(before[0])
         for handler, stream in zip(handlers, before[1]):
             handler.stream = stream

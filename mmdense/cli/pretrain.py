@@ -6,13 +6,16 @@ import io
 import logging
 import os
 import os.path as osp
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 from argparse import Namespace
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
+from importlib.util import find_spec
+from typing import Sequence
 
 
 def add_pretrain(command) -> None:
@@ -64,29 +67,40 @@ def run_pretrain(args: Namespace) -> None:
     from mmengine.config import Config
 
     from mmdense.checkpoints import latest_whole_checkpoint
-    from mmdense.utils.errors import DataError, InputError
+    from mmdense.utils.errors import InputError
+    from mmdense.utils.files import write_text, writing
 
-    out = _out(args)
+    out, ignored = _out(args), []
     config = osp.join(out, 'config.py')
-    if args.resume and osp.isfile(config):
-        dataset = Config.fromfile(config).train_dataloader.dataset
+    begun = latest_whole_checkpoint(out) or osp.exists(osp.join(out, 'backbone.pth'))
+    if args.resume:
+        if not osp.isfile(config):
+            raise InputError(
+                f'there is no run in {out} to go on with: leave --resume out, or name it by --out'
+            )
+        cfg = Config.fromfile(config)
+        dataset = cfg.train_dataloader.dataset
         if osp.abspath(args.images) not in (dataset.get('data_root'), dataset.get('ann_file')):
             raise InputError(f'{config} is of other images: --resume without changing IMAGES')
+        ignored = _ignored(args, cfg)
         _remark(args, f'Going on with {config} as it is.')
+        if ignored:
+            options = ', '.join(_option(args, name) for name in ignored)
+            print(f'Ignored, for {config} says otherwise: {options}', file=sys.stderr)
+        if not begun:
+            print('The run has saved nothing yet: it starts anew.', file=sys.stderr)
     else:
-        if latest_whole_checkpoint(out) or osp.exists(osp.join(out, 'backbone.pth')):
-            raise InputError(f'there is a run in {out}: --resume goes on with it, or give --out')
+        if begun:
+            how = '--resume goes on with it, or give --out'
+            how = how if osp.isfile(config) else 'give another --out'
+            raise InputError(f'there is a run in {out}: {how}')
         plan = _plan(args)
         if not args.quiet:
             _print_table(plan.settings)
-        try:
-            os.makedirs(out, exist_ok=True)
-            with open(config, 'w', encoding='utf-8') as f:
-                f.write(_text(args, plan))
-        except OSError as error:
-            raise DataError(f'cannot write {config}: {error.strerror}') from None
-    _remark(args, f'The same run as a config of OpenMMLab: python tools/train.py {config}')
-    _remark(args, f'Ctrl-C saves; to go on then: {_command(args, resume=True)}')
+        with writing(config):
+            write_text(config, _text(args, plan))
+    _remark(args, f'The same run as a config of OpenMMLab: {_tool(config)}')
+    _remark(args, f'Ctrl-C saves; to go on then: {_command(args, ignored, resume=True)}')
     sys.stdout.flush()
     _train(config, args)
     _print_use(osp.join(out, 'backbone.pth'), Config.fromfile(config))
@@ -112,13 +126,17 @@ def run_plan(args: Namespace) -> None:
     note = ''
     if args.gpus > 1:
         note = ' (one process timed; the others taken to be nearly as fast)'
+        if machine.device == 'cpu':
+            where = f'CPU, {machine.cores} cores, {args.gpus} processes'
+            note = ' (one process timed; they share the cores)'
     each = 1000 / times.batch
     print(
         f'\na step of {times.batch} images: loading {each * times.data:.1f} ms an image '
         f'(workers: {cfg.train_dataloader.num_workers}), computing {each * times.step:.1f} ms'
+        ' an image'
     )
     print(f'here ({where}): {planning.duration(guess.here)}{note}')
-    eight = 'too few images'
+    eight = f'too few images for 8 processes of {times.batch}'
     if guess.eight is not None:
         eight = f'{planning.duration(guess.eight)} ({guess.assumption})'
     print(f'on 8 GPUs: {eight}')
@@ -149,19 +167,84 @@ def _out(args: Namespace) -> str:
 def _text(args: Namespace, plan) -> str:
     from mmdense.planning import config_text
 
-    return config_text(args.method, plan.settings, _out(args), _command(args))
+    return config_text(plan.base, plan.settings, _out(args), _command(args))
 
 
-def _command(args: Namespace, resume: bool = False) -> str:
+_USUAL = dict(method='densecl', backbone='resnet50', gpus=1, seed=0)
+_NAMES = (
+    *('method', 'backbone', 'epochs', 'out', 'init', 'batch_size', 'workers', 'gpus', 'size'),
+    *('seed', 'prefix'),
+)
+
+
+def _told(args: Namespace) -> list:
+    """The names of the options that are not as usual."""
+    return [name for name in _NAMES if getattr(args, name) != _USUAL.get(name)]
+
+
+def _option(args: Namespace, name: str) -> str:
+    return f'--{name.replace("_", "-")} {shlex.quote(str(getattr(args, name)))}'
+
+
+def _command(args: Namespace, without: Sequence[str] = (), resume: bool = False) -> str:
     """What was typed, less what changes nothing in the settings."""
-    parts = ['mmdense', 'pretrain', args.images]
-    usual = dict(method='densecl', backbone='resnet50', gpus=1, seed=0)
-    names = 'method backbone epochs out init batch_size workers gpus size seed prefix'
-    for name in names.split():
-        value = getattr(args, name)
-        if value != usual.get(name):
-            parts += [f'--{name.replace("_", "-")}', str(value)]
-    return ' '.join(map(shlex.quote, parts + ['--resume'] * resume))
+    options = [_option(args, name) for name in _told(args) if name not in without]
+    parts = ['mmdense', 'pretrain', shlex.quote(args.images), *options]
+    return ' '.join(parts + ['--resume'] * resume)
+
+
+def _ignored(args: Namespace, cfg) -> list:
+    """The names of the options that the config of a run says otherwise."""
+    from mmdense import hub
+    from mmdense.planning.survey import find_backbone, read_recipe
+    from mmdense.utils.errors import InputError
+
+    def backbone() -> bool:
+        usual = read_recipe(args.method).model.backbone.to_dict()
+        asked = dict(usual, **find_backbone(args.backbone, usual))
+        return all(
+            cfg.model.backbone.get(k) == asked[k] for k in ('type', 'depth', 'arch') if k in asked
+        )
+
+    def init() -> bool:
+        source = cfg.get('load_from') or cfg.model.get('pretrained') or ''
+        if source in (args.init, osp.abspath(osp.expanduser(args.init))):
+            return True
+        with suppress(InputError):  # no name of a recipe
+            return source == getattr(hub.find_weights(args.init), 'url', None)
+        return False
+
+    loader = cfg.train_dataloader
+    as_told = dict(
+        method=lambda: cfg.model.type.lower() == args.method,
+        backbone=backbone,
+        epochs=lambda: cfg.train_cfg.max_epochs == args.epochs,
+        init=init,
+        batch_size=lambda: loader.batch_size == args.batch_size,
+        workers=lambda: loader.num_workers == args.workers,
+        size=lambda: loader.dataset.pipeline[1]['transforms'][0][0]['scale'] == args.size,
+        seed=lambda: cfg.randomness.seed == args.seed,
+        prefix=lambda: loader.dataset.data_prefix == osp.abspath(osp.expanduser(args.prefix)),
+    )
+
+    def agrees(name: str) -> bool:
+        with suppress(AttributeError, LookupError, TypeError):  # it was changed by hand
+            return as_told[name]()
+        return False
+
+    return [name for name in _told(args) if name in as_told and not agrees(name)]
+
+
+def _tool(config: str) -> str:
+    """The command of OpenMMLab's that trains a config, from here."""
+    import mmdense
+
+    if find_spec('mim'):
+        return f'mim train mmdense {shlex.quote(config)}'
+    tool = osp.join(osp.dirname(mmdense.__file__), '.mim', 'tools', 'train.py')
+    if osp.isfile('tools/train.py') and osp.samefile('tools/train.py', tool):
+        tool = 'tools/train.py'
+    return f'python {shlex.quote(tool)} {shlex.quote(config)}'
 
 
 def _remark(args: Namespace, text: str) -> None:
@@ -187,18 +270,22 @@ def _train(config: str, args: Namespace) -> None:
     from mmdense.engine.training import prepare_training, train_parser
     from mmdense.utils.launch import train
 
-    # MMEngine's lines are progress, the result alone is on stdout. On a terminal there is a bar
-    # instead, and what precedes the first step is in the log file alone.
-    hidden = args.quiet or (sys.stderr.isatty() and not args.verbose)
-    with redirect_stdout(io.StringIO() if hidden else sys.stderr):
+    # MMEngine's lines are progress, the result alone is on stdout. What precedes the first step,
+    # hundreds of lines, is in the log file; warnings are shown.
+    hidden = io.StringIO()
+    with redirect_stdout(sys.stderr if args.verbose else hidden):
         runner = prepare_training(train_parser().parse_args([config, *flags]))
+    shown = '- .*ERROR' if args.quiet else '- .*(WARNING|ERROR)'
+    for line in hidden.getvalue().splitlines():
+        if re.match(rf'\S+ \S+ - mmengine {shown}', line):
+            print(line, file=sys.stderr)
     for handler in runner.logger.handlers:
         if isinstance(handler, logging.StreamHandler) and not hasattr(handler, 'baseFilename'):
             handler.setStream(sys.stderr)
             handler.setLevel('ERROR' if args.quiet else handler.level)
     if args.quiet:
         runner._hooks = [h for h in runner.hooks if not isinstance(h, ProgressBarHook)]
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(hidden if args.quiet else sys.stderr):
         train(runner)
 
 
@@ -234,17 +321,9 @@ def _launch(config: str, gpus: int, flags: list) -> None:
 
 def _print_use(backbone: str, cfg) -> None:
     """Where the result is, and the lines of a config that take it."""
-    fill = f"init_cfg=dict(type='mmdense.SelfSupPretrained', checkpoint={backbone!r})"
-    kind = cfg.model.backbone
-    neck = head = ''
-    depth = kind.get('depth', 50) if kind.type.endswith('.ResNet') else None
-    name = f'depth={depth}, ' if depth not in (None, 50) else ''
-    if depth in (18, 34):
-        neck = ', neck=dict(in_channels=[64, 128, 256, 512])'
-        head = ', decode_head=dict(in_channels=512), auxiliary_head=dict(in_channels=256)'
-    if depth is None:
-        name = f'type={kind.type!r}, '  # and its other settings
-    segmenter = "type='ResNet', " if depth else ''
+    from mmdense.checkpoints.inspection import stock_lines
+
+    kind = cfg.model.backbone.to_dict()
     print(f'The backbone is {backbone}; in a config of mmdet, or of mmseg:')
-    print(f'model = dict(backbone=dict({name}frozen_stages=-1, norm_eval=False, {fill}){neck})')
-    print(f'model = dict(pretrained=None, backbone=dict({segmenter}{name}{fill}){head})')
+    for line in stock_lines(backbone, None if kind['type'].split('.')[-1] == 'ResNet' else kind):
+        print(line)

@@ -12,8 +12,11 @@ def add_list(command) -> None:
 def run_list(args: Namespace) -> None:
     """Prints the recipes."""
     from mmdense import hub
+    from mmdense.utils.errors import InputError
 
     names = hub.list_models(args.pattern)
+    if args.pattern and not names:
+        raise InputError(f'no recipe has {args.pattern!r} in its name: `mmdense list` prints all')
     width = max(map(len, names), default=0)
     for name in names:
         weights = hub.find_weights(name)

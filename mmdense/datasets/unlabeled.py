@@ -217,6 +217,8 @@ class UnlabeledDataset(BaseDataset):
             what = 'does not exist'
             if osp.exists(folder):
                 what = 'is not a folder, nor a zip or an LMDB'
+                if folder.lower().endswith(self.extensions):
+                    what = 'is not a folder but one image: give its folder'
             raise DataError(f'image folder {folder} {what}; looked for {self.source}')
         if not stored:
             raise DataError(f'no image found in {self._searched(folder)}')
@@ -306,6 +308,8 @@ class UnlabeledDataset(BaseDataset):
         except (OSError, ValueError) as e:
             raise DataError(f'cannot read the COCO json {self.ann_file}: {e}') from None
         images = content.get('images') if isinstance(content, dict) else None
+        if images == []:
+            raise DataError(f'{self.ann_file} is empty: its list "images" has no entry')
         if not (isinstance(images, list) and images):
             found = sorted(content) if isinstance(content, dict) else type(content).__name__
             raise DataError(

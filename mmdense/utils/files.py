@@ -3,7 +3,7 @@ import os
 from contextlib import contextmanager, suppress
 from typing import Iterator
 
-from .errors import InUseError
+from .errors import InUseError, MMDenseError
 
 
 @contextmanager
@@ -31,6 +31,25 @@ def replacing(path: str) -> Iterator[str]:
             os.remove(part)
         raise
     _flush(folder)  # the name
+
+
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Says in one line that a file that the user asked for cannot be written.
+
+    Args:
+        path (str): The file, as the user knows it.
+
+    Raises:
+        MMDenseError: For an ``OSError`` within the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        if isinstance(error, FileExistsError):  # where its folder should be
+            reason = f'{error.filename} is no folder'
+        raise MMDenseError(f'cannot write {path}: {reason}') from error
 
 
 def write_text(path: str, text: str) -> None:

@@ -71,6 +71,10 @@ def build_runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
 
 
+# What a line of one_line_errors says about the rest; a command line may have its own way.
+shows_all = 'MMDENSE_TRACEBACK=1'
+
+
 class _FirstStep(Hook):
     """Whether a step has been made, to its end."""
 
@@ -150,14 +154,14 @@ def one_line_errors(*also: type) -> Iterator[None]:
             # From a data loader's worker, with its traceback; the message comes last.
             text = text.strip().splitlines()[-1].split('Error: ', 1)[-1]
         message = ' '.join(text.split())
-        if not isinstance(error, MMDenseError):  # may need its context to be understood
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            message = f'{os.fsdecode(error.filename)}: {error.strerror}'
+        elif not isinstance(error, MMDenseError):  # may need its context to be understood
             *_, frame = traceback.walk_tb(error.__traceback__)
             if not message:
                 message = linecache.getline(frame[0].f_code.co_filename, frame[1]).strip()
             where = '/'.join(frame[0].f_code.co_filename.split(os.sep)[-2:])
-            message += (
-                f' ({type(error).__name__} at {where}:{frame[1]}; MMDENSE_TRACEBACK=1 shows all)'
-            )
+            message += f' ({type(error).__name__} at {where}:{frame[1]}; {shows_all} shows all)'
         print(f'mmdense: error: {message}', file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 

@@ -147,7 +147,8 @@ def show(
         labels = np.concatenate([p.labels.ravel() for p in pictures])
         count = slotcon.encoder_k.module['grouping'].slot_embed.num_embeddings
         pixels = torch.from_numpy(np.bincount(labels, minlength=count)).double()
-        used = f'{int((pixels > 0).sum())} of {count} prototypes are in use'
+        seen = int((pixels > 0).sum())
+        used = f'{seen} of {count} prototypes {"is" if seen == 1 else "are"} in use'
         colours = prototype_colours(pixels)
         draw_groups(pictures, colours, f'Pixels by prototype: {used}', file('groups.png'))
         groups = (

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 import mmdense
-from mmdense.utils.files import write_text
+from mmdense.utils.files import write_text, writing
 
 _TEMPLATES = Path(__file__).parent / 'templates'
 
@@ -32,7 +32,8 @@ def write_page(path: str, template: str, **values: Any) -> None:
         lstrip_blocks=True,
     )
     page = environment.get_template(template).render(version=mmdense.__version__, **values)
-    write_text(path, page)
+    with writing(path):
+        write_text(path, page)
 
 
 def data_uri(pixels: np.ndarray, quality: int = 0) -> str:

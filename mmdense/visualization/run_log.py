@@ -20,6 +20,8 @@ from mmdense.utils.errors import InputError
 _LINE = re.compile(r'(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - \S+ - (\w+) - (.*)')
 _POSITION = re.compile(r'(?:Epoch\(train\)\s+\[(\d+)\])|(?:Iter\(train\))\s')
 _OF = re.compile(r'\[\s*(\d+)/(\d+)\]')
+# Of MMEngine about itself, which nobody who reads a report can do anything about.
+_NOISE = re.compile(r'"(FileClient|HardDiskBackend)" ')
 # What belongs to which heading, and lines of level INFO that are worth telling.
 _KINDS = [
     ('health', re.compile(r'^health_')),
@@ -72,7 +74,9 @@ class RunLog:
         seconds (float): Of all sessions together, by the log.
         state (State): What has become of it.
         events (List[Event]): Warnings and the run's course.
-        checkpoints (List[Tuple[str, Path]]): Label and file, in order.
+        checkpoints (List[Tuple[str, Path]]): Label and file, in order; of a run that kept
+            snapshots these, and the last checkpoint.
+        stopped_at (int): Iterations that were done when it was told to stop; 0 if it was not.
     """
 
     directory: Path
@@ -90,6 +94,7 @@ class RunLog:
     state: State = State('interrupted', '')
     events: List[Event] = field(default_factory=list)
     checkpoints: List[Tuple[str, Path]] = field(default_factory=list)
+    stopped_at: int = 0
 
     def setting(self, *keys: str) -> Any:
         """A value of the config, ``setting('model', 'type')``; None where there is none."""
@@ -100,8 +105,9 @@ class RunLog:
 
     @property
     def last_step(self) -> int:
-        """Iterations done, by the last logged line."""
-        return int(max((curve.steps[-1] for curve in self.train.values()), default=0))
+        """Iterations done, by the last logged line, or by what was said at the end."""
+        logged = max((curve.steps[-1] for curve in self.train.values()), default=0)
+        return max(int(logged), self.stopped_at)
 
     @property
     def max_steps(self) -> Optional[int]:
@@ -200,6 +206,8 @@ def read_run(directory: str) -> RunLog:
     _read_config(run, sessions)
     _read_scalars(run, sessions)
     ends = _read_texts(run, sessions)
+    saved = re.search(r'iter_(\d+)\.pth', ends.get('stopped') or '')
+    run.stopped_at = int(saved[1]) if saved else 0
     run.checkpoints = _checkpoints(folder, run.per_epoch or 1)
     run.state = _state(run, sessions, ends)
     return run
@@ -213,6 +221,8 @@ def _files(session: Path) -> List[Path]:
 def _read_config(run: RunLog, sessions: List[Path]) -> None:
     names = sorted(run.directory.glob('*.py'), key=lambda path: path.stat().st_mtime)
     run.config_name = names[-1].name if names else ''
+    own = run.config_name.replace('_whole.py', '.py')  # see mmdense.engine.training.keep_config
+    run.config_name = own if (run.directory / own).is_file() else run.config_name
     dumped = [session / 'vis_data' / 'config.py' for session in sessions]
     for path in reversed([*names, *dumped]):
         if path.is_file():
@@ -323,7 +333,7 @@ def _read_texts(run: RunLog, sessions: List[Path]) -> Dict[str, Any]:
                 if ': saved ' in text and ' and ended; ' in text:
                     end['stopped'] = text
                 kind = next((kind for kind, words in _KINDS if words.search(text)), 'other')
-                if level != 'INFO' or kind != 'other':
+                if (level != 'INFO' or kind != 'other') and not _NOISE.match(text):
                     said[kind, level, text] += 1
                     first_time.setdefault((kind, level, text), when)
         ends = end if end['trains'] else ends  # else it was an evaluation
@@ -339,12 +349,15 @@ def _read_texts(run: RunLog, sessions: List[Path]) -> Dict[str, Any]:
 
 
 def _checkpoints(folder: Path, per_epoch: int) -> List[Tuple[str, Path]]:
-    found = []
-    for path in folder.glob('*.pth'):
+    found, kept = [], []
+    for path in [*folder.glob('*.pth'), *folder.glob('snapshots/*.pth')]:
         match = re.fullmatch(r'(epoch|iter)_(\d+)\.pth', path.name)
         if match:
             unit, steps = ('epoch', per_epoch) if match[1] == 'epoch' else ('iteration', 1)
-            found.append((int(match[2]) * steps, f'{unit} {match[2]}', path))
+            files = found if path.parent == folder else kept
+            files.append((int(match[2]) * steps, f'{unit} {match[2]}', path))
+    if kept:
+        found = sorted(kept) + [last for last in sorted(found)[-1:] if last[0] > max(kept)[0]]
     return [(label, path) for _, label, path in sorted(found)]
 
 

@@ -82,7 +82,7 @@ def facts(report):
 # ---------------------------------------------------------------- what it is
 
 
-def test_of_a_run(check, pretrained):
+def test_of_a_run(check, pretrained, tmp_path):
     """Of our own training: everything that it says about itself."""
     found = facts(check(pretrained))
     assert found['what'] == 'a ResNet-18 written by mmdense DenseCL'
@@ -92,6 +92,12 @@ def test_of_a_run(check, pretrained):
     assert found['queue'] == 'queue 16 of 64 keys (25%), queue2 16 of 64 keys (25%)'
     assert found['trained'] == 'epoch 1, iteration 4'
     assert found['config'] == 'densecl_r50_coco'
+    assert re.fullmatch(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d', found['written'])
+    # which `mmdense pretrain` writes beside the user's own
+    content = torch.load(pretrained, weights_only=False)
+    content['meta']['experiment_name'] = 'config_whole_20261122_150957'
+    torch.save(content, tmp_path / 'a.pth')
+    assert facts(check(tmp_path / 'a.pth'))['config'] == 'config.py'
     assert 'encoder_k' in found['beside it'] and 'mmengine' in found['written by']
 
 
@@ -109,6 +115,9 @@ def test_what_is_none(check, tmp_path):
     torch.save([1], tmp_path / 'list.pth')
     assert 'holds no tensors by name' in check(tmp_path / 'list.pth', code=1)
     assert 'does not exist' in check(tmp_path / 'nowhere.pth', code=1)
+    assert f'{tmp_path} is a directory\n' in check(tmp_path, code=1)
+    (tmp_path / 'backbone.pth').touch()
+    assert f'{tmp_path} is a directory: take {tmp_path}/backbone.pth' in check(tmp_path, code=1)
     tensors = {f'backbone.{key}': value for key, value in trained(18).items()}
     path = save(tmp_path / 'fcn.pth', {**tensors, 'decode_head.weight': torch.ones(1)}, '')
     assert "prefix='backbone' takes its backbone" in check(path, code=1)
@@ -179,6 +188,7 @@ def test_features(check, tmp_path, images):
     values = {name: [float(x) for x in rows[name].split()] for name in ('pretrained', 'random')}
     assert all(value > 0.01 for row in values.values() for value in row)
     assert 'no collapse: the features of 16 images differ' in report
+    assert 'std: spread of the features, 0 all alike' in report and 'more is better' in report
     # the last shortcut is all that is left, and it is one direction
     last = 'layer4.1.bn2'
     tensors[f'{last}.weight'].zero_()
@@ -303,9 +313,28 @@ def test_another_depth(check, tmp_path, require):
     assert '0 of 318 tensors' in report and 'The file holds a ResNet-18' in report
     assert 'frozen_stages=1: the stem and stage 1 stay RANDOM' in report
     assert 'model = dict(backbone=dict(depth=18, ' in report
-    assert 'in_channels of neck and heads are of [64, 128, 256, 512]' in report
+    assert 'in_channels of neck' not in report
     cfg = added(read_config(FASTER_RCNN).filename, report, tmp_path)
     assert_filled(cfg, trained(18))
+    assert cfg.model.neck.in_channels == [64, 128, 256, 512]
+    # what the lines do not reach is said
+    path = tmp_path / 'necks.py'
+    cfg.merge_from_dict(dict(model=dict(backbone=dict(depth=50), neck=[dict(type='FPN')])))
+    cfg.dump(str(path))
+    report = check(tmp_path / 'r18.pth', '--for', path, code=1)
+    assert 'in_channels of neck and heads are of [64, 128, 256, 512]' in report
+
+
+def test_another_depth_of_a_segmenter(check, tmp_path, monkeypatch, require):
+    """The lines are those of the whole; a relative path is made one that is good elsewhere."""
+    require('mmseg')
+    save(tmp_path / 'r18.pth', trained(18))
+    monkeypatch.chdir(tmp_path)
+    report = check('r18.pth', '--for', FCN, code=1)
+    assert f"checkpoint='{tmp_path}/r18.pth'" in report
+    cfg = added(read_config(FCN).filename, report, tmp_path)
+    assert_filled(cfg, trained(18))
+    assert (cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels) == (512, 256)
 
 
 def test_our_own_configs(check, checkpoint, require):

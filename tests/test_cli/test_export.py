@@ -1,6 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Files for other software compute what the checkpoint's backbone does."""
 
+import resource
+import signal
 import sys
 
 import numpy as np
@@ -11,7 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmdense.checkpoints import targets
 from mmdense.checkpoints.targets import TARGETS, export_checkpoint
 from mmdense.cli import build_parser, main
-from mmdense.utils.errors import CheckpointError
+from mmdense.utils.errors import CheckpointError, MMDenseError
 from mmdense.utils.log_level import log_level
 
 
@@ -86,6 +88,32 @@ def test_targets_are_those_of_the_command():
     (commands,) = (a for a in build_parser()._actions if a.dest == 'command')
     (to,) = (a for a in commands.choices['export']._actions if a.dest == 'to')
     assert to.choices == list(TARGETS)
+
+
+@pytest.mark.parametrize('target', ['torchvision', 'onnx'])
+def test_a_file_that_cannot_be_written(target, checkpoint, tmp_path, capsys, require):
+    if target == 'onnx':
+        require('onnxruntime')
+    (tmp_path / 'file').touch()
+    with pytest.raises(SystemExit) as ended:
+        main(['export', checkpoint, '--to', target, '--out', 'file/x.pth'])
+    assert ended.value.code == 1
+    error = f'cannot write file/x.pth: {tmp_path}/file is no folder'
+    assert capsys.readouterr().err == f'mmdense: error: {error}\n'
+
+
+def test_a_disk_that_is_full(checkpoint, tmp_path):
+    """torch.save would say something of its own."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(MMDenseError, match='cannot write x.pth: File too large'):
+            export_checkpoint(checkpoint, 'torchvision', 'x.pth')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in tmp_path.iterdir()] == ['epoch_1.pth']
 
 
 @pytest.mark.parametrize('target', ['torchvision', 'timm'])

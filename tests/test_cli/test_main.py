@@ -54,7 +54,10 @@ def test_no_command_is_wrong_usage(capsys):
     printed = capsys.readouterr()
     assert not printed.out and 'usage: mmdense' in printed.err and 'check' in printed.err
     assert ended('nothing') == 2
+    capsys.readouterr()
     assert ended('list', '--nothing') == 2
+    err = capsys.readouterr().err  # of the command that it is about
+    assert err.startswith('usage: mmdense list [') and 'unrecognized arguments: --nothing' in err
     assert ended('-q', 'list', '-v') == 2
     printed = capsys.readouterr()
     assert '--quiet and --verbose exclude each other' in printed.err and not printed.out
@@ -81,10 +84,21 @@ def test_errors_are_one_line_and_debug_shows_all(broken, capsys, monkeypatch):
     printed = capsys.readouterr()
     assert printed.err.startswith('mmdense: error: ') and printed.err.count('\n') == 1
     assert 'No space left' in printed.err and not printed.out
+    assert printed.err.endswith('; --debug shows all)\n')
+    broken(FileExistsError(17, 'File exists', 'bad.pth'))
+    assert ended('list') == 1
+    assert capsys.readouterr().err == 'mmdense: error: bad.pth: File exists\n'
+    broken(OSError(28, 'No space left on device'))
     for words in (['--debug', 'list'], ['list', '--debug']):
         with pytest.raises(OSError, match='No space left'):
             main(words)
     assert 'MMDENSE_TRACEBACK' not in os.environ
+
+
+def test_a_pattern_that_finds_nothing(capsys):
+    assert ended('list', 'zzz') == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("mmdense: error: no recipe has 'zzz' in its name")
 
 
 def test_interrupted(broken, capsys):

@@ -4,14 +4,17 @@
 import os
 import pty
 import re
+import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 
 from mmdense.cli import main
+from mmdense.visualization.report import write_report
 
 
 @pytest.fixture
@@ -77,6 +80,7 @@ def test_pretrains(repo, run, images, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stdout
     assert f'Going on with {out}/config.py as it is.' in done.stdout
     assert 'Epoch(train) [3][4/4]' in done.stdout and 'images/s' not in done.stdout
+    assert 'System environment' not in done.stdout and 'WARNING' not in done.stdout
     where, mmdet, mmseg = done.stdout.splitlines()[-3:]
     assert where == f'The backbone is {out}/backbone.pth; in a config of mmdet, or of mmseg:'
     for line in (mmdet, mmseg):
@@ -88,6 +92,19 @@ def test_pretrains(repo, run, images, tmp_path, monkeypatch):
     # MMEngine's own copy is beside it
     assert (out / 'config.py').read_text() == text
     assert Config.fromfile(str(out / 'config_whole.py')).model.backbone.depth == 18
+
+    # what the report shows of epochs whose checkpoints may be gone
+    assert sorted(os.listdir(out / 'snapshots')) == ['epoch_1.pth', 'epoch_2.pth']
+    kept = torch.load(out / 'snapshots' / 'epoch_2.pth', weights_only=True)['state_dict']
+    whole = torch.load(out / 'epoch_2.pth', weights_only=False)['state_dict']
+    assert kept['conv1.weight'].dtype == torch.half
+    for name, value in kept.items():
+        torch.testing.assert_close(
+            value.float(), whole[f'backbone.{name}'].float(), rtol=1e-3, atol=1e-6
+        )
+    os.remove(out / 'epoch_1.pth')
+    page = Path(write_report(str(out))).read_text()
+    assert all(f'epoch {i} (' in page for i in (1, 2, 3)) and 'Not on this page' not in page
 
     again = tmp_path / 'again'
     done = run(sys.executable, repo / 'tools/train.py', out / 'config.py', '--work-dir', again)
@@ -129,6 +146,71 @@ def test_quiet(call, images, tmp_path):
     assert code == 1 and 'config.py is of other images: --resume without changing IMAGES' in err
 
 
+def test_resumes_what_is_there(call, images, tmp_path, monkeypatch):
+    """And says what it does not do."""
+    code, out, err = call('pretrain', images, '--out', 'run', '--resume', '-q')
+    assert (code, out) == (1, '')
+    assert err == (
+        f'mmdense: error: there is no run in {tmp_path}/run to go on with: leave --resume out, or '
+        'name it by --out\n'
+    )
+    trained = []
+    monkeypatch.setattr('mmdense.cli.pretrain._train', lambda config, args: trained.append(config))
+    monkeypatch.setattr('mmdense.cli.pretrain._print_use', lambda *_: None)
+    told = ['--backbone', 'resnet18', '--epochs', '3', '--size', '64', '--seed', '1']
+    told += ['--workers', '0', '--batch-size', '8', '--out', 'run']
+    assert call('pretrain', images, *told)[0] == 0
+    # killed before it saved anything
+    code, out, err = call('pretrain', images, *told, '--resume', '-q')
+    assert (code, out, err) == (0, '', 'The run has saved nothing yet: it starts anew.\n')
+    (tmp_path / 'run' / 'backbone.pth').touch()
+    assert call('pretrain', images, *told, '--resume', '-q') == (0, '', '')
+    assert call('pretrain', images, '--out', 'run', '--resume', '-q') == (0, '', '')
+    other = ['--method', 'pixpro', '--backbone', 'resnet34', '--epochs', '6', '--size', '96']
+    other += ['--seed', '2', '--workers', '1', '--batch-size', '4', '--init', 'a.pth']
+    code, out, err = call('pretrain', images, *other, '--out', 'run', '--resume')
+    assert code == 0
+    line = next(line for line in err.splitlines() if line.startswith('Ignored, for '))
+    options = line.split(' says otherwise: ')[1].split(', ')
+    assert sorted(options) == sorted(f'{a} {b}' for a, b in zip(other[::2], other[1::2]))
+    assert f'to go on then: mmdense pretrain {images} --out run --resume\n' in err
+    assert len(trained) == 5
+
+
+def test_the_hint_is_a_command(call, images, tmp_path, monkeypatch, repo):
+    """Wherever it is typed."""
+    from mmdense.cli import pretrain
+
+    monkeypatch.chdir(tmp_path)
+    config = f'{tmp_path}/a b.py'
+    monkeypatch.setattr(pretrain, 'find_spec', lambda name: None)
+    program, tool, path = shlex.split(pretrain._tool(config))
+    assert (program, path) == ('python', config) and os.path.samefile(tool, repo / 'tools/train.py')
+    monkeypatch.chdir(repo)
+    assert pretrain._tool('a.py') == 'python tools/train.py a.py'
+    monkeypatch.setattr(pretrain, 'find_spec', lambda name: object())
+    assert pretrain._tool('a.py') == 'mim train mmdense a.py'
+
+
+def test_lines_for_another_backbone(tmp_path, capsys):
+    """Of mmpretrain: the lines bring it along."""
+    from mmengine.registry import MODELS, DefaultScope
+
+    from mmdense.checkpoints import save_backbone
+    from mmdense.cli.pretrain import _print_use
+
+    kind = dict(type='mmpretrain.ConvNeXt', arch='atto', gap_before_final_norm=False)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        save_backbone(MODELS.build(kind).state_dict(), str(tmp_path / 'a.pth'))
+    _print_use(str(tmp_path / 'a.pth'), Config(dict(model=dict(backbone=kind))))
+    for line in capsys.readouterr().out.splitlines()[-2:]:
+        scope = {}
+        exec(line, scope)
+        backbone = scope['model']['backbone']
+        assert backbone.pop('_delete_') and backbone['init_cfg']['checkpoint'].endswith('/a.pth')
+        assert {k: v for k, v in backbone.items() if k != 'init_cfg'} == kind
+
+
 def test_plan(call, images, tmp_path):
     code, out, err = call('plan', images, '--backbone', 'resnet18', '--epochs', '7')
     assert code == 0, err
@@ -137,10 +219,11 @@ def test_plan(call, images, tmp_path):
         r'^images +16 +/\S+; the shorter side is 72 px',
         r'^batch +4 +four steps or more an epoch of 16 images$',
         r'^epochs +7 +as told; 28 steps$',
-        r'^queue +16 +at most the number of images',
-        r'^a step of 4 images: loading [\d.]+ ms an image \(workers: \d\), computing [\d.]+ ms$',
-        r'^here \(.*\): \d+ (s|min)$',
-        r'^on 8 GPUs: too few images$',
+        r'^queue +[\d,]+ +\S',
+        r'^a step of 4 images: loading [\d.]+ ms an image \(workers: \d\), computing [\d.]+ ms an '
+        r'image$',
+        r'^here \(.*\): (under a minute|\d+ min)$',
+        r'^on 8 GPUs: too few images for 8 processes of 4$',
         r'^memory at most: [\d.]+ GB of the (GPU|process), of [\d.]+ GB$',
         r'^  result: 16 images are few to begin from nothing; --init CHECKPOINT goes on',
     ):
@@ -160,12 +243,16 @@ def test_plan(call, images, tmp_path):
         ('init', 'missing.pth'),
         ('gpus', '16 images in '),
         ('html.zip', 'is not a folder, nor a zip or an LMDB'),
+        ('one.jpg', 'one.jpg is not a folder but one image: give its folder'),
+        ('empty.json', 'empty.json is empty: its list "images" has no entry'),
     ],
 )
 def test_refusals(call, images, tmp_path, command, case, message):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'three').mkdir()
     (tmp_path / 'html.zip').write_text('<html>')
+    (tmp_path / 'empty.json').write_text('{"images": []}')
+    shutil.copy(os.path.join(images, '00.jpg'), str(tmp_path / 'one.jpg'))
     for i in range(3):
         name = f'{i:02}.jpg'
         shutil.copy(os.path.join(images, name), str(tmp_path / 'three' / name))

@@ -288,7 +288,7 @@ def test_missing_and_empty_folders(tmp_path):
         ('a.json', '{"images": [', 'cannot read the COCO json .*a.json'),
         ('a.json', '[1]', 'a.json is no COCO json of images: .* found list'),
         ('a.json', '{"data_list": []}', r"looked for a list \"images\".*found \['data_list'\]"),
-        ('a.json', '{"images": []}', 'looked for a list "images" with at least one entry'),
+        ('a.json', '{"images": []}', 'a.json is empty: its list "images" has no entry'),
         ('a.json', '{"images": {"a": 1}}', 'looked for a list "images"'),
         (
             'a.json',

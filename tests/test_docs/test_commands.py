@@ -28,7 +28,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
+from mmengine.registry import DATASETS, HOOKS, MODELS, VISUALIZERS, DefaultScope
 from pages import CODE, REPO, blocks, english
 
 from mmdense import hub
@@ -290,7 +290,7 @@ def run_call(call, capfd, monkeypatch):
         if program == 'mmdense':
             command = arguments[0]
             arguments = arguments + SMALL_OF.get(command, [])
-            if command == 'pretrain':
+            if command == 'pretrain' and '--resume' not in arguments:
                 arguments += ['--out', f'work_dirs/run{next(_number)}']
             main(arguments)
         elif program == 'python' and arguments[0].startswith('tools/'):
@@ -359,6 +359,15 @@ def test_configs(block, world, monkeypatch, require, request):
                     (world / 'data').symlink_to(request.getfixturevalue('data_root'))
                 for hook in cfg.default_hooks.values():
                     HOOKS.build(hook)
+            if 'vis_backends' in text:
+                require('tensorboard')
+                folder = world / f'vis{next(_number)}'
+                visualizer = dict(cfg.visualizer, name=folder.name, save_dir=str(folder))
+                visualizer = VISUALIZERS.build(visualizer)
+                visualizer.add_scalar('loss', 1.0)
+                visualizer.close()
+                assert len(list(folder.rglob('events.out*'))) == 1
+                assert len(list(folder.rglob('scalars.json'))) == 1
         return
     import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
     parts = [cfg.model.backbone]

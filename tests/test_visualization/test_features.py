@@ -54,7 +54,11 @@ def test_page_and_pictures(slotcon_checkpoint, images, tmp_path):
     used = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', html) + re.findall(r'url\(([^)]*)', html)
     assert used and all(address.startswith('data:') for address in used)
     assert all('alt="' in tag for tag in re.findall('<img[^>]*>', html))
-    assert 'const start = [0.2, 0.7]' in html and 'of 40 prototypes are in use' in html
+    assert 'const start = [0.2, 0.7]' in html
+    assert re.search('of 40 prototypes (is|are) in use', html)
+    assert '1 prototypes' not in html.replace('11 prototypes', '')
+    # which are the only pictures without one of a random network beside them
+    assert 'But for SlotCon&#39;s groups, each picture' in html
 
     tables = re.findall(r'<script type="application/json">(.*?)</script>', html)
     assert len(tables) == 2

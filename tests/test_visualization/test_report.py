@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -164,6 +165,12 @@ def test_interrupted(write):
     directory = write([row(s) for s in range(2, 21, 2)], lines=[log_line(said, 'WARNING')], age=3)
     state = read_run(directory).state
     assert state.kind == 'interrupted' and said in state.text
+    # lines come every other iteration
+    said = said.replace('iter_20', 'iter_21')
+    shutil.rmtree(directory)
+    directory = write([row(s) for s in range(2, 21, 2)], lines=[log_line(said, 'WARNING')], age=3)
+    run = read_run(directory)
+    assert run.last_step == 21 and 'at epoch 3 of 4, iteration 21 of 40' in run.state.text
 
 
 def test_killed_without_a_word(write):
@@ -184,13 +191,14 @@ def test_warnings_in_words(write):
         *(log_line(f'cannot read image {i}.jpg: no image; another', 'WARNING') for i in range(40)),
         log_line('40 of 99 images (40.40%) cannot be read; others took their places'),
         log_line('Some of another package', 'WARNING'),
+        log_line('"FileClient" will be deprecated in future.', 'WARNING'),
         log_line('Load checkpoint from a.pth'),
     ]
     html = page(write([row(2)], lines=said))
     assert 'collapse: &lt;b&gt;' in html and '<b>' not in html.split('What the log says')[1][:900]
     for words in ('and skipped</h3>', '39.jpg', 'and 11 more', 'Some of another package'):
         assert (words in html) == (words != '39.jpg')  # of forty the first thirty are enough
-    assert 'Load checkpoint' not in html
+    assert 'Load checkpoint' not in html and 'FileClient' not in html
 
 
 def test_values_that_are_not_finite(write):

@@ -3,10 +3,12 @@ import os.path as osp
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop
 from mmpretrain.utils import get_ori_model
 
 from mmdense.checkpoints import describe_product, save_backbone
 from mmdense.registry import HOOKS
+from mmdense.utils.errors import MMDenseError
 
 
 @HOOKS.register_module()
@@ -14,13 +16,20 @@ class BackboneExportHook(Hook):
     """Marks every checkpoint with what the product of the run is, and writes
     the product alone when training ends.
 
+    On the way it keeps the product as ``snapshots/epoch_N.pth``, weights in
+    half precision: of checkpoints only the last few stay, and ``mmdense
+    report`` shows how features came about.
+
     Args:
         filename (str, optional): File in the work directory. None writes only
             the mark. Defaults to 'backbone.pth'.
+        snapshots (int): How many, evenly spread over the epochs before the
+            last. Defaults to 4.
     """
 
-    def __init__(self, filename: str = 'backbone.pth') -> None:
+    def __init__(self, filename: str = 'backbone.pth', snapshots: int = 4) -> None:
         self.filename = filename
+        self.snapshots = snapshots
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Adds ``meta['mmdense']``; tensors lie in memory as everybody expects
@@ -30,26 +39,42 @@ class BackboneExportHook(Hook):
             checkpoint['meta']['mmdense'] = describe_product(model)
             checkpoint['state_dict'] = _contiguous(checkpoint['state_dict'])
 
+    def after_train_epoch(self, runner) -> None:
+        """Keeps a snapshot, if it is its turn."""
+        epoch, last = runner.epoch + 1, runner.max_epochs
+        turns = {-(-last * i // (self.snapshots + 1)) for i in range(1, self.snapshots + 1)}
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop) or epoch not in turns - {last}:
+            return
+        path = osp.join(runner.work_dir, 'snapshots', f'epoch_{epoch}.pth')
+        try:
+            self._write(runner, path, epoch, runner.iter, half=True, cfg=runner.cfg.pretty_text)
+        except MMDenseError as error:
+            runner.logger.error(f'{error}; training goes on')
+
     def after_train(self, runner) -> None:
         """Writes the backbone, if anything was trained."""
-        model = get_ori_model(runner.model)
-        if self.filename is None or not hasattr(model, 'product') or not is_main_process():
-            return
-        if runner.iter == 0:
+        if self.filename is None or runner.iter == 0:
             return
         path = osp.join(runner.work_dir, self.filename)
-        about = {k: v for k, v in describe_product(model).items() if k != 'product'}
-        save_backbone(
-            _contiguous(model.get_product().state_dict()),
-            path,
-            epoch=runner.epoch,
-            iter=runner.iter,
-            **about,
-        )
+        if not self._write(runner, path, runner.epoch, runner.iter):
+            return
         runner.logger.info(
             f'Backbone alone: {path}. In mmdet or mmseg: backbone=dict(init_cfg=dict('
             f"type='mmdense.SelfSupPretrained', checkpoint='{path}'))"
         )
+
+    @staticmethod
+    def _write(runner, path: str, epoch: int, step: int, half: bool = False, cfg: str = '') -> bool:
+        """Whether there was something to write, and this process is to do it."""
+        model = get_ori_model(runner.model)
+        if not hasattr(model, 'product') or not is_main_process():
+            return False
+        tensors = _contiguous(model.get_product().state_dict())
+        if half:  # statistics may be out of its range
+            tensors = {k: v.half() if v.dim() > 1 else v for k, v in tensors.items()}
+        about = {k: v for k, v in describe_product(model).items() if k != 'product'}
+        save_backbone(tensors, path, cfg=cfg, epoch=epoch, iter=step, **about)
+        return True
 
 
 def _contiguous(tensors: dict) -> dict:

@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import logging
 import os
 import os.path as osp
 from contextlib import suppress
@@ -64,6 +65,7 @@ class CheckpointHook(_CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Find out where to write, and remove what a killed run left half."""
+        runner.logger.addFilter(_is_news)
         super().before_train(runner)
         self.local = isinstance(self.file_backend, LocalBackend)
         if not self.local:
@@ -202,6 +204,11 @@ class CheckpointHook(_CheckpointHook):
             return
         for name, by_process in statistics.items():
             checkpoint['state_dict'][name] = by_process[get_rank()]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not MMEngine's remarks on the file client that it builds itself, and never uses."""
+    return not str(record.msg).startswith(('"FileClient" ', '"HardDiskBackend" '))
 
 
 class _RemovesLater(LocalBackend):
