@@ -18,7 +18,7 @@ author = copyright = 'mmdense authors'
 release = version = mmdense.__version__
 
 extensions = [
-    'myst_parser',
+    'myst_nb',  # MyST, and the notebook as it was run
     'sphinx.ext.autodoc',
     'sphinx.ext.napoleon',
     'sphinx_copybutton',
@@ -28,6 +28,7 @@ exclude_patterns = ['_build']
 smartquotes = False
 highlight_language = 'text'  # of blocks without one: output
 
+nb_execution_mode = 'off'
 myst_enable_extensions = ['colon_fence', 'dollarmath']
 myst_heading_anchors = 3
 copybutton_exclude = '.linenos, .gp, .go'  # prompts and output are not copied
