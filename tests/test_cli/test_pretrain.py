@@ -69,7 +69,7 @@ def test_pretrains(repo, run, images, tmp_path, monkeypatch):
     command += ['--backbone', 'resnet18', '--epochs', '3', '--workers', '1']
     code, shown = on_a_terminal(command, str(tmp_path), r'epoch 2/3.*images/s')
     assert code == 130, shown
-    assert 'setting        value' in shown and 'images are of 72 px' in shown
+    assert 'setting      value' in shown and 'images are of 72 px' in shown
     assert re.search(r'epoch 1/3 .* [\d.]+ images/s loss [\d.]+ 0:\d\d:\d\d', shown)
     assert re.search(rf'SIGINT: saved {out}/iter_\d+\.pth and ended; --resume goes on', shown)
     assert 'System environment' not in shown and 'Epoch(train)' not in shown
