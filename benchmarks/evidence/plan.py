@@ -113,9 +113,8 @@ def every(names: List[str], share: int, seed: int) -> List[str]:
 class _Plan:
     def __init__(self, cfg: Config, results: Path, data: Path) -> None:
         self.cfg, self.results, self.data = cfg, results, data
-        self._images: Dict[Tuple[str, ...], int] = {}
         # many pieces have the same
-        for name in ('pretraining', 'evaluating', 'finetuning'):
+        for name in ('count', 'pretraining', 'evaluating', 'finetuning'):
             setattr(self, name, lru_cache(maxsize=None)(getattr(self, name)))
 
     # -------------------------------------------------------------------------------- pretraining
@@ -123,14 +122,13 @@ class _Plan:
     def images(self, method: str) -> int:
         """How many it is pretrained on."""
         ours = self.ours(method)
-        folders = tuple(ours.images)
-        if folders not in self._images:
-            if ours.get('names'):
-                self._images[folders] = len(_names(self.data / ours.names))
-            else:
-                dataset = UnlabeledDataset(data_root=str(self.data), data_prefix=list(folders))
-                self._images[folders] = len(dataset)
-        return self._images[folders]
+        if ours.get('names'):
+            return len(_names(self.data / ours.names))
+        return self.count(tuple(ours.images))
+
+    def count(self, folders: Tuple[str, ...]) -> int:
+        """Images in folders."""
+        return len(UnlabeledDataset(data_root=str(self.data), data_prefix=list(folders)))
 
     def ours(self, method: str) -> Config:
         """The study's settings of pretraining."""

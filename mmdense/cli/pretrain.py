@@ -170,7 +170,6 @@ def _text(args: Namespace, plan) -> str:
     return config_text(plan.base, plan.settings, _out(args), _command(args))
 
 
-_USUAL = dict(method='densecl', backbone='resnet50', gpus=1, seed=0)
 _NAMES = (
     *('method', 'backbone', 'epochs', 'out', 'init', 'batch_size', 'workers', 'gpus', 'size'),
     *('seed', 'prefix'),
@@ -179,7 +178,9 @@ _NAMES = (
 
 def _told(args: Namespace) -> list:
     """The names of the options that are not as usual."""
-    return [name for name in _NAMES if getattr(args, name) != _USUAL.get(name)]
+    from mmdense.planning import Options
+
+    return [name for name in _NAMES if getattr(args, name) != getattr(Options(), name, None)]
 
 
 def _option(args: Namespace, name: str) -> str:

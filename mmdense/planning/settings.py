@@ -217,14 +217,15 @@ def derive_settings(
     rows += _optimization(recipe, total, epochs, steps_per_epoch)
     rows += _algorithm(recipe, options, n, total, steps)
     rows += _running(recipe, options, machine, epochs, steps_per_epoch)
-    return [row._replace(config=_differing(row.config, base or recipe)) for row in rows]
+    known = (base or recipe).to_dict()
+    return [row._replace(config=_differing(row.config, known)) for row in rows]
 
 
-def _differing(config: Dict[str, Any], base: Config) -> Dict[str, Any]:
-    """What of the settings is not in ``base``."""
+def _differing(config: Dict[str, Any], known: Dict[str, Any]) -> Dict[str, Any]:
+    """What of the settings is not in a config."""
 
     def differs(key: str, value: Any) -> bool:
-        node = base.to_dict()
+        node = known
         for name in re.sub(r'^pipeline\b', 'train_pipeline', key).split('.'):
             try:
                 node = node[int(name) if isinstance(node, (list, tuple)) else name]
@@ -351,10 +352,8 @@ def _algorithm(
             reason = 'features are there to match cells by'
         elif steps < 20_000:
             start = min(1000, ceil(steps / 4))
-            when, reason = (
-                f'from step {start}',
-                'until then cells would be matched by random features',
-            )
+            when = f'from step {start}'
+            reason = 'until then cells would be matched by random features'
             hooks = [dict(type='LambdaWarmupHook', start_iters=start)]
         rows.append(Setting('dense loss', when, reason, {'custom_hooks': hooks}))
     return rows

@@ -1,6 +1,11 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import re
 from contextlib import contextmanager
 from typing import Iterator
+
+# How MMEngine's remarks on its own file client begin, which it builds at every save and never
+# uses: nobody who reads a log can do anything about them.
+FILE_CLIENT_REMARK = re.compile(r'"(FileClient|HardDiskBackend)" ')
 
 
 @contextmanager

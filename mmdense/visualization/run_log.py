@@ -16,12 +16,11 @@ import numpy as np
 
 from mmdense.checkpoints.model_config import _DictCalls
 from mmdense.utils.errors import InputError
+from mmdense.utils.log_level import FILE_CLIENT_REMARK
 
 _LINE = re.compile(r'(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - \S+ - (\w+) - (.*)')
 _POSITION = re.compile(r'(?:Epoch\(train\)\s+\[(\d+)\])|(?:Iter\(train\))\s')
 _OF = re.compile(r'\[\s*(\d+)/(\d+)\]')
-# Of MMEngine about itself, which nobody who reads a report can do anything about.
-_NOISE = re.compile(r'"(FileClient|HardDiskBackend)" ')
 # What belongs to which heading, and lines of level INFO that are worth telling.
 _KINDS = [
     ('health', re.compile(r'^health_')),
@@ -333,7 +332,7 @@ def _read_texts(run: RunLog, sessions: List[Path]) -> Dict[str, Any]:
                 if ': saved ' in text and ' and ended; ' in text:
                     end['stopped'] = text
                 kind = next((kind for kind, words in _KINDS if words.search(text)), 'other')
-                if (level != 'INFO' or kind != 'other') and not _NOISE.match(text):
+                if (level != 'INFO' or kind != 'other') and not FILE_CLIENT_REMARK.match(text):
                     said[kind, level, text] += 1
                     first_time.setdefault((kind, level, text), when)
         ends = end if end['trains'] else ends  # else it was an evaluation

@@ -219,7 +219,7 @@ def test_plan(call, images, tmp_path):
         r'^images +16 +/\S+; the shorter side is 72 px',
         r'^batch +4 +four steps or more an epoch of 16 images$',
         r'^epochs +7 +as told; 28 steps$',
-        r'^queue +[\d,]+ +\S',
+        r'^queue +4 +no key older than a twentieth of the 28 steps$',
         r'^a step of 4 images: loading [\d.]+ ms an image \(workers: \d\), computing [\d.]+ ms an '
         r'image$',
         r'^here \(.*\): (under a minute|\d+ min)$',

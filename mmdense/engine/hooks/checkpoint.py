@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmdense.registry import HOOKS
 from mmdense.utils.files import remove_parts, replacing
+from mmdense.utils.log_level import FILE_CLIENT_REMARK
 
 
 class _WholeFiles(LocalBackend):
@@ -207,8 +208,7 @@ class CheckpointHook(_CheckpointHook):
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not MMEngine's remarks on the file client that it builds itself, and never uses."""
-    return not str(record.msg).startswith(('"FileClient" ', '"HardDiskBackend" '))
+    return not FILE_CLIENT_REMARK.match(str(record.msg))
 
 
 class _RemovesLater(LocalBackend):
