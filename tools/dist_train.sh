@@ -3,6 +3,7 @@
 # GPUS is the number of processes on this node; without a GPU they run on the CPU.
 # SIGTERM and SIGUSR1 are handed on to the processes, which save and end: exit code 0. MAX_RESTARTS
 # (0) is how often all start again after one has failed; give --resume with it.
+# TRAIN_MODULE is a module of python that trains in place of tools/train.py, with its flags.
 # Several nodes: NNODES, NODE_RANK, MASTER_ADDR and PORT from the environment, docs/scaling.md.
 set -e
 if [ $# -lt 2 ]; then
@@ -12,6 +13,8 @@ fi
 CONFIG=$1
 GPUS=$2
 TOOLS=$(dirname "$0")
+TRAIN=("$TOOLS/train.py")
+[ -z "$TRAIN_MODULE" ] || TRAIN=(-m "$TRAIN_MODULE")
 
 MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
 PORT=${PORT:-29500}
@@ -30,7 +33,7 @@ fi
         --nnodes="${NNODES:-1}" \
         "${MEETING[@]}" \
         --nproc_per_node="$GPUS" \
-        "$TOOLS/train.py" "$CONFIG" --launcher pytorch "${@:3}"
+        "${TRAIN[@]}" "$CONFIG" --launcher pytorch "${@:3}"
 ) &
 TORCHRUN=$!
 

@@ -3,13 +3,12 @@ import argparse
 import os
 import select
 import sys
-import warnings
-from argparse import SUPPRESS
-from contextlib import contextmanager
 from importlib import import_module
-from typing import Iterator, List, NamedTuple, Optional, Sequence
+from typing import List, NamedTuple, Optional
 
 import mmdense
+
+from .output import add_output, output
 
 
 class _Command(NamedTuple):
@@ -43,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     about = f'mmdense {mmdense.__version__}'
     parser.add_argument('-V', '--version', action='version', version=about)
     parser.set_defaults(quiet=False, verbose=False, debug=False)
-    _add_output(parser, shown=False)
+    add_output(parser, shown=False)
     subparsers = parser.add_subparsers(dest='command', metavar='COMMAND', title='commands')
     for command in COMMANDS:
         module = import_module(f'.{command.module}', __package__)
@@ -54,24 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
             description=f'{command.help[0].upper()}{command.help[1:]}.',
         )
         getattr(module, f'add_{command.name}')(sub)
-        _add_output(sub.add_argument_group('output'))
+        add_output(sub.add_argument_group('output'))
         sub.set_defaults(run=getattr(module, f'run_{command.name}'), parser=sub)
     return parser
-
-
-def _add_output(group, shown: bool = True) -> None:
-    """Before the command and after it; no defaults, or the second would undo the first."""
-    loudness = group.add_mutually_exclusive_group()
-    for flags, about in (
-        (('-q', '--quiet'), 'print results and errors only'),
-        (('-v', '--verbose'), 'print more'),
-    ):
-        _add_flag(loudness, flags, about if shown else SUPPRESS)
-    _add_flag(group, ['--debug'], 'show the whole traceback of an error' if shown else SUPPRESS)
-
-
-def _add_flag(group, flags: Sequence[str], about: str) -> None:
-    group.add_argument(*flags, action='store_true', default=SUPPRESS, help=about)
 
 
 def main(arguments: Optional[List[str]] = None) -> None:
@@ -114,7 +98,7 @@ def _run(args: argparse.Namespace) -> None:
         return args.run(args)
     from mmdense.utils.launch import one_line_errors
 
-    with _output(args), one_line_errors(OSError):
+    with output(args), one_line_errors(OSError):
         try:
             args.run(args)
         except BrokenPipeError as error:
@@ -123,39 +107,6 @@ def _run(args: argparse.Namespace) -> None:
             broken = None
     if broken is not None:
         raise broken
-
-
-@contextmanager
-def _output(args: argparse.Namespace) -> Iterator[None]:
-    """What other packages log and warn of goes to stderr, as much of it as was asked for."""
-    import logging
-
-    from mmengine.logging import MMLogger
-
-    from mmdense.utils import launch
-
-    logger = MMLogger.get_current_instance()
-    handlers = [h for h in logger.handlers if type(h) is logging.StreamHandler]
-    before = logger.level, [handler.stream for handler in handlers]
-    traceback = os.environ.get('MMDENSE_TRACEBACK')
-    launch.shows_all, shows_all = '--debug', launch.shows_all
-    for handler in handlers:
-        handler.stream = sys.stderr
-    logger.setLevel('ERROR' if args.quiet else 'INFO' if args.verbose else 'WARNING')
-    if args.debug:
-        os.environ['MMDENSE_TRACEBACK'] = '1'
-    try:
-        with warnings.catch_warnings():
-            if not args.verbose and not args.debug:
-                warnings.simplefilter('ignore')
-            yield
-    finally:
-        launch.shows_all = shows_all
-        logger.setLevel(before[0])
-        for handler, stream in zip(handlers, before[1]):
-            handler.stream = stream
-        if args.debug and traceback is None:
-            del os.environ['MMDENSE_TRACEBACK']
 
 
 def _reader_left() -> bool:

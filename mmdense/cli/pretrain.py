@@ -2,18 +2,15 @@
 """``mmdense pretrain`` and ``mmdense plan``."""
 
 import argparse
-import io
-import logging
 import os
 import os.path as osp
-import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 from argparse import Namespace
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Sequence
 
@@ -262,46 +259,34 @@ def _print_table(settings) -> None:
 
 
 def _train(config: str, args: Namespace) -> None:
-    """As tools/train.py does; in several processes by tools/dist_train.sh itself."""
-    flags = ['--resume'] if args.resume else []
+    """In this process, or in several by tools/dist_train.sh itself."""
+    flags = [f'--{name}' for name in ('resume', 'quiet', 'verbose') if getattr(args, name)]
     if args.gpus > 1:
         _launch(config, args.gpus, flags)
         return
-    from mmdense.engine import ProgressBarHook
-    from mmdense.engine.training import prepare_training, train_parser
-    from mmdense.utils.launch import train
+    from . import training
 
-    # MMEngine's lines are progress, the result alone is on stdout. What precedes the first step,
-    # hundreds of lines, is in the log file; warnings are shown.
-    hidden = io.StringIO()
-    with redirect_stdout(sys.stderr if args.verbose else hidden):
-        runner = prepare_training(train_parser().parse_args([config, *flags]))
-    shown = '- .*ERROR' if args.quiet else '- .*(WARNING|ERROR)'
-    for line in hidden.getvalue().splitlines():
-        if re.match(rf'\S+ \S+ - mmengine {shown}', line):
-            print(line, file=sys.stderr)
-    for handler in runner.logger.handlers:
-        if isinstance(handler, logging.StreamHandler) and not hasattr(handler, 'baseFilename'):
-            handler.setStream(sys.stderr)
-            handler.setLevel('ERROR' if args.quiet else handler.level)
-    if args.quiet:
-        runner._hooks = [h for h in runner.hooks if not isinstance(h, ProgressBarHook)]
-    with redirect_stdout(hidden if args.quiet else sys.stderr):
-        train(runner)
+    training.train_config(training.parse_args([config, *flags]))
 
 
 def _launch(config: str, gpus: int, flags: list) -> None:
+    import torch
+
     import mmdense
+    from mmdense.utils.collect_env import cpu_cores
 
     tools = osp.join(osp.dirname(mmdense.__file__), '.mim', 'tools')
     with socket.socket() as s:  # a port that is free
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    environment = dict(os.environ, PYTHON=sys.executable, PORT=os.environ.get('PORT', str(port)))
+    usual = dict(PORT=str(port))
+    if not torch.cuda.is_available():  # torchrun's usual is 1
+        usual['OMP_NUM_THREADS'] = str(max(1, cpu_cores() // gpus))
+    ours = dict(PYTHON=sys.executable, TRAIN_MODULE='mmdense.cli.training')
     # Ctrl-C is not for it: torchrun would end its processes at once
     process = subprocess.Popen(
         ['bash', osp.join(tools, 'dist_train.sh'), config, str(gpus), *flags],
-        env=environment,
+        env={**usual, **os.environ, **ours},
         stdout=sys.stderr,
         start_new_session=True,
     )

@@ -125,8 +125,15 @@ def test_two_processes(run, images, tmp_path):
     assert done.returncode == 0, done.stdout
     assert re.search(r'^batch +2 × 2 ', done.stdout, re.M)
     assert 'Epoch(train) [1][4/4]' in done.stdout
+    # what precedes the first step is in the log file, as with one process
+    assert 'System environment' not in done.stdout and 'OMP_NUM_THREADS' not in done.stdout
+    assert any('System environment' in p.read_text() for p in (tmp_path / 'run').rglob('*.log'))
+    assert not re.search(r'WARNING|Warning', done.stdout), done.stdout
     assert done.stdout.splitlines()[-3].startswith(f'The backbone is {tmp_path}/run/backbone.pth')
     assert (tmp_path / 'run' / 'backbone.pth').exists()
+    command[command.index(tmp_path / 'run')] = tmp_path / 'quiet'
+    done = run(*command, '--quiet')
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 3, done.stdout
 
 
 def test_quiet(call, images, tmp_path):

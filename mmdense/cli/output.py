@@ -1,0 +1,57 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import argparse
+import os
+import sys
+import warnings
+from argparse import SUPPRESS
+from contextlib import contextmanager
+from typing import Iterator, Sequence
+
+
+def add_output(group, shown: bool = True) -> None:
+    """``-q``, ``-v`` and ``--debug``, before the command and after it; no defaults, or the second
+    would undo the first."""
+    loudness = group.add_mutually_exclusive_group()
+    for flags, about in (
+        (('-q', '--quiet'), 'print results and errors only'),
+        (('-v', '--verbose'), 'print more'),
+    ):
+        _add_flag(loudness, flags, about if shown else SUPPRESS)
+    _add_flag(group, ['--debug'], 'show the whole traceback of an error' if shown else SUPPRESS)
+
+
+def _add_flag(group, flags: Sequence[str], about: str) -> None:
+    group.add_argument(*flags, action='store_true', default=SUPPRESS, help=about)
+
+
+@contextmanager
+def output(args: argparse.Namespace) -> Iterator[None]:
+    """What other packages log and warn of goes to stderr, as much of it as was asked for."""
+    import logging
+
+    from mmengine.logging import MMLogger
+
+    from mmdense.utils import launch
+
+    logger = MMLogger.get_current_instance()
+    handlers = [h for h in logger.handlers if type(h) is logging.StreamHandler]
+    before = logger.level, [handler.stream for handler in handlers]
+    traceback = os.environ.get('MMDENSE_TRACEBACK')
+    launch.shows_all, shows_all = '--debug', launch.shows_all
+    for handler in handlers:
+        handler.stream = sys.stderr
+    logger.setLevel('ERROR' if args.quiet else 'INFO' if args.verbose else 'WARNING')
+    if args.debug:
+        os.environ['MMDENSE_TRACEBACK'] = '1'
+    try:
+        with warnings.catch_warnings():
+            if not args.verbose and not args.debug:
+                warnings.simplefilter('ignore')
+            yield
+    finally:
+        launch.shows_all = shows_all
+        logger.setLevel(before[0])
+        for handler, stream in zip(handlers, before[1]):
+            handler.stream = stream
+        if args.debug and traceback is None:
+            del os.environ['MMDENSE_TRACEBACK']
