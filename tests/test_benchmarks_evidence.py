@@ -273,6 +273,23 @@ def test_the_table_says_what_is_not_run(evidence, cfg, tmp_path):
     assert '3 of 65 pieces have been run' in text
 
 
+def test_small_data_has_one_row_for_all_tasks(evidence, cfg, tmp_path):
+    found = {
+        'random': [10.0],
+        'densecl': [19.0],
+        'densecl-camvid': [12.0],
+        'densecl-camvid-continued': [20.0],
+    }
+    text = evidence('page').document('{{ small }}', cfg, results_of(**found), tmp_path)
+    heads, _, *rows = [line.strip('| ').split(' | ') for line in text.splitlines()]
+    assert heads[0] == 'camvid mIoU, 10 % of labels'
+    names = ['random', 'pretrained on the task', 'pretrained on all', 'that, continued']
+    assert all(row[0].startswith(name) for row, name in zip(rows, names))
+    assert [row[1:4] for row in rows] == [
+        [n, 'not run', 'not run'] for n in ('10.0', '12.0', '19.0', '20.0')
+    ]
+
+
 def test_differences_are_of_the_same_seeds(evidence, cfg, tmp_path):
     page = evidence('page')
     cfg.seeds = [0, 1]

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 from statistics import mean
-from typing import Dict, List, Optional
+from typing import Dict, Iterable, List, Optional
 
 import full_scale
 import matplotlib
@@ -94,6 +94,7 @@ def document(template: str, cfg: Config, results: Results, results_dir: Path) ->
         settings=lambda: _settings(cfg, results, results_dir),
         spread=lambda: _about_spread(results),
         results=lambda: _table(cfg, results),
+        small=lambda: _small_table(cfg, results),
         expectations=lambda: _expectations(cfg, results),
         pretraining=lambda: _pretraining(cfg, results, machines),
         curves=lambda: _picture('curves.svg', 'Learning curves of pretraining'),
@@ -147,16 +148,36 @@ def _rows(heads: List[str], rows: List[List[str]]) -> str:
 
 def _table(cfg: Config, results: Results) -> str:
     columns = _columns(cfg)
-    planned = {id.rsplit('/', 1)[0] for id in order(cfg, {})}
-    rows = []
     methods = ['random', *cfg.methods, *(f'{m}{START}' for m in cfg.methods)]
-    for method in [*methods, *(cfg.get('small') or {})]:
-        cells = [
-            cell(values(results, kind, method, metric)) if f'{kind}/{method}' in planned else '–'
-            for _, kind, metric in columns
-        ]
-        rows.append([name_of(method), *cells])
+    rows = [[name_of(m), *_cells(cfg, results, columns, [m])] for m in methods]
     return _rows(['', *(head for head, *_ in columns)], rows)
+
+
+def _small_table(cfg: Config, results: Results) -> str:
+    """Where the images of a task are all there is, or what to go on with."""
+    small = cfg.get('small') or {}
+    by = {ours.method for ours in small.values()}
+    rows = {
+        'random weights': ['random'],
+        "pretrained on the task's own images alone": [
+            m for m in small if not small[m].get('start')
+        ],
+        'pretrained on all images above': by,
+        "that, continued on the task's own images": [m for m in small if small[m].get('start')],
+    }
+    columns = _columns(cfg)
+    lines = [[name, *_cells(cfg, results, columns, methods)] for name, methods in rows.items()]
+    return _rows(['', *(head for head, *_ in columns)], lines)
+
+
+def _cells(cfg: Config, results: Results, columns: List[tuple], methods: Iterable[str]) -> list:
+    """Of each column, by that of the methods that is run for it."""
+    planned = {id.rsplit('/', 1)[0] for id in order(cfg, {})}
+    cells = []
+    for _, kind, metric in columns:
+        ours = [m for m in methods if f'{kind}/{m}' in planned]
+        cells.append(cell(values(results, kind, ours[0], metric)) if ours else '–')
+    return cells
 
 
 def _expectations(cfg: Config, results: Results) -> str:
