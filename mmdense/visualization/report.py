@@ -252,8 +252,11 @@ def _about(run: RunLog, dataset: Any) -> List[Tuple[str, str]]:
         run.setting('model', 'backbone', 'depth'),
     )
     backbone = f'{str(kind).rpartition(".")[2]}{f"-{depth}" if depth else ""}' if kind else ''
-    found = [run.setting('train_dataloader', 'dataset', k) for k in ('data_root', 'data_prefix')]
-    where = '/'.join(str(part) for part in found if part)
+    root, prefix = (
+        run.setting('train_dataloader', 'dataset', key) for key in ('data_root', 'data_prefix')
+    )
+    folders = prefix if isinstance(prefix, (list, tuple)) else [prefix]
+    where = ', '.join('/'.join(str(part) for part in (root, folder) if part) for folder in folders)
     if dataset is not None:
         where = f'{len(dataset):,} in {where}'
     epochs, batch = run.setting('train_cfg', 'max_epochs'), ''

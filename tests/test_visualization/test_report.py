@@ -243,6 +243,18 @@ def test_views_of_the_run(write, images):
     assert 'epoch_1.pth is not shown: ' in page(directory)
 
 
+@pytest.mark.parametrize(
+    'dataset, shown',
+    [
+        ("data_root='a'", '>a<'),
+        ("data_root='a', data_prefix='b'", '>a/b<'),
+        ("data_root='a', data_prefix=['b', 'c/d']", '>a/b, a/c/d<'),
+    ],
+)
+def test_folders_of_the_images(write, dataset, shown):
+    assert f'Images</dt><dd{shown}/dd>' in page(write([row(2)], dataset=dataset))
+
+
 @pytest.mark.parametrize('device_augment', [False, True])
 @pytest.mark.parametrize('algorithm', ['densecl', 'pixpro', 'slotcon', 'detco'])
 def test_views_of_the_recipes(repo, images, algorithm, device_augment):
