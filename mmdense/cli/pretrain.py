@@ -27,19 +27,26 @@ def add_plan(command) -> None:
 
 
 def _add_settings(command) -> None:
-    command.add_argument('images', help='a folder, a zip, an LMDB, or a COCO json')
+    command.add_argument('images', type=_path, help='a folder, a zip, an LMDB, or a COCO json')
     add = command.add_argument
     add('--method', default='densecl', choices=['densecl', 'pixpro', 'slotcon', 'detco'])
     add('--backbone', default='resnet50', help="resnet18, 34, 50, 101, or mmpretrain's by name")
     add('--epochs', type=_count, help='default: from the number of images')
-    add('--out', metavar='DIR', help='default: work_dirs/METHOD_IMAGES')
-    add('--init', metavar='CHECKPOINT', help='go on from it, or from what `mmdense list` names')
+    add('--out', type=_path, metavar='DIR', help='default: work_dirs/METHOD_IMAGES')
+    add(
+        '--init',
+        type=_path,
+        metavar='CHECKPOINT',
+        help='go on from it, or from what `mmdense list` names',
+    )
     add('--batch-size', type=_count, metavar='N', help='images a process and step')
     add('--workers', type=_whole, metavar='N', help='processes that load images, for each')
     add('--gpus', type=_count, default=1, metavar='N', help='processes; default: %(default)s')
     add('--size', type=_count, metavar='PIXELS', help='side of the views')
-    add('--seed', type=_whole, default=0, help='default: %(default)s')
-    add('--prefix', metavar='DIR', help="the folder that a json's paths are relative to")
+    add('--seed', type=_seed, default=0, help='default: %(default)s')
+    add(
+        '--prefix', type=_path, metavar='DIR', help="the folder that a json's paths are relative to"
+    )
 
 
 def _whole(text: str) -> int:
@@ -56,7 +63,26 @@ def _count(text: str) -> int:
     return value
 
 
-_whole.__name__ = _count.__name__ = 'whole number'  # argparse names it
+def _seed(text: str) -> int:
+    value = _whole(text)
+    if value >= 2**32:  # NumPy's
+        raise argparse.ArgumentTypeError(f'must be below 2**32, got {text}')
+    return value
+
+
+def _path(text: str) -> str:
+    if not text:  # of an unset variable: it would be the current folder
+        raise argparse.ArgumentTypeError('must not be empty')
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not UTF-8: rename it, configs and json cannot hold it'
+        ) from None
+    return text
+
+
+_whole.__name__ = _seed.__name__ = _count.__name__ = 'whole number'  # argparse names it
 
 
 def run_pretrain(args: Namespace) -> None:
@@ -66,19 +92,24 @@ def run_pretrain(args: Namespace) -> None:
     from mmdense.checkpoints import latest_whole_checkpoint
     from mmdense.utils.errors import InputError
     from mmdense.utils.files import write_text, writing
+    from mmdense.utils.launch import CONFIG_ERRORS, one_line_errors
 
     out, ignored = _out(args), []
     config = osp.join(out, 'config.py')
     begun = latest_whole_checkpoint(out) or osp.exists(osp.join(out, 'backbone.pth'))
+    cfg = None
+    if osp.isfile(config) and (args.resume or begun):
+        with one_line_errors(*CONFIG_ERRORS):  # it may have been changed by hand
+            cfg = Config.fromfile(config)
+            dataset = cfg.train_dataloader.dataset
+            same = osp.abspath(args.images) in (dataset.get('data_root'), dataset.get('ann_file'))
     if args.resume:
-        if not osp.isfile(config):
+        if cfg is None:
             raise InputError(
                 f'there is no run in {out} to go on with: leave --resume out, or name it by --out'
             )
-        cfg = Config.fromfile(config)
-        dataset = cfg.train_dataloader.dataset
-        if osp.abspath(args.images) not in (dataset.get('data_root'), dataset.get('ann_file')):
-            raise InputError(f'{config} is of other images: --resume without changing IMAGES')
+        if not same:
+            raise InputError(f'{config} is of other images: give these, or another --out')
         ignored = _ignored(args, cfg)
         _remark(args, f'Going on with {config} as it is.')
         if ignored:
@@ -88,9 +119,11 @@ def run_pretrain(args: Namespace) -> None:
             print('The run has saved nothing yet: it starts anew.', file=sys.stderr)
     else:
         if begun:
-            how = '--resume goes on with it, or give --out'
-            how = how if osp.isfile(config) else 'give another --out'
-            raise InputError(f'there is a run in {out}: {how}')
+            what = 'a run' if cfg is None or same else 'a run of other images'
+            how = (
+                '--resume goes on with it, or give --out' if cfg and same else 'give another --out'
+            )
+            raise InputError(f'there is {what} in {out}: {how}')
         plan = _plan(args)
         if not args.quiet:
             _print_table(plan.settings)
@@ -100,7 +133,9 @@ def run_pretrain(args: Namespace) -> None:
     _remark(args, f'Ctrl-C saves; to go on then: {_command(args, ignored, resume=True)}')
     sys.stdout.flush()
     _train(config, args)
-    _print_use(osp.join(out, 'backbone.pth'), Config.fromfile(config))
+    backbone = osp.join(out, 'backbone.pth')
+    if osp.exists(backbone):  # not where the processes were told to end
+        _print_use(backbone, Config.fromfile(config))
 
 
 def run_plan(args: Namespace) -> None:
@@ -157,7 +192,9 @@ def _plan(args: Namespace):
 def _out(args: Namespace) -> str:
     if args.out is not None:
         return osp.abspath(osp.expanduser(args.out))
-    name = osp.splitext(osp.basename(osp.abspath(args.images)))[0]
+    name = osp.basename(osp.abspath(args.images))
+    if not osp.isdir(args.images):
+        name = osp.splitext(name)[0]
     return osp.abspath(osp.join('work_dirs', f'{args.method}_{name}'))
 
 
@@ -283,25 +320,30 @@ def _launch(config: str, gpus: int, flags: list) -> None:
     if not torch.cuda.is_available():  # torchrun's usual is 1
         usual['OMP_NUM_THREADS'] = str(max(1, cpu_cores() // gpus))
     ours = dict(PYTHON=sys.executable, TRAIN_MODULE='mmdense.cli.training')
-    # Ctrl-C is not for it: torchrun would end its processes at once
     process = subprocess.Popen(
         ['bash', osp.join(tools, 'dist_train.sh'), config, str(gpus), *flags],
         env={**usual, **os.environ, **ours},
         stdout=sys.stderr,
-        start_new_session=True,
+        start_new_session=True,  # Ctrl-C is not for it: torchrun would end its processes at once
     )
-    interrupted = False
-    while True:
-        try:
-            code = process.wait()
-            break
-        except KeyboardInterrupt:
-            # it hands SIGTERM on, and all save; asked again, they end
-            os.killpg(process.pid, signal.SIGKILL) if interrupted else process.terminate()
-            interrupted = True
-    if interrupted:
+    told = []
+
+    def tell(number: int, _) -> None:
+        """It hands the signal on, and all save; a second Ctrl-C ends them."""
+        if number == signal.SIGINT and number in told:
+            os.killpg(process.pid, signal.SIGKILL)
+        told.append(number)
+        process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    before = {n: signal.signal(n, tell) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signal.SIGINT in told:
         raise KeyboardInterrupt
-    if code:
+    if code or told:
         raise SystemExit(code)
 
 

@@ -6,6 +6,7 @@ from mmengine.runner import CheckpointLoader
 
 from mmdense import hub
 from mmdense.checkpoints import recognise
+from mmdense.utils.errors import InputError
 
 from .settings import Options, Setting, choose_size, derive_settings
 from .survey import (
@@ -44,6 +45,8 @@ def make_plan(images: str, options: Options, prefix: Optional[str] = None) -> Pl
     Raises:
         MMDenseError: What is wrong, in one line.
     """
+    if options.size is not None and options.size < 32:
+        raise InputError(f'--size {options.size}: the last map is 1/32 of the views, at least 32')
     found = survey_images(images, prefix)
     recipe = read_recipe(options.method)
     if options.init:

@@ -106,13 +106,14 @@ def choose_queue(images: int, batch: int, steps: int, recipe: Config) -> Tuple[i
 
 def choose_epochs(images: int, device: str, continued: bool) -> Tuple[int, str]:
     """From how many images a run should see, and why."""
-    seen, reason = max(800 * images, 400_000), '800 epochs, as on COCO'
-    if 800 * images < 400_000:
-        reason = 'few images: 400,000 views of them, at most 2,000 epochs'
-    if seen > COCO_IMAGES_SEEN:
+    seen, reason, few = 800 * images, '800 epochs, as on COCO', ''
+    if seen < 400_000:
+        seen, reason, few = 400_000, '400,000 views, at most 2,000 epochs', 'few images: '
+    elif seen > COCO_IMAGES_SEEN:
         seen, reason = COCO_IMAGES_SEEN, '95 million images, as 800 epochs of COCO'
     if continued:
-        seen, reason = seen // 4, f'a quarter of {reason}: features are there'
+        seen, reason, few = seen // 4, f'features are there: a quarter of {reason}', ''
+    reason = few + reason
     if device == 'cpu' and seen > 20_000:
         seen, reason = 20_000, '20,000 images: hours on a CPU, and only a beginning'
     return min(max(round(seen / images), 1), 2000), reason

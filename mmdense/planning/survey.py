@@ -119,6 +119,10 @@ def _open(path: str, prefix: Optional[str]) -> Tuple[dict, UnlabeledDataset]:
     if not path.lower().endswith(('.json', '.txt')) or osp.isdir(path):
         if not osp.exists(path) and '.zip/' not in path and '.lmdb/' not in path:
             raise DataError(f'{path} does not exist: give a folder, a zip, an LMDB or a COCO json')
+        if prefix:
+            raise DataError(
+                f'--prefix {prefix} is for a json or a list of images, {path} is neither'
+            )
         arguments = dict(data_root=path, data_prefix='')
         return arguments, UnlabeledDataset(**arguments)
     folder = osp.dirname(path)

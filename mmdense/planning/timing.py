@@ -147,8 +147,8 @@ class Estimate(NamedTuple):
     """How long a run takes.
 
     Attributes:
-        here (float): Seconds, as timed. Several processes on a CPU get a thread
-            each, as torch.distributed.run starts them, and share the cores.
+        here (float): Seconds, as timed. Several processes on a CPU share the cores, as
+            ``mmdense pretrain --gpus`` starts them: as many threads for each.
         eight (float, optional): Seconds on eight GPUs, by calculation; None where
             there are fewer images than eight batches.
         assumption (str): What that rests on.
@@ -172,7 +172,9 @@ def estimate(times: Times, cfg: Config, images: Images, machine: Machine, gpus: 
     epochs = cfg.train_cfg.max_epochs
     step = max(times.data, times.step)
     if gpus > 1 and machine.device == 'cpu':
-        step = max(times.data, times.threads * times.step) * gpus / min(gpus, machine.cores)
+        threads = max(1, machine.cores // gpus)
+        alone = max(times.data, times.step * max(1.0, times.threads / threads))
+        step = alone * max(1.0, gpus / machine.cores)
     elif gpus > 1:
         step /= EFFICIENCY
     here = epochs * (images.count // (times.batch * gpus)) * step

@@ -6,9 +6,14 @@ import pty
 import re
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
+import time
+from argparse import Namespace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from mmengine.config import Config
@@ -150,7 +155,7 @@ def test_quiet(call, images, tmp_path):
         os.remove(tmp_path / 'run' / there)
     (tmp_path / 'other').mkdir()
     code, _, err = call('pretrain', tmp_path / 'other', '--out', 'run', '--resume')
-    assert code == 1 and 'config.py is of other images: --resume without changing IMAGES' in err
+    assert code == 1 and 'config.py is of other images: give these, or another --out' in err
 
 
 def test_resumes_what_is_there(call, images, tmp_path, monkeypatch):
@@ -252,6 +257,8 @@ def test_plan(call, images, tmp_path):
         ('html.zip', 'is not a folder, nor a zip or an LMDB'),
         ('one.jpg', 'one.jpg is not a folder but one image: give its folder'),
         ('empty.json', 'empty.json is empty: its list "images" has no entry'),
+        ('prefix', '--prefix none is for a json or a list of images, {here}/three is neither'),
+        ('size', '--size 8: the last map is 1/32 of the views, at least 32'),
     ],
 )
 def test_refusals(call, images, tmp_path, command, case, message):
@@ -267,6 +274,8 @@ def test_refusals(call, images, tmp_path, command, case, message):
         backbone=[images, '--backbone', 'resnut50'],
         init=[images, '--init', 'missing.pth'],
         gpus=[images, '--gpus', '3'],
+        prefix=['three', '--prefix', 'none'],
+        size=[images, '--size', '8'],
     )
     code, out, err = call(command, *more.get(case, [case]))
     assert (code, out) == (1, ''), err
@@ -287,6 +296,74 @@ def test_out_that_cannot_be_written(call, images, tmp_path):
 def test_wrong_usage(call, images, flag, value):
     code, _, err = call('pretrain', images, f'{flag}={value}')
     assert code == 2 and flag in err and value in err
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        ([''], 'argument images: must not be empty'),  # an unset variable
+        (['photos', '--init', ''], 'argument --init: must not be empty'),
+        (['photos', '--seed', str(2**32)], 'argument --seed: must be below 2**32'),
+        ([os.fsdecode(b'ph\xff')], 'is not UTF-8: rename it'),
+    ],
+)
+def test_arguments_that_cannot_be_meant(call, words, message):
+    code, out, err = call('plan', *words)
+    assert (code, out) == (2, '') and message in err
+
+
+def test_a_run_of_each_folder(call, images, tmp_path):
+    """data.v1 and data.v2 are two; a run of others is not gone on with by accident."""
+    from mmdense.cli.pretrain import _out
+
+    for name in ('data.v1', 'data.v2'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'data.zip').touch()
+    outs = [_out(Namespace(images=str(tmp_path / n), out=None, method='a')) for n in os.listdir()]
+    assert len(set(outs)) == 3 and str(tmp_path / 'work_dirs' / 'a_data') in outs
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'backbone.pth').touch()
+    (tmp_path / 'run' / 'config.py').write_text(
+        "train_dataloader = dict(dataset=dict(data_root='b'))"
+    )
+    code, _, err = call('pretrain', images, '--out', 'run')
+    assert code == 1
+    assert (
+        err
+        == f'mmdense: error: there is a run of other images in {tmp_path}/run: give another --out\n'
+    )
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [('model = dict(\n', 'SyntaxError'), ('a = 1\n', 'train_dataloader')],
+)
+def test_a_config_spoilt_by_hand(call, images, tmp_path, text, message):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'config.py').write_text(text)
+    code, _, err = call('pretrain', images, '--out', 'run', '--resume')
+    assert code == 1 and len(err.splitlines()) == 1
+    assert err.startswith('mmdense: error: ') and message in err
+
+
+@pytest.mark.slow
+def test_processes_are_told_to_end(images, tmp_path):
+    """SIGTERM saves, exit code 0; nothing goes on without the command."""
+    command = [sys.executable, '-m', 'mmdense', 'pretrain', images, '--out', tmp_path / 'run']
+    command += ['--backbone', 'resnet18', '--epochs', '500', '--gpus', '2', '--workers', '0']
+    with open(tmp_path / 'log.txt', 'w+') as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        for _ in range(1200):
+            if 'Epoch(train)' in (tmp_path / 'log.txt').read_text() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+    text = (tmp_path / 'log.txt').read_text()
+    assert 'SIGTERM: saved' in text and 'The backbone is' not in text, text
+    assert list((tmp_path / 'run').glob('*.pth'))
+    assert len(started) > 2 and not psutil.wait_procs(started, timeout=20)[1]
 
 
 def test_help_fits_a_screen(call):
