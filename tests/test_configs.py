@@ -4,8 +4,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+
+from mmdense.engine.training import start_from_checkpoint
+from mmdense.registry import MODELS
 
 REPO = Path(__file__).resolve().parents[1]
 ALL = sorted(
@@ -231,3 +235,41 @@ def test_inherited_recipes_mean_the_same_under_other_scopes(recipe, scope, tmp_p
     assert kinds[0] == kinds[1]
     package = 'torch' if recipe.startswith('de') else 'mmdense'
     assert type(wrapper.optimizer).__module__.split('.')[0] == package
+
+
+@pytest.mark.parametrize('method', ['densecl', 'pixpro', 'slotcon', 'detco'])
+@pytest.mark.parametrize('whole', [True, False])
+def test_small_configs_go_on_from_weights(tmp_path, method, whole):
+    """By the lines of configs/small/README.md."""
+
+    def build(*lines):
+        cfg = load(f'configs/small/{method}_r50_small.py')
+        cfg.model.backbone.depth = 18
+        if method == 'detco':
+            cfg.model.neck.in_channels = [64, 128, 256, 512]
+        else:
+            cfg.model.neck.in_channels = 512
+        for line in lines:
+            assert f'`{line}`' in page
+            cfg.merge_from_dict(Config.fromstring(line.replace('FILE', file), '.py').to_dict())
+        start_from_checkpoint(cfg)
+        with DefaultScope.overwrite_default_scope('mmdense'):
+            model = MODELS.build(cfg.model)
+        model.init_weights()
+        return model, cfg
+
+    page, file = (REPO / 'configs/small/README.md').read_text(), str(tmp_path / 'given.pth')
+    more = ['model = dict(num_prototypes=256)'] if method == 'slotcon' else []
+    model, _ = build(*more)  # as published ones have
+    given, about = model.state_dict(), dict(algorithm=type(model).__name__, product=model.product)
+    kept = given if whole else model.backbone.state_dict()
+    torch.save(dict(meta=dict(mmdense=about) if whole else {}, state_dict=kept), file)
+    lines = ["load_from = 'FILE'", *more] if whole else ["model = dict(pretrained='FILE')"]
+    if method == 'densecl':
+        lines.append('custom_hooks = []')
+    model, cfg = build(*lines)
+    assert not cfg.get('custom_hooks')
+    parts = ('backbone.', 'neck.') if whole else ('backbone.',)
+    for name, value in model.state_dict().items():
+        if name.startswith(parts):
+            assert torch.equal(value, given[name]), name
