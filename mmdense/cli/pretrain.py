@@ -39,6 +39,7 @@ def _add_settings(command) -> None:
         metavar='CHECKPOINT',
         help='go on from it, or from what `mmdense list` names',
     )
+    add('--labels', type=_path, metavar='DATA', help='labelled images: score the features by them')
     add('--batch-size', type=_count, metavar='N', help='images a process and step')
     add('--workers', type=_whole, metavar='N', help='processes that load images, for each')
     add('--gpus', type=_count, default=1, metavar='N', help='processes; default: %(default)s')
@@ -206,7 +207,7 @@ def _text(args: Namespace, plan) -> str:
 
 _NAMES = (
     *('method', 'backbone', 'epochs', 'out', 'init', 'batch_size', 'workers', 'gpus', 'size'),
-    *('seed', 'prefix'),
+    *('seed', 'prefix', 'labels'),
 )
 
 
@@ -231,6 +232,7 @@ def _command(args: Namespace, without: Sequence[str] = (), resume: bool = False)
 def _ignored(args: Namespace, cfg) -> list:
     """The names of the options that the config of a run says otherwise."""
     from mmdense import hub
+    from mmdense.planning import survey_labels
     from mmdense.planning.survey import find_backbone, read_recipe
     from mmdense.utils.errors import InputError
 
@@ -249,7 +251,7 @@ def _ignored(args: Namespace, cfg) -> list:
             return source == getattr(hub.find_weights(args.init), 'url', None)
         return False
 
-    loader = cfg.train_dataloader
+    loader, labelled = cfg.train_dataloader, cfg.get('default_hooks', {}).get('evaluation', {})
     as_told = dict(
         method=lambda: cfg.model.type.lower() == args.method,
         backbone=backbone,
@@ -259,7 +261,11 @@ def _ignored(args: Namespace, cfg) -> list:
         workers=lambda: loader.num_workers == args.workers,
         size=lambda: loader.dataset.pipeline[1]['transforms'][0][0]['scale'] == args.size,
         seed=lambda: cfg.randomness.seed == args.seed,
-        prefix=lambda: loader.dataset.data_prefix == osp.abspath(osp.expanduser(args.prefix)),
+        labels=lambda: labelled.data == survey_labels(args.labels, args.prefix),
+        prefix=lambda: (
+            osp.abspath(osp.expanduser(args.prefix))
+            in (loader.dataset.data_prefix, labelled.get('data', {}).get('img_path'))
+        ),
     )
 
     def agrees(name: str) -> bool:
@@ -351,7 +357,7 @@ def _print_use(backbone: str, cfg) -> None:
     """Where the result is, and the lines of a config that take it."""
     from mmdense.checkpoints.inspection import stock_lines
 
-    kind = cfg.model.backbone.to_dict()
-    print(f'The backbone is {backbone}; in a config of mmdet, or of mmseg:')
-    for line in stock_lines(backbone, None if kind['type'].split('.')[-1] == 'ResNet' else kind):
+    lines = stock_lines(backbone, cfg.model.backbone.to_dict())
+    print(f'The backbone is {backbone}{"; in a config of mmdet, or of mmseg:" * bool(lines)}')
+    for line in lines:
         print(line)

@@ -2,6 +2,7 @@
 """From images to the settings of a run, each with its reason; to its config; to its time."""
 
 from .config import config_text
+from .labels import survey_labels
 from .plan import Plan, make_plan, published_weights
 from .settings import Options, Setting, derive_settings
 from .survey import (
@@ -39,6 +40,7 @@ __all__ = [
     'read_config',
     'read_recipe',
     'survey_images',
+    'survey_labels',
     'survey_machine',
     'survey_network',
     'time_steps',

@@ -8,6 +8,7 @@ from mmdense import hub
 from mmdense.checkpoints import recognise
 from mmdense.utils.errors import InputError
 
+from .labels import survey_labels
 from .settings import Options, Setting, choose_size, derive_settings
 from .survey import (
     Images,
@@ -39,7 +40,7 @@ def make_plan(images: str, options: Options, prefix: Optional[str] = None) -> Pl
     Args:
         images (str): A folder, a zip, an LMDB, a COCO json or a list.
         options (Options): What the user decides. ``init`` may be a path, a URL,
-            or a name of ``mmdense list``.
+            or a name of ``mmdense list``; ``labels`` a path of :func:`survey_labels`.
         prefix (str, optional): Of :func:`survey_images`.
 
     Raises:
@@ -47,10 +48,14 @@ def make_plan(images: str, options: Options, prefix: Optional[str] = None) -> Pl
     """
     if options.size is not None and options.size < 32:
         raise InputError(f'--size {options.size}: the last map is 1/32 of the views, at least 32')
-    found = survey_images(images, prefix)
+    # of the images' json, or else of the labels'
+    ours = prefix if images.lower().endswith(('.json', '.txt')) or not options.labels else None
+    found = survey_images(images, ours)
     recipe = read_recipe(options.method)
     if options.init:
         options = _look_at_init(options, recipe.model.type)
+    if options.labels:
+        options = options._replace(labels=survey_labels(options.labels, prefix))
     usual = recipe.train_pipeline[1]['transforms'][0][0]['scale']
     size = options.size or choose_size(found.side, usual)
     machine, network = survey_machine(), survey_network(recipe, options.backbone, size)
@@ -77,7 +82,8 @@ def _look_at_init(options: Options, kind: str) -> Options:
 
 def published_weights(plan: Plan) -> Optional[str]:
     """The name of weights that were published for the method and the backbone, if there are."""
-    if plan.options.backbone != 'resnet50':
-        return None
-    names = [f'{plan.options.method}_r50_{images}' for images in ('coco', 'in1k')]
+    method, backbone = plan.options.method, plan.options.backbone
+    names = [f'{method}_r50_{images}' for images in ('coco', 'in1k')]
+    if backbone != 'resnet50':
+        names = hub.list_models(f'{method}_{backbone}_')
     return next(filter(hub.find_weights, names), None)

@@ -6,7 +6,7 @@ Pure functions: :func:`derive_settings` puts them together.
 
 import re
 from math import ceil
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from mmengine.config import Config
 
@@ -31,6 +31,8 @@ class Options(NamedTuple):
     size: Optional[int] = None
     seed: int = 0
     init: Optional[str] = None
+    # labelled images: the path, then what :func:`survey_labels` found
+    labels: Union[None, str, dict] = None
     # of ``init``: whether it fills the whole algorithm, and how many prototypes it has
     init_whole: bool = True
     init_prototypes: Optional[int] = None
@@ -379,6 +381,12 @@ def _running(
     rows.append(
         Setting('checkpoints', f'every {_plural(every, "epoch")}', 'the last three stay', config)
     )
+    if options.labels:
+        every = max(1, round(epochs / 10))
+        reason = 'nearest neighbours and a linear probe, frozen features of 50 images'
+        hook = dict(type='DenseEvaluationHook', interval=every, data=options.labels)
+        config = {'default_hooks.evaluation': hook}
+        rows.append(Setting('evaluation', f'every {_plural(every, "epoch")}', reason, config))
     signals = ['SIGINT', 'SIGTERM', 'SIGUSR1']
     config = {
         'default_hooks.preemption.signals': signals,

@@ -96,7 +96,7 @@ def survey_images(path: str, prefix: Optional[str] = None) -> Images:
     Raises:
         DataError: No images, or none that can be read.
     """
-    arguments, dataset = _open(osp.abspath(osp.expanduser(path)), prefix)
+    arguments, dataset = open_images(osp.abspath(osp.expanduser(path)), prefix)
     count = len(dataset)
     step = max(1, count // _SAMPLE)
     indices = range(0, count, step)[:_SAMPLE]
@@ -115,7 +115,8 @@ def survey_images(path: str, prefix: Optional[str] = None) -> Images:
     return Images(arguments, count, int(median(sides)), len(reasons), len(indices))
 
 
-def _open(path: str, prefix: Optional[str]) -> Tuple[dict, UnlabeledDataset]:
+def open_images(path: str, prefix: Optional[str]) -> Tuple[dict, UnlabeledDataset]:
+    """The data set of a path, with the arguments that it was built of."""
     if not path.lower().endswith(('.json', '.txt')) or osp.isdir(path):
         if not osp.exists(path) and '.zip/' not in path and '.lmdb/' not in path:
             raise DataError(f'{path} does not exist: give a folder, a zip, an LMDB or a COCO json')

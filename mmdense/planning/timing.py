@@ -212,11 +212,13 @@ def advise(
     advice = []
     continued = cfg.get('load_from') or cfg.model.get('pretrained')
     if images.count < 20_000 and not continued:
-        how = f'--init {weights}' if weights else '--init CHECKPOINT'
-        advice.append(
-            f'result: {images.count:,} images are few to begin from nothing; {how} goes on from '
-            'published weights'
+        how = (
+            '--init CHECKPOINT goes on from weights of your own; none were published for this '
+            'method and backbone'
         )
+        if weights:
+            how = f'--init {weights} goes on from published weights'
+        advice.append(f'result: {images.count:,} images are few to begin from nothing; {how}')
     if machine.device == 'cpu':
         factor = times.step / _guess_step(times)
         advice.append(f'time: one GPU computes a step about {_round(factor)} times as fast')

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """``mmdense pretrain`` and ``mmdense plan``, as they are typed."""
 
+import json
 import os
 import pty
 import re
@@ -204,23 +205,53 @@ def test_the_hint_is_a_command(call, images, tmp_path, monkeypatch, repo):
     assert pretrain._tool('a.py') == 'mim train mmdense a.py'
 
 
-def test_lines_for_another_backbone(tmp_path, capsys):
-    """Of mmpretrain: the lines bring it along."""
+@pytest.mark.parametrize(
+    'backbone', ['convnext-atto', 'mobilenetv2', 'visiontransformer-deit-tiny']
+)
+def test_lines_for_another_backbone(backbone, tmp_path, capsys, require):
+    """Of mmpretrain: the lines bring it along, and a stock detector and segmenter run with them."""
     from mmengine.registry import MODELS, DefaultScope
+    from mmengine.structures import BaseDataElement
 
     from mmdense.checkpoints import save_backbone
+    from mmdense.checkpoints.inspection import read_config
     from mmdense.cli.pretrain import _print_use
+    from mmdense.planning.survey import find_backbone, read_recipe
+    from mmdense.utils.log_level import log_level
 
-    kind = dict(type='mmpretrain.ConvNeXt', arch='atto', gap_before_final_norm=False)
+    kind = find_backbone(backbone, read_recipe('densecl').model.backbone)
+    kind.pop('_delete_')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        save_backbone(MODELS.build(kind).state_dict(), str(tmp_path / 'a.pth'))
+        trained = MODELS.build(kind).state_dict()
+    for value in trained.values():
+        value += value.is_floating_point()  # as no new network's
+    save_backbone(trained, str(tmp_path / 'a.pth'))
     _print_use(str(tmp_path / 'a.pth'), Config(dict(model=dict(backbone=kind))))
-    for line in capsys.readouterr().out.splitlines()[-2:]:
-        scope = {}
-        exec(line, scope)
-        backbone = scope['model']['backbone']
-        assert backbone.pop('_delete_') and backbone['init_cfg']['checkpoint'].endswith('/a.pth')
-        assert {k: v for k, v in backbone.items() if k != 'init_cfg'} == kind
+    where, *lines = capsys.readouterr().out.splitlines()
+    assert where.endswith('/a.pth; in a config of mmdet, or of mmseg:') and len(lines) == 2
+    if 'transformer' in backbone:  # of one stride
+        assert all(
+            'the maps have [192] channels' in line.split('# in_channels')[1] for line in lines
+        )
+        return
+    for package, name, line in zip(
+        ('mmdet', 'mmseg'), ('faster-rcnn_r50_fpn.py', 'fcn_r50-d8.py'), lines
+    ):
+        require(package)
+        (tmp_path / 'config.py').write_text(
+            f'_base_ = {read_config(f"{package}::_base_/models/{name}").filename!r}\n{line}\n'
+        )
+        cfg = Config.fromfile(str(tmp_path / 'config.py'))
+        with DefaultScope.overwrite_default_scope(package):
+            model = MODELS.build(cfg.model)
+        with log_level('ERROR'):  # or MMEngine lists each tensor
+            model.init_weights()
+        state = model.backbone.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in trained.items())
+        model.eval()
+        sample = BaseDataElement(metainfo=dict(img_shape=(64, 96)))
+        with torch.no_grad():
+            assert model(torch.zeros(1, 3, 64, 96), [sample], mode='tensor') is not None
 
 
 def test_plan(call, images, tmp_path):
@@ -258,6 +289,7 @@ def test_plan(call, images, tmp_path):
         ('one.jpg', 'one.jpg is not a folder but one image: give its folder'),
         ('empty.json', 'empty.json is empty: its list "images" has no entry'),
         ('prefix', '--prefix none is for a json or a list of images, {here}/three is neither'),
+        ('labels', 'three is no COCO json with boxes, nor a folder with JPEGImages and Annot'),
         ('size', '--size 8: the last map is 1/32 of the views, at least 32'),
     ],
 )
@@ -275,6 +307,7 @@ def test_refusals(call, images, tmp_path, command, case, message):
         init=[images, '--init', 'missing.pth'],
         gpus=[images, '--gpus', '3'],
         prefix=['three', '--prefix', 'none'],
+        labels=[images, '--labels', 'three'],
         size=[images, '--size', '8'],
     )
     code, out, err = call(command, *more.get(case, [case]))
@@ -310,6 +343,34 @@ def test_wrong_usage(call, images, flag, value):
 def test_arguments_that_cannot_be_meant(call, words, message):
     code, out, err = call('plan', *words)
     assert (code, out) == (2, '') and message in err
+
+
+def test_labels_score_the_features(call, images, tmp_path):
+    """Boxes of every image; the figures are in the log, and in a report."""
+    files = sorted(os.listdir(images))
+    boxes = [
+        dict(image_id=i, category_id=1 + i % 2, bbox=[5, 5, 30, 30], iscrowd=0)
+        for i in range(len(files))
+    ]
+    content = dict(
+        images=[dict(id=i, file_name=name) for i, name in enumerate(files)],
+        annotations=boxes,
+        categories=[dict(id=1, name='a'), dict(id=2, name='b')],
+    )
+    (tmp_path / 'labels.json').write_text(json.dumps(content))
+    told = [images, '--labels', 'labels.json', '--prefix', images]
+    told += ['--backbone', 'resnet18', '--epochs', '2', '--size', '64', '--workers', '0']
+    code, out, err = call('pretrain', *told, '--out', 'run')
+    assert code == 0, err
+    assert re.search(r'^evaluation +every 1 epoch +nearest neighbours and a linear', out, re.M)
+    for steps in (0, 4, 8):
+        assert re.search(rf'Features after {steps} iterations: knn_accuracy [\d.]+.* linear', err)
+    monitored = Path(write_report(str(tmp_path / 'run'))).read_text()
+    assert 'knn_accuracy' in monitored
+    code, _, err = call('pretrain', *told, '--out', 'run', '--resume')
+    assert code == 0 and 'Ignored' not in err
+    code, _, err = call('pretrain', images, '--labels', 'three', '--out', 'run', '--resume')
+    assert code == 1 and 'three' in err
 
 
 def test_a_run_of_each_folder(call, images, tmp_path):

@@ -7,8 +7,7 @@ A line ``<!-- test: … -->`` before a block, which readers do not see, says
   files and names of ours among them have to exist.
 - ``config BASE``: it is (part of) a config that inherits BASE.
 
-Without one, a block of shell is run, in :file:`test_commands.py`'s small world. ``OLD`` pages are
-protocols of runs that took long; there ``parsed`` is the default.
+Without one, a block of shell is run, in :file:`test_commands.py`'s small world.
 """
 
 import re
@@ -17,12 +16,6 @@ from typing import List, NamedTuple
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = REPO / 'docs'
-OLD = {
-    *('README.md', 'README_zh-CN.md', 'docs/benchmarks.md', 'docs/checkpoints.md'),
-    *('docs/data.md', 'docs/design.md'),
-    *('docs/model_zoo.md', 'docs/reliability.md', 'docs/scaling.md', 'docs/security.md'),
-    'docs/walkthrough.md',
-}
 CODE = ('shell', 'console', 'python')
 # Output, references, and what Sphinx puts in itself.
 TEXT = ('', 'text', 'bibtex')
@@ -54,7 +47,7 @@ class Block(NamedTuple):
     def how(self) -> str:
         """``run``, ``parsed`` or ``config``."""
         how, rest = re.match(r'(\w*),? ?(.*)', self.directive).groups()
-        if how == 'parsed' and (rest or self.page in OLD):
+        if how == 'parsed' and rest:
             return how
         if how == 'config' and re.fullmatch(r'mm\w+::\S+', rest):
             return how
@@ -86,8 +79,7 @@ def blocks(path: Path) -> List[Block]:
             (indent, _, language), start, lines = fence
             text = '\n'.join(text[len(indent) :] for text in lines)
             page = path.relative_to(REPO).as_posix()
-            default = 'parsed' if page in OLD else ''
-            found.append(Block(page, start, language.strip(), text, directive or default))
+            found.append(Block(page, start, language.strip(), text, directive or ''))
             fence, directive = None, ''
         else:
             fence[2].append(line)

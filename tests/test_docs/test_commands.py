@@ -5,7 +5,7 @@ arguments are read: :file:`pages.py` says which.
 bash reads a block, with programs that only write down how they were called; then each call is done
 in this process. The world that they are run in:
 
-- ``photos``, 16 images, ``configs`` and ``tools``;
+- ``photos``, 16 images, ``labelled.json`` with boxes of them, ``configs`` and ``tools``;
 - ``work_dirs/densecl_photos``, what ``mmdense pretrain photos`` left, a ResNet-50 after an epoch,
   and ``work_dirs/slotcon_photos/epoch_1.pth``;
 - where they are run, ``mmdense pretrain`` and ``plan`` get options that make them small, and each
@@ -14,6 +14,7 @@ in this process. The world that they are run in:
 
 import argparse
 import itertools
+import json
 import os
 import re
 import runpy
@@ -260,6 +261,13 @@ def world(tmp_path_factory, images, small_slotcon):
     for link in ('configs', 'tools', 'mmdense'):
         (folder / link).symlink_to(REPO / link)
     (folder / 'photos').symlink_to(images)
+    names = dict(enumerate(sorted(os.listdir(images))))
+    labelled = dict(
+        images=[dict(id=i, file_name=name) for i, name in names.items()],
+        annotations=[dict(image_id=i, category_id=1, bbox=[8, 8, 30, 30]) for i in names],
+        categories=[dict(id=1, name='thing')],
+    )
+    (folder / 'labelled.json').write_text(json.dumps(labelled))
     command = ['pretrain', 'photos', '--epochs', '1', '-q', *SMALL]
     done = subprocess.run(
         [sys.executable, '-m', 'mmdense', *command],
