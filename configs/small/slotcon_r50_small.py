@@ -5,6 +5,6 @@ _base_ = '../slotcon/slotcon_r50_coco.py'
 model = dict(num_prototypes=128)  # one for each eight images, up to 256
 train_dataloader = dict(batch_size=128, dataset=dict(data_root='data/images', data_prefix=''))
 auto_scale_lr = dict(base_batch_size=128)
-optim_wrapper = dict(optimizer=dict(lr=0.5))
+optim_wrapper = dict(optimizer=dict(lr=1.0))
 param_scheduler = [dict(_base_.param_scheduler[0], warmup=34)]  # epochs: 510 steps
 default_hooks = dict(logger=dict(interval=15))  # an epoch has 15 steps

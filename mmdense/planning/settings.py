@@ -121,6 +121,19 @@ def choose_epochs(images: int, device: str, continued: bool) -> Tuple[int, str]:
     return min(max(round(seen / images), 1), 2000), reason
 
 
+def choose_lr(batch: int, usual_batch: int, usual: float, optimizer: str) -> Tuple[float, str]:
+    """For a total batch, and why: linear in it for SGD (arXiv:1706.02677), by its root for LARS.
+
+    LARS makes every step lr · 0.001 of the weights long, whatever the gradient. Linear, few steps
+    of a small batch lead nowhere (docs/evidence.md); the root is what was found for optimizers of
+    this kind (LAMB, arXiv:1904.00962, section 4).
+    """
+    share, how = batch / usual_batch, 'linear in the batch'
+    if optimizer.split('.')[-1] == 'LARS':
+        share, how = share**0.5, 'by the root of the batch'
+    return float(f'{usual * share:.6g}'), f'{usual:g} for {usual_batch} images, {how}'
+
+
 def choose_warmup(epochs: int, steps_per_epoch: int, usual: int) -> int:
     """Epochs: the recipe's, or 500 steps where these are more; at most a tenth of the run."""
     return min(max(usual, ceil(500 / steps_per_epoch)), max(1, epochs // 10))
@@ -320,9 +333,8 @@ def _precision(machine: Machine) -> Setting:
 
 def _optimization(recipe: Config, total: int, epochs: int, steps_per_epoch: int) -> List[Setting]:
     base, usual = recipe.auto_scale_lr.base_batch_size, recipe.optim_wrapper.optimizer.lr
-    lr = float(f'{usual * total / base:.6g}')
-    config: Dict[str, Any] = {'optim_wrapper.optimizer.lr': lr}
-    rows = [Setting('lr', f'{lr:g}', f'{usual:g} for {base} images, linear in the batch', config)]
+    lr, reason = choose_lr(total, base, usual, recipe.optim_wrapper.optimizer.type)
+    rows = [Setting('lr', f'{lr:g}', reason, {'optim_wrapper.optimizer.lr': lr})]
     schedule = recipe.param_scheduler[0].to_dict()
     if schedule['type'] == 'WarmupCosineLR':
         warmup = choose_warmup(epochs, steps_per_epoch, schedule['warmup'])

@@ -76,7 +76,9 @@ def test_rules(method, count, side, gpus, machine, init, epochs):
     assert total == batch * gpus <= count
     assert batch == power_of_two(batch) >= 2 and total <= max(base, 2 * gpus)
     lr = new.get('optim_wrapper.optimizer.lr', recipe.optim_wrapper.optimizer.lr)
-    assert lr / total == pytest.approx(recipe.optim_wrapper.optimizer.lr / base, rel=1e-5)
+    power = 0.5 if 'LARS' in recipe.optim_wrapper.optimizer.type else 1
+    usual = recipe.optim_wrapper.optimizer.lr
+    assert lr == pytest.approx(usual * (total / base) ** power, rel=1e-5)
     length = new.get('train_cfg.max_epochs', 800)
     assert length * (count // total) >= 1
     assert epochs in (None, length)
