@@ -34,11 +34,19 @@ def list_models(pattern: Optional[str] = None) -> List[str]:
     """The names of all recipes, sorted.
 
     Args:
-        pattern (str, optional): Only those with this in their name; ``*``,
-            ``?`` and ``[…]`` as in the shell.
+        pattern (str, optional): Only those with this in their name or short
+            form; ``*``, ``?`` and ``[…]`` as in the shell.
     """
-    names = sorted(entry['Name'] for entry in _entries())
-    return [name for name in names if fnmatchcase(name, f'*{pattern or ""}*')]
+    return sorted(
+        entry['Name']
+        for entry in _entries()
+        if any(fnmatchcase(name, f'*{pattern or ""}*') for name in _names(entry))
+    )
+
+
+def short_names() -> Dict[str, str]:
+    """The short forms, by the names of :func:`list_models`; most recipes have none."""
+    return {entry['Name']: entry['Alias'][0] for entry in _entries() if entry.get('Alias')}
 
 
 def find_weights(name: str) -> Optional[Weights]:
@@ -169,10 +177,14 @@ def _entries() -> tuple:
     return tuple(entry for file in metafiles for entry in load(str(_MIM / file))['Models'])
 
 
+def _names(entry: dict) -> List[str]:
+    return [entry['Name'], *entry.get('Alias', [])]
+
+
 def _find(name: str) -> dict:
     known: Dict[str, dict] = {}
     for entry in _entries():
-        known.update(dict.fromkeys([entry['Name'], *entry.get('Alias', [])], entry))
+        known.update(dict.fromkeys(_names(entry), entry))
     if name not in known:
         near = ', '.join(get_close_matches(str(name), known, n=3, cutoff=0.3))
         raise InputError(

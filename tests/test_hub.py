@@ -56,6 +56,8 @@ def test_names():
     assert names == sorted(names) and {FULL, AUTHORS, SLOTCON, NONE} < set(names)
     assert mmdense.list_models('slotcon') == [name for name in names if 'slotcon' in name]
     assert mmdense.list_models('densecl*800e') == [AUTHORS]
+    assert mmdense.list_models('densecl_r50') == [FULL, AUTHORS]
+    assert mmdense.list_models('densecl_r50*coco') == [AUTHORS]
     assert mmdense.list_models('nothing') == []
 
 
@@ -197,6 +199,46 @@ def test_command_lists(repo, tmp_path):
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
-    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-    assert lines[FULL] == 'full' and lines[AUTHORS] == "authors'"
+    lines = {line.split()[0]: line.split(maxsplit=2)[1:] for line in done.stdout.splitlines()}
+    assert lines[FULL] == ['densecl_r50_in1k', 'full']
+    assert lines[AUTHORS] == ['densecl_r50_coco', "authors'"]
+    assert lines['densecl_resnet101_8xb32-coslr-200e_in1k'] == ['-', "authors'"]
     assert list(lines) == mmdense.list_models('densecl')
+
+
+def test_every_short_form_is_listed(capsys):
+    main(['list'])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    main(['list', '_r50_'])
+    listed = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(listed) == sorted(hub.short_names().values()) and 'pixpro_r50_in1k' in listed
+
+
+@pytest.mark.parametrize(
+    'method, backbone, name',
+    [
+        ('densecl', 'resnet50', 'densecl_r50_coco'),
+        ('pixpro', 'resnet50', 'pixpro_r50_in1k'),
+        ('densecl', 'resnet101', 'densecl_resnet101_8xb32-coslr-200e_in1k'),
+        ('slotcon', 'resnet101', None),
+        ('densecl', 'resnet18', None),
+    ],
+)
+def test_a_plan_advises_what_was_published(method, backbone, name):
+    from types import SimpleNamespace
+
+    from mmdense import planning
+
+    plan = SimpleNamespace(options=planning.Options(method=method, backbone=backbone))
+    found = planning.published_weights(plan)
+    assert found == name
+    images = planning.Images({}, 100, 100)
+    machine = planning.Machine('cpu', '', 0, 0, 1, '')
+    cfg = Config(dict(model={}, train_dataloader=dict(num_workers=1)))
+    times = planning.Times(8, 0.1, 1.0, 1e9, 0)
+    line = planning.advise(times, images, machine, cfg, weights=found)[0]
+    if name:
+        assert line.endswith(f'--init {name} goes on from published weights')
+    else:
+        assert 'CHECKPOINT goes on from weights of your own; none were published' in line

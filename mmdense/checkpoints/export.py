@@ -13,6 +13,7 @@ from mmdense.utils.errors import CheckpointError
 from mmdense.utils.files import replacing, writing
 
 from .formats import Recognised, check_finite, count_by_part, missed_tensors, recognise
+from .model_config import saved_backbone_config
 
 
 def describe_product(algorithm) -> dict:
@@ -45,7 +46,8 @@ def save_backbone(
             whole algorithm. Defaults to '': they are the backbone's.
         cfg (str): Text of the run's config, which tells what backbone it is.
             Defaults to '': its tensors do.
-        about: Goes into ``meta['mmdense']``.
+        about: Goes into ``meta['mmdense']``. ``backbone`` there is the backbone's
+            config, of plain values, see :func:`saved_model_config`.
 
     Raises:
         MMDenseError: The file cannot be written.
@@ -95,6 +97,9 @@ def convert_checkpoint(
         about.update(_our_class(found, checkpoint))
     else:
         tensors, part, dropped = found.backbone, str(found), found.dropped
+        about.pop('backbone', None)
+        backbone = saved_backbone_config(found.meta) if prefix is None else None
+        about.update(dict(backbone=backbone) if backbone else {})
     network, missed = missed_tensors(found.backbone)
     line = (
         f'{len(tensors)} tensors of {part} mapped, {len(missed)} missed, {len(dropped)} dropped'

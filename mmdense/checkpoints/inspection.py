@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -17,6 +17,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from mmdense.models.utils import map_channels
 from mmdense.utils.errors import InputError
 from mmdense.utils.log_level import log_level
 
@@ -26,10 +27,9 @@ from .formats import (
     count_by_part,
     missed_tensors,
     recognise,
-    resnet_stages,
 )
 from .io import cached_path
-from .model_config import saved_model_config
+from .model_config import saved_backbone_config, saved_model_config
 from .self_sup_pretrained import Match, SelfSupPretrained
 
 _IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), True)  # mean, std, RGB
@@ -141,7 +141,8 @@ def tensor_health(found: Recognised) -> List[Note]:
         notes.append(Note('warning', f'weights that are 0 throughout: {_few(zero)}'))
     norms = [k[: -len('running_var')] for k in floats if k.endswith('running_var')]
     if not norms:
-        text = 'no BatchNorm: its tensors do not show whether it was trained; try --images'
+        text = 'no BatchNorm: its tensors do not show whether it was trained'
+        text += '; try --images' * bool(saved_backbone_config(found.meta))
         return [*notes, Note('note', text)]
     return [*notes, *_norm_health(floats, tensors, norms)]
 
@@ -306,10 +307,11 @@ class Fit(NamedTuple):
         path (str): Of the part in the config, such as ``model.backbone``.
         filled (int): Of its tensors those that hold the file's numbers after ``init_weights()``,
             with ``SelfSupPretrained``. All of them or none.
-        total (int): How many tensors it has.
+        total (int): How many tensors it has, without ``match.new``.
         match (Match): The file beside it.
         notes (list[Note]): On the config's own settings.
-        lines (str): What to put into the config.
+        lines (str): What to put into the config; '' where nothing makes the file fit that is
+            known.
     """
 
     path: str
@@ -361,13 +363,17 @@ def _find_config(config: str) -> str:
     return str(found[0])
 
 
-def check_fit(checkpoint: str, cfg: Config, prefix: Optional[str] = None) -> List[Fit]:
+def check_fit(
+    checkpoint: str, cfg: Config, prefix: Optional[str] = None, backbone: Optional[dict] = None
+) -> List[Fit]:
     """Builds what a config would fill from a checkpoint, fills it, and looks what is in it.
 
     Args:
         checkpoint (str): Path or URL.
         cfg (Config): Of mmdet, mmseg, mmpretrain or any other package.
         prefix (str, optional): Take the tensors below this prefix instead.
+        backbone (dict, optional): Config of the backbone in the file. Defaults to what the file
+            says of it.
 
     Returns:
         List[Fit]: Of every ``backbone``, and of a C4 detector's ``shared_head``.
@@ -392,18 +398,18 @@ def check_fit(checkpoint: str, cfg: Config, prefix: Optional[str] = None) -> Lis
             module = _build(dict(part_cfg, init_cfg=init_cfg), scope, path)
             with log_level('CRITICAL'):
                 module.init_weights()
-            filled = _equal(module.state_dict(), match.offered)
+            filled = _equal(module.state_dict(), match)
         notes = [
             *_own_initialiser(checkpoint, cfg, path, parent, part, scope),
             *_settings(cfg, path, part, match),
         ]
-        widths = _other_widths(match)
-        users = _users_of_widths(cfg.model, widths)
-        if widths and not users:
-            notes.append(
-                Note('note', f'with that depth, in_channels of neck and heads are of {widths[1]}')
-            )
-        lines = _lines(checkpoint, prefix, path, parent, part, match, users)
+        lines = ''
+        known = backbone or saved_backbone_config(match.found.meta)
+        if any(path.endswith('.shared_head') for path, _, _ in parts):
+            known = None  # a backbone of another kind has none
+        change = _change(part, match, scope, initialiser, known)
+        if change is not None:
+            lines = _lines(checkpoint, prefix, path, parent, part, match, change, cfg.model)
         fits.append(Fit(path, filled, len(match.wanted), match, notes, lines))
     return fits
 
@@ -429,11 +435,12 @@ def _build(cfg: dict, scope: str, path: str) -> nn.Module:
         ) from error
 
 
-def _equal(tensors: Dict[str, Tensor], wanted: Dict[str, Tensor]) -> int:
+def _equal(tensors: Dict[str, Tensor], match: Match) -> int:
     """How many are the file's; one that it need not have, a counter, counts as such."""
+    offered = match.offered
     return sum(
-        key not in wanted or torch.equal(value, wanted[key].to(value))
-        for key, value in tensors.items()
+        key not in offered or torch.equal(tensors[key], offered[key].to(tensors[key]))
+        for key in match.wanted
     )
 
 
@@ -553,13 +560,15 @@ def _near(one: tuple, other: tuple) -> bool:
     return one[2] == other[2] and all(abs(a - b) < 1 for a, b in pairs)
 
 
-def _lines(checkpoint, prefix, path, parent, part, match, users) -> str:
+def _lines(checkpoint, prefix, path, parent, part, match, change, model) -> str:
     """Of the config, for this part."""
     if '://' not in checkpoint:  # the config is used elsewhere
         checkpoint = os.path.abspath(os.path.expanduser(checkpoint))
     init_cfg = f"type='mmdense.SelfSupPretrained', checkpoint={checkpoint!r}"
     if prefix is not None:
         init_cfg += f', prefix={prefix!r}'
+    if change.settings.get('_delete_'):
+        part = {}
     own = part.get('init_cfg')
     if isinstance(own, dict) and set(own) - {'type', 'checkpoint', *({'prefix'} if prefix else ())}:
         init_cfg += ', _delete_=True'  # or the rest of the config's own would stay
@@ -573,67 +582,157 @@ def _lines(checkpoint, prefix, path, parent, part, match, users) -> str:
         settings = f'frozen_stages=-1, {settings}'
     if part.get('pretrained'):
         settings = f'pretrained=None, {settings}'
-    change = _change(part, match)
-    settings = f'{change}{settings}'
+    settings = ''.join(f'{key}={value!r}, ' for key, value in change.settings.items()) + settings
     *outer, last = path.split('.')[1:]
     line = f'{last}=dict({settings})'
     if parent.get('pretrained'):
         line = f'pretrained=None, {line}'
     for name in reversed(outer):
         line = f'{name}=dict({line})'
-    line += ''.join(f', {name}=dict(in_channels={value})' for name, value in users.items())
-    return f'model = dict({line})'
+    users = _users(model if path == 'model.backbone' else {}, change)
+    line += ''.join(f', {name}=dict(in_channels={value})' for name, value in (users or {}).items())
+    comment = '  # in_channels of neck and heads are yours to set'
+    if change.channels:
+        comment += f': the maps have {list(change.channels)} channels'
+    return f'model = dict({line}){comment if users is None else ""}'
 
 
-def _change(part: dict, match: Match) -> str:
+class _Change(NamedTuple):
+    """What makes a part of a config that of the file.
+
+    Attributes:
+        settings (dict): Of the part; with ``_delete_`` they are all of it.
+        channels (Sequence[int], optional): Of its maps, () where that is not known. None: as
+            before.
+        strides (Sequence[int]): Of its maps.
+    """
+
+    settings: dict
+    channels: Optional[Sequence[int]] = None
+    strides: Sequence[int] = ()
+
+
+_STRIDES = (4, 8, 16, 32)  # of four stages
+
+
+def _change(part, match, scope, initialiser, backbone) -> Optional[_Change]:
+    """It was tried; None where there is none. ``backbone`` is the config of that in the file, if
+    it may take the place of the config's own."""
+    if not match.problem:
+        return _Change({})
+    kept = {k: v for k, v in part.items() if k not in _INITIALISERS}
+    settings = _resnet_change(part, match)
+    changed = _try({**kept, **settings}, scope, initialiser) if settings else None
+    if changed:
+        same = _maps(changed)[0] == _maps(_build(kept, scope, 'backbone'))[0]
+        return _Change(settings) if same else _Change(settings, *_maps(changed))
+    if not backbone:
+        return None
+    # what the lines set themselves is left out
+    skipped = (*_INITIALISERS, *_TRAINED, '_scope_')
+    own = {'type': backbone['type'], **{k: v for k, v in backbone.items() if k not in skipped}}
+    if '.' not in own['type']:
+        own['type'] = f'{backbone.get("_scope_", "mmpretrain")}.{own["type"]}'
+    outputs = part.get('out_indices')
+    number = len(outputs if isinstance(outputs, (list, tuple)) else _STRIDES)
+    for settings in _with_stages(own, scope, initialiser, number):
+        changed = _try(settings, scope, initialiser)
+        if changed:
+            return _Change(dict(_delete_=True, **settings), *_maps(changed))
+    return None
+
+
+def _try(settings: dict, scope: str, initialiser: SelfSupPretrained) -> Optional[nn.Module]:
+    """A backbone, if the file fits it."""
+    with suppress(InputError):
+        module = _build(settings, scope, 'backbone')
+        return None if initialiser.match(module).problem else module
+    return None
+
+
+def _maps(module: nn.Module) -> Tuple[Sequence[int], Sequence[int]]:
+    """Channels and strides of a backbone's maps; () where it gives none of a small image."""
+    size, sizes = 64, []
+    hook = module.register_forward_hook(lambda _module, _args, maps: sizes.extend(maps))
+    try:
+        channels = map_channels(module, size)
+        return channels, tuple(size // map_.size(3) for map_ in sizes)
+    except Exception:  # whatever a backbone raises
+        return (), ()
+    finally:
+        hook.remove()
+
+
+def _with_stages(own: dict, scope: str, initialiser, number: int) -> Iterator[dict]:
+    """A backbone's settings, with its last stages as maps where it takes ``out_indices``."""
+    module = _try(own, scope, initialiser)
+    outputs = getattr(module, 'out_indices', None)
+    if isinstance(outputs, (list, tuple)) and outputs:
+        every = dict(own, out_indices=tuple(range(outputs[-1] + 1)))
+        module = _try(every, scope, initialiser)
+        strides = _maps(module)[1] if module else ()
+        last = {stride: i for i, stride in enumerate(strides)}
+        if len(strides) == len(every['out_indices']) and last.keys() >= set(_STRIDES[-number:]):
+            yield dict(own, out_indices=tuple(last[stride] for stride in _STRIDES[-number:]))
+    yield own
+
+
+def _resnet_change(part: dict, match: Match) -> dict:
     """What makes a ResNet of the config that of the file."""
     kinds = [architecture(tensors) for tensors in (match.wanted, match.found.backbone)]
-    if not match.problem or not all(kind.startswith('a ResNet-') for kind in kinds):
-        return ''
-    change = ''
+    if not all(kind.startswith('a ResNet-') for kind in kinds):
+        return {}
+    change = {}
     deep = ['deep stem' in kind for kind in kinds]
     if deep[0] != deep[1]:
-        change += f"type='{'ResNetV1c' if deep[1] else 'ResNet'}', "
+        change['type'] = 'ResNetV1c' if deep[1] else 'ResNet'
     model, file = (int(re.match(r'a ResNet-(\d+)', kind).group(1)) for kind in kinds)
     if model != file and 'depth' in part:
-        change += f'depth={file}, '
+        change['depth'] = file
     return change
 
 
-def _other_widths(match: Match) -> List[List[int]]:
-    """Channels of the stages of the config's ResNet and of the file's, where they differ."""
-    convs = [resnet_stages(tensors)[:1] for tensors in (match.wanted, match.found.backbone)]
-    if not (match.problem and all(convs)) or convs[0][0][1] == convs[1][0][1]:
-        return []
-    return [[c if stage[1] == 2 else 4 * c for c in (64, 128, 256, 512)] for (stage,) in convs]
-
-
-def _users_of_widths(model: dict, widths: List[List[int]]) -> Dict[str, Union[int, List[int]]]:
-    """``in_channels``, as they have to be, of what takes the backbone's maps: the neck, or without
-    one a segmenter's heads."""
-    users = {}
-    if widths:
-        other = dict(zip(*widths))
-        for name in ('neck',) if model.get('neck') else ('decode_head', 'auxiliary_head'):
-            part = model.get(name)
-            old = part.get('in_channels') if isinstance(part, dict) else None
-            if isinstance(old, int) and old in other:
-                users[name] = other[old]
-            elif isinstance(old, (list, tuple)) and all(c in other for c in old):
-                users[name] = [other[c] for c in old]
+def _users(model: dict, change: _Change) -> Optional[Dict[str, Union[int, List[int]]]]:
+    """``in_channels``, where they have to be others, of what takes the backbone's maps: the neck,
+    or without one a segmenter's heads. None where that is not known."""
+    channels, users = change.channels, {}
+    if channels is None:
+        return users
+    if change.settings.get('_delete_') and change.strides != _STRIDES[-len(channels) :]:
+        return None
+    for name in ('neck',) if model.get('neck') else ('decode_head', 'auxiliary_head'):
+        part = model.get(name)
+        if part is None and name == 'auxiliary_head':
+            continue
+        old = part.get('in_channels') if isinstance(part, dict) else None
+        if isinstance(old, int) and (name != 'neck' or len(channels) == 1):
+            indices = [part.get('in_index', -1)]
+        elif isinstance(old, (list, tuple)) and (name != 'neck' or len(channels) == len(old)):
+            indices = part.get('in_index', range(len(old)))
+        else:
+            return None
+        try:
+            new = [channels[i] for i in indices]
+        except (IndexError, TypeError):
+            return None
+        new = new[0] if isinstance(old, int) else new
+        if new != (old if isinstance(old, int) else list(old)):
+            users[name] = new
     return users
 
 
 # What matters here of the stock configs of mmdet, with an FPN, and of mmseg.
 _DETECTOR = dict(
-    backbone=dict(type='ResNet', depth=50, frozen_stages=1, norm_eval=True),
+    backbone=dict(
+        type='ResNet', depth=50, out_indices=(0, 1, 2, 3), frozen_stages=1, norm_eval=True
+    ),
     neck=dict(in_channels=[256, 512, 1024, 2048]),
 )
 _SEGMENTER = dict(
     pretrained='open-mmlab://resnet50_v1c',
-    backbone=dict(type='ResNetV1c', depth=50),
-    decode_head=dict(in_channels=2048),
-    auxiliary_head=dict(in_channels=1024),
+    backbone=dict(type='ResNetV1c', depth=50, out_indices=(0, 1, 2, 3)),
+    decode_head=dict(in_channels=2048, in_index=3),
+    auxiliary_head=dict(in_channels=1024, in_index=2),
 )
 
 
@@ -642,21 +741,14 @@ def stock_lines(checkpoint: str, backbone: Optional[dict] = None) -> List[str]:
 
     Args:
         checkpoint (str): Path or URL.
-        backbone (dict, optional): Config of the backbone in the file, if it is no ResNet.
+        backbone (dict, optional): As of :func:`check_fit`.
 
     Returns:
-        List[str]: A line for each.
+        List[str]: A line for each; empty where nothing is known that makes the file fit.
     """
-    # what the lines set themselves is left out
-    own = {k: v for k, v in (backbone or {}).items() if k not in (*_INITIALISERS, *_TRAINED)}
-    settings = ''.join(f'{key}={value!r}, ' for key, value in own.items())
-    lines = []
-    for model in (_DETECTOR, _SEGMENTER):
-        model = dict(model, backbone=own or model['backbone'])
-        (fit,) = check_fit(checkpoint, Config(dict(model=model, default_scope='mmpretrain')))
-        new = f'backbone=dict(_delete_=True, {settings}' if own else 'backbone=dict('
-        lines.append(fit.lines.replace('backbone=dict(', new, 1))
-    return lines
+    configs = [Config(dict(model=m, default_scope='mmpretrain')) for m in (_DETECTOR, _SEGMENTER)]
+    fits = [check_fit(checkpoint, cfg, backbone=backbone)[0] for cfg in configs]
+    return [fit.lines for fit in fits if fit.lines]
 
 
 def groups(match: Match) -> str:

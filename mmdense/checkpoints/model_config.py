@@ -2,6 +2,7 @@
 """The model of the config that MMEngine writes into a checkpoint."""
 
 import ast
+from contextlib import suppress
 from typing import Any, Optional, Sequence
 
 import mmengine.registry as root
@@ -15,7 +16,8 @@ from mmdense.utils.errors import CheckpointError
 def saved_model_config(
     meta: dict, name: str = 'checkpoint', parts: Optional[Sequence[str]] = None
 ) -> Optional[dict]:
-    """``model`` of ``meta['cfg']``, read as data.
+    """``model`` of ``meta['cfg']``, read as data; of an exported backbone, which has none, what
+    its run wrote of it into ``meta['mmdense']``.
 
     MMEngine would run the text as a program, and would take any ``type`` that
     it does not know for the path of a function, import and call it; a file
@@ -36,18 +38,33 @@ def saved_model_config(
     Raises:
         CheckpointError: When it asks for anything else to be built.
     """
-    try:
-        for node in ast.parse(meta.get('cfg')).body:
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'model':
-                model = dict(ast.literal_eval(_DictCalls().visit(node.value)))
-                break
-        else:
-            return None
-    except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
+    model = _written_model(meta)
+    if model is None:
         return None
     model = _without_initialisers(model)
     _check_types(model if parts is None else [model.get(part) for part in parts], name)
     return model
+
+
+def saved_backbone_config(meta: dict) -> Optional[dict]:
+    """The ``backbone`` of :func:`saved_model_config`; None too where it asks for anything else to
+    be built."""
+    with suppress(CheckpointError):
+        backbone = (saved_model_config(meta, parts=['backbone']) or {}).get('backbone')
+        return backbone if isinstance(backbone, dict) and 'type' in backbone else None
+    return None
+
+
+def _written_model(meta: dict) -> Optional[dict]:
+    try:
+        for node in ast.parse(meta['cfg']).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'model':
+                return dict(ast.literal_eval(_DictCalls().visit(node.value)))
+    except (KeyError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
+        pass
+    own = meta.get('mmdense')
+    backbone = own.get('backbone') if isinstance(own, dict) else None
+    return dict(backbone=backbone) if isinstance(backbone, dict) else None
 
 
 def _without_initialisers(node: Any) -> Any:

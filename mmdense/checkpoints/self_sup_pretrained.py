@@ -1,5 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Dict, List, Optional
 
 from mmengine.logging import print_log
@@ -40,7 +41,9 @@ class SelfSupPretrained:
     than the backbone does (another depth), or numbers that are not finite.
     Stages that the backbone does not have at all are left out: a C4 detector's
     backbone takes three, and its ``shared_head`` the fourth, with the same
-    ``init_cfg``.
+    ``init_cfg``. ConvNeXt, Swin and their like have a norm for each map that they
+    return: norms of maps that the training did not use begin anew, and the log
+    names them.
 
     One of mmdense's algorithms is filled whole, twin, queues and heads
     included, as strictly; parts that the model does not have, such as PixPro's
@@ -85,6 +88,8 @@ class SelfSupPretrained:
         for part in module.modules():
             if hasattr(part, '_is_init'):
                 part._is_init = True
+            elif hasattr(part, 'init_weights'):  # mmcv's ConvModule begins anew at every call
+                part.init_weights = _keep_weights
         module.init_cfg = dict(
             type='Pretrained',
             _scope_='mmdense',
@@ -98,7 +103,8 @@ class SelfSupPretrained:
         print_log(
             f'SelfSupPretrained: all {len(wanted)} tensors of {type(module).__name__} filled from '
             f'{self.checkpoint} (written by {found.writer}; {len(left)} of other parts left out'
-            f'{": " * bool(left)}{count_by_part(left)})',
+            f'{": " * bool(left)}{count_by_part(left)})'
+            + (f'; new, of maps that were not trained: {", ".join(match.new)}' * bool(match.new)),
             logger='current',
         )
 
@@ -112,18 +118,20 @@ class SelfSupPretrained:
             self.checkpoint, self.map_location, logger='silent'
         )
         found = recognise(checkpoint, name=self.checkpoint, prefix=self.prefix)
-        wanted = module.state_dict()
+        wanted, new = module.state_dict(), []
         if hasattr(module, 'as_new_run'):  # an algorithm
             given = self._whole(module, found)
             offered = {k: v for k, v in given.items() if k in wanted or not _lacks(module, k)}
             wanted = module.fit_queues(wanted, offered)
         else:
             given = found.backbone
+            new = _new_norms(module, given)
+            wanted = {k: v for k, v in wanted.items() if k.split('.')[0] not in new}
             stages = {key.split('.')[0] for key in wanted}
             offered = {k: v for k, v in given.items() if k.split('.')[0] in stages}
         left = [key for key in given if key not in offered]
         left += [] if given is not found.backbone else found.dropped
-        match = Match(found, wanted, offered, left)
+        match = Match(found, wanted, offered, left, new=new)
         match.problem = self._problem(module, match)
         return match
 
@@ -170,10 +178,11 @@ class Match:
 
     Attributes:
         found (Recognised): What the file is.
-        wanted (Dict[str, Tensor]): The module's tensors.
+        wanted (Dict[str, Tensor]): The module's tensors, without those of ``new``.
         offered (Dict[str, Tensor]): Those of the file that are meant for it, named as in it.
         left (List[str]): Names in the file that are of other parts.
         problem (str): Why nothing is loaded, in one line; '' where all fits.
+        new (List[str]): Norms of the module, of maps that the file's training did not use.
     """
 
     found: Recognised
@@ -181,6 +190,7 @@ class Match:
     offered: Dict[str, Tensor]
     left: List[str]
     problem: str = ''
+    new: List[str] = field(default_factory=list)
 
     @property
     def missing(self) -> List[str]:
@@ -199,6 +209,21 @@ class Match:
     def extra(self) -> List[str]:
         """What the file has of such a part, and the module has not."""
         return [k for k in self.offered if k not in self.wanted]
+
+
+def _keep_weights() -> None:
+    """In place of a filled module's ``init_weights()``."""
+
+
+def _new_norms(module: nn.Module, given: Dict[str, Tensor]) -> List[str]:
+    """A backbone's ``norm0``, ``norm1``, …, one for each of ``out_indices``, that a file with
+    another of them lacks."""
+    outputs = getattr(module, 'out_indices', None)
+    if not isinstance(outputs, (list, tuple)):
+        return []
+    there, parts = {key.split('.')[0] for key in given}, dict(module.named_children())
+    new = [name for name in map('norm{}'.format, outputs) if name in parts and name not in there]
+    return new if any(re.fullmatch(r'norm\d+', name) for name in there) else []
 
 
 def _lacks(module: nn.Module, key: str) -> bool:

@@ -141,9 +141,14 @@ def _shapes_of_torchvision(name: str) -> Dict[str, torch.Size]:
 def _mmpretrain(found: Recognised, checkpoint: str, path: str) -> str:
     model = saved_model_config(found.meta, checkpoint, parts=[]) or {}
     backbone = {k: v for k, v in (model.get('backbone') or {}).items() if k != '_scope_'}
-    if not backbone:
+    if not backbone.get('type'):
         backbone = _resnet_config(found.backbone)
-    kind = str(backbone.pop('type', '')).split('.')[-1] or '…'
+    if not backbone:
+        raise CheckpointError(
+            f'{checkpoint} ({found}) holds a backbone of unknown kind: it has no config of its '
+            'run, and is no ResNet by its tensors. Export a checkpoint of the run (epoch_*.pth)'
+        )
+    kind = str(backbone.pop('type')).split('.')[-1]
     settings = ''.join(f'{key}={value!r}, ' for key, value in backbone.items())
     return (
         '# no prefix=: the file holds the backbone alone\n'

@@ -66,14 +66,16 @@ def _print_fit(fit, groups: str, args: Namespace) -> None:
     match = fit.match
     print(f'  {"filled":10}  {fit.filled} of {fit.total} tensors, by SelfSupPretrained')
     facts = {'of them' if not match.problem else 'would fit': groups}
-    for name in ('missing', 'misshapen', 'extra', 'left'):
+    for name in ('missing', 'misshapen', 'extra', 'new', 'left'):
         names = getattr(match, name)
         if names:
             shown = names if args.verbose or len(names) < 4 else [*names[:3], '…']
             facts[_NAMES[name]] = f'{len(names)}: {", ".join(shown)}'
     _print_facts(facts)
     _print_notes(fit.notes, args.quiet)
-    print(f'  add to the config:\n    {fit.lines}')
+    if fit.lines:
+        print(f'  add to the config:\n    {fit.lines}')
 
 
-_NAMES = dict(missing='missing', misshapen='other size', extra='too many', left='not used')
+_NAMES = dict(missing='missing', misshapen='other size', extra='too many')
+_NAMES.update(new='new norms', left='not used')

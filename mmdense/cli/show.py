@@ -8,7 +8,9 @@ def add_show(command) -> None:
     """Its arguments."""
     command.add_argument('checkpoint', help='of a training run, exported, or published')
     command.add_argument('images', nargs='+', help='folders or files of images')
-    command.add_argument('--out', default='work_dirs/show', help='folder to write to')
+    command.add_argument(
+        '--out', default='work_dirs/show', metavar='DIR', help='folder to write to'
+    )
     command.add_argument(
         '--point',
         nargs=2,

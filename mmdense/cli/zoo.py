@@ -17,17 +17,20 @@ def run_list(args: Namespace) -> None:
     names = hub.list_models(args.pattern)
     if args.pattern and not names:
         raise InputError(f'no recipe has {args.pattern!r} in its name: `mmdense list` prints all')
-    width = max(map(len, names), default=0)
-    for name in names:
+    short = [hub.short_names().get(name, '-') for name in names]
+    widths = [max(map(len, column), default=0) for column in (names, short)]
+    for name, alias in zip(names, short):
         weights = hub.find_weights(name)
         kind = 'no weights' if weights is None else "authors'" if weights.by_authors else 'full'
-        print(f'{name:{width}}  {kind}')
+        print(f'{name:{widths[0]}}  {alias:{widths[1]}}  {kind}')
 
 
 def add_download(command) -> None:
     """Its arguments."""
     command.add_argument('name', help='as `mmdense list` prints it')
-    command.add_argument('--dest', default='.', help='folder to write to (default: this one)')
+    command.add_argument(
+        '--dest', default='.', metavar='DIR', help='folder to write to (default: this one)'
+    )
 
 
 def run_download(args: Namespace) -> None:

@@ -11,11 +11,13 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import ResNet
 
+from mmdense.checkpoints import save_backbone
 from mmdense.checkpoints.inspection import check_fit, read_config
 from mmdense.cli import main
 from mmdense.utils.log_level import log_level
 
 FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+C4 = 'mmdet::mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py'
 FCN = 'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'
 
 
@@ -277,7 +279,7 @@ def cfg_file(cfg, tmp_path):
 def test_a_c4_detector(check, checkpoint, require):
     """Two parts, of other strides and other pixels."""
     require('mmdet')
-    report = check(checkpoint, '--for', 'mmdet::mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py')
+    report = check(checkpoint, '--for', C4)
     assert '258 of 258 tensors' in report and '60 of 60 tensors' in report
     assert "style='caffe', and the file is of style='pytorch'" in report
     assert report.count('data_preprocessor differs') == 1
@@ -322,7 +324,7 @@ def test_another_depth(check, tmp_path, require):
     cfg.merge_from_dict(dict(model=dict(backbone=dict(depth=50), neck=[dict(type='FPN')])))
     cfg.dump(str(path))
     report = check(tmp_path / 'r18.pth', '--for', path, code=1)
-    assert 'in_channels of neck and heads are of [64, 128, 256, 512]' in report
+    assert 'heads are yours to set: the maps have [64, 128, 256, 512] channels' in report
 
 
 def test_another_depth_of_a_segmenter(check, tmp_path, monkeypatch, require):
@@ -335,6 +337,73 @@ def test_another_depth_of_a_segmenter(check, tmp_path, monkeypatch, require):
     cfg = added(read_config(FCN).filename, report, tmp_path)
     assert_filled(cfg, trained(18))
     assert (cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels) == (512, 256)
+
+
+CONVNEXT = dict(type='mmpretrain.ConvNeXt', arch='atto', gap_before_final_norm=False)
+
+
+@pytest.fixture
+def convnext(tmp_path):
+    """As a run of it leaves one: its file, its tensors, and the file as it was without a config."""
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        tensors = MODELS.build(CONVNEXT).state_dict()
+    paths = [str(tmp_path / f'{name}.pth') for name in ('backbone', 'old')]
+    for path, about in zip(paths, (dict(backbone=CONVNEXT), {})):
+        save_backbone(tensors, path, algorithm='DenseCL', **about)
+    return paths[0], tensors, paths[1]
+
+
+def test_another_architecture(check, convnext, tmp_path, require):
+    """The lines bring it along, where the file says which it is."""
+    require('mmdet')
+    path, tensors, old = convnext
+    report = check(path, '--for', FASTER_RCNN, code=1)
+    assert 'The file holds a ConvNeXt, the model is a ResNet-50' in report
+    cfg = added(read_config(FASTER_RCNN).filename, report, tmp_path)
+    assert cfg.model.neck.in_channels == [40, 80, 160, 320]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        backbone = MODELS.build(cfg.model.backbone)
+    assert [m.size(1) for m in backbone(torch.zeros(1, 3, 64, 64))] == [40, 80, 160, 320]
+    report = check(path, '--for', cfg_file(cfg, tmp_path))
+    assert facts(report)['new norms'] == '3: norm0, norm1, norm2'
+    assert '126 of 126 tensors' in report and 'loads this file itself, strictly' in report
+    # nothing that is known makes it fit
+    report = check(old, '--for', FASTER_RCNN, code=1)
+    assert 'add to the config' not in report and 'model = ' not in report
+    # a DETR takes the last three; what nothing is known of is the reader's
+    cfg.merge_from_dict(dict(model=dict(neck=dict(type='ChannelMapper', in_channels=[8, 8, 8]))))
+    cfg.model.backbone = dict(type='ResNet', depth=50, out_indices=(1, 2, 3))
+    report = check(path, '--for', cfg_file(cfg, tmp_path), code=1)
+    assert 'out_indices=(1, 2, 3)' in report and 'neck=dict(in_channels=[80, 160, 320])' in report
+    assert 'model = ' not in check(path, '--for', C4, code=1)  # its shared_head is a ResNet's
+    cfg.model.neck = None
+    report = check(path, '--for', cfg_file(cfg, tmp_path), code=1)
+    assert '# in_channels of neck and heads are yours to set' in report
+
+
+def test_damaged_files_get_no_lines(check, tmp_path, require):
+    """None makes them fit."""
+    require('mmdet')
+    tensors = trained(50)
+    tensors['layer1.0.conv1.weight'] = torch.ones(8, 64, 1, 1)
+    report = check(save(tmp_path / 'a.pth', tensors), '--for', FASTER_RCNN, code=1)
+    assert '1 of another shape' in report and 'add to the config' not in report
+
+
+def test_features_of_another_architecture(check, convnext, images):
+    path, _, old = convnext
+    assert 'does not show whether it was trained; try --images' not in check(old)
+    assert 'holds a backbone of unknown kind' in check(old, '--images', images, code=1)
+    assert 'do not show whether it was trained; try --images' in check(path)
+    rows = facts(check(path, '--images', images))
+    assert rows['dense_std'].split() == ['dense_rank', 'global_std', 'global_rank']
+
+
+@pytest.mark.parametrize('kind', ['subprocess.check_call', 'mmpretrain.TIMMBackbone', ['ResNet']])
+def test_a_file_builds_plain_backbones_only(check, convnext, images, kind, tmp_path):
+    save_backbone(convnext[1], str(tmp_path / 'bad.pth'), backbone=dict(type=kind, args=['touch']))
+    assert 'no plain module' in check(tmp_path / 'bad.pth', '--images', images, code=1)
 
 
 def test_our_own_configs(check, checkpoint, require):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-from mmdense.checkpoints import targets
+from mmdense.checkpoints import save_backbone, targets
 from mmdense.checkpoints.targets import TARGETS, export_checkpoint
 from mmdense.cli import build_parser, main
 from mmdense.utils.errors import CheckpointError, MMDenseError
@@ -177,6 +177,40 @@ def test_mmpretrain(cfg, has_config, image, tmp_path):
     with torch.no_grad():
         for got, wanted in zip(model(image), module(image)):
             torch.testing.assert_close(got, wanted)
+
+
+def test_mmpretrain_of_an_exported_backbone(image, tmp_path, capsys):
+    """It says which it is, and so does what is exported again; without that nothing is written."""
+    cfg = dict(type='ConvNeXt', arch='atto', gap_before_final_norm=False)
+    module = build(**cfg)
+    config = dict(cfg, type='mmpretrain.ConvNeXt', out_indices=(0, 1, 2, 3))
+    save_backbone(module.state_dict(), str(tmp_path / 'a.pth'), backbone=config)
+    source = str(tmp_path / 'a.pth')
+    for path in (str(tmp_path / 'b.pth'), str(tmp_path / 'c.pth')):
+        done = export_checkpoint(source, 'mmpretrain', path)
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            model = MODELS.build(run_code(done.code)['model']['backbone'])
+        model.init_weights()
+        model.eval()
+        with torch.no_grad():
+            for got, wanted in zip(model(image), module(image)):
+                torch.testing.assert_close(got, wanted)
+        source = path
+    save_backbone(module.state_dict(), str(tmp_path / 'old.pth'))
+    out = tmp_path / 'd.pth'
+    line = refused(capsys, tmp_path / 'old.pth', '--to', 'mmpretrain', '--out', out)
+    assert 'holds a backbone of unknown kind' in line and not out.exists()
+
+
+def test_the_config_of_a_run_goes_along(tmp_path):
+    """From its checkpoint into the exported file; none of its paths does."""
+    cfg = dict(type='SwinTransformer', arch='tiny', img_size=64)
+    module = build(**cfg)
+    init_cfg = dict(type='Pretrained', checkpoint='/home/me/a.pth')
+    source = save(module, tmp_path / 'a.pth', dict(cfg, init_cfg=init_cfg))
+    done = export_checkpoint(source, 'mmpretrain', str(tmp_path / 'b.pth'))
+    meta = torch.load(done.path, weights_only=True)['meta']
+    assert meta['mmdense']['backbone'] == cfg and '/home' not in str(meta)
 
 
 def test_onnx(checkpoint, resnet, image, capsys, require):

@@ -142,7 +142,7 @@ def test_remarks_of_other_packages_go_to_stderr_as_asked(monkeypatch, capsys):
     for flag, seen in (('-q', [40]), ('', [30, 40]), ('-v', [20, 30, 40])):
         assert ended('list', *filter(None, [flag])) == 0
         printed = capsys.readouterr()
-        assert printed.out == 'name  no weights\n'
+        assert printed.out == 'name  -  no weights\n'
         for number in (10, 20, 30, 40):
             assert (f' level {number}' in printed.err) == (number in seen), (flag, number)
     assert logger.level == level
@@ -216,6 +216,46 @@ def test_completion_in_bash(capsys, tmp_path, require):
     assert completions(capsys, tmp_path, 'check', 'wei') == {'weights.pth'}
     names = completions(capsys, tmp_path, 'download', 'slotcon_resnet50_8xb64-coslr-800e')
     assert 'slotcon_resnet50_8xb64-coslr-800e_coco' in names
+    assert completions(capsys, tmp_path, 'download', 'slotcon_r50_coco') == {
+        'slotcon_r50_coco',
+        'slotcon_r50_cocoplus',
+    }
+
+
+@pytest.mark.parametrize('command', ['pretrain', 'plan'])
+def test_completion_by_option(command, capsys, tmp_path, require):
+    require('shtab')
+    (tmp_path / 'densecl_mine.pth').touch()
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos.json').touch()
+
+    def after(*words):
+        return completions(capsys, tmp_path, command, *words)
+
+    assert after('--backbone', 'res') == {f'resnet{n}' for n in (18, 34, 50, 101, 152)}
+    # those that something was published for
+    assert after('--init', 'dens') == {'densecl_r50_coco', 'densecl_r50_in1k', 'densecl_mine.pth'}
+    assert after('--init', 'pixpro_r50') == {'pixpro_r50_in1k'}
+    assert after('--prefix', 'pho') == after('--out', 'pho') == {'photos'}
+    assert after('pho') == {'photos', 'photos.json'}
+    assert after('--seed', 'pho') == set()
+
+
+def test_folders_are_completed_to_folders(capsys, tmp_path, require):
+    require('shtab')
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run.pth').touch()
+    for words in (
+        ['report'],
+        ['check', 'run.pth', '--images'],
+        ['show', 'run.pth', 'run', '--out'],
+        ['download', 'densecl_r50_coco', '--dest'],
+    ):
+        assert completions(capsys, tmp_path, *words, 'ru') == {'run'}, words
+    # of tensors
+    assert completions(capsys, tmp_path, 'check', 'run.pth', '--prefix', 'ru') == set()
+    both = completions(capsys, tmp_path, 'export', 'run.pth', '--to', 'timm', '--out', 'ru')
+    assert both == {'run', 'run.pth'}
 
 
 @pytest.mark.parametrize('shell, sign', [('zsh', '#compdef mmdense'), ('tcsh', 'complete mmdense')])
@@ -232,9 +272,10 @@ def test_completion_without_shtab(capsys, monkeypatch):
 
 
 def test_help_comes_at_once(run):
-    """It imports neither PyTorch nor what stands on it."""
-    code = 'import sys, mmdense.cli as c; c.build_parser(); sys.exit("torch" in sys.modules)'
-    assert run(sys.executable, '-c', code).returncode == 0
+    """It imports neither PyTorch nor what stands on it; nor does completion, of every shell."""
+    for call in ('c.build_parser()', 'c.main(["completion", "bash"])'):
+        code = f'import sys, mmdense.cli as c; {call}; sys.exit("torch" in sys.modules)'
+        assert run(sys.executable, '-c', code).returncode == 0, call
 
 
 def test_ctrl_c(repo, tmp_path):

@@ -12,6 +12,25 @@ def test_prints_what_it_wrote(exported, images, tmp_path, capsys):
     assert sorted(printed) == sorted(map(str, out.iterdir()))
 
 
+def test_another_architecture(images, tmp_path, capsys):
+    """Of an exported backbone, which says what it is."""
+    from mmengine.registry import MODELS, DefaultScope
+
+    from mmdense.checkpoints import save_backbone
+
+    kind = dict(type='mmpretrain.ConvNeXt', arch='atto', gap_before_final_norm=False)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        tensors = MODELS.build(kind).state_dict()
+    command = [f'{images}/01.jpg', '--out', str(tmp_path / 'out'), '--size', '64']
+    save_backbone(tensors, str(tmp_path / 'old.pth'))
+    with pytest.raises(SystemExit):
+        main(['show', str(tmp_path / 'old.pth'), *command])
+    assert 'holds a backbone of unknown kind' in capsys.readouterr().err
+    save_backbone(tensors, str(tmp_path / 'backbone.pth'), backbone=kind)
+    main(['show', str(tmp_path / 'backbone.pth'), *command])
+    assert capsys.readouterr().out.endswith(f'{tmp_path}/out/index.html\n')
+
+
 @pytest.mark.parametrize(
     'checkpoint, path, arguments, words',
     [

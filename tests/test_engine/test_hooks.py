@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import LoggerHook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
@@ -265,7 +266,10 @@ def test_key_queue_log_without_a_queue():
 
 
 def test_backbone_export(tmp_path):
-    runner = make_runner(Model(), work_dir=str(tmp_path), epoch=3, iter=30)
+    init_cfg = dict(type='Pretrained', checkpoint='/home/me/a.pth')
+    kind = dict(type='mmpretrain.ConvNeXt', arch='atto', out_indices=(0, 3))
+    cfg = Config(dict(model=dict(backbone=dict(kind, init_cfg=init_cfg)), data_root='/home/me'))
+    runner = make_runner(Model(), work_dir=str(tmp_path), epoch=3, iter=30, cfg=cfg)
     runner.model.to(memory_format=torch.channels_last)
     hook = BackboneExportHook()
     checkpoint = dict(meta={}, state_dict=runner.model.state_dict())
@@ -284,6 +288,12 @@ def test_backbone_export(tmp_path):
         product='',
         epoch=3,
         iter=30,
+        backbone=kind,  # which is read where the tensors do not show it
     )
     assert 'backbone.pth' in runner.logger[-1]
     assert not list(tmp_path.glob('*.part'))
+    # what could not be built from a file is not written; nor is training lost by it
+    cfg.model.backbone.type = 'my_project.Backbone'
+    hook.after_train(runner)
+    saved = torch.load(tmp_path / 'backbone.pth', weights_only=True)
+    assert 'backbone' not in saved['meta']['mmdense']

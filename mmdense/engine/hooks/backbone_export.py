@@ -7,6 +7,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmpretrain.utils import get_ori_model
 
 from mmdense.checkpoints import describe_product, save_backbone
+from mmdense.checkpoints.model_config import saved_backbone_config
 from mmdense.registry import HOOKS
 from mmdense.utils.errors import MMDenseError
 
@@ -56,7 +57,10 @@ class BackboneExportHook(Hook):
         if self.filename is None or runner.iter == 0:
             return
         path = osp.join(runner.work_dir, self.filename)
-        if not self._write(runner, path, runner.epoch, runner.iter):
+        # as in its checkpoints, and nothing else of the config, whose paths are its user's own
+        backbone = saved_backbone_config(dict(cfg=runner.cfg.pretty_text))
+        about = dict(backbone=backbone) if backbone else {}
+        if not self._write(runner, path, runner.epoch, runner.iter, **about):
             return
         runner.logger.info(
             f'Backbone alone: {path}. In mmdet or mmseg: backbone=dict(init_cfg=dict('
@@ -64,7 +68,7 @@ class BackboneExportHook(Hook):
         )
 
     @staticmethod
-    def _write(runner, path: str, epoch: int, step: int, half: bool = False, cfg: str = '') -> bool:
+    def _write(runner, path: str, epoch: int, step: int, half: bool = False, **more) -> bool:
         """Whether there was something to write, and this process is to do it."""
         model = get_ori_model(runner.model)
         if not hasattr(model, 'product') or not is_main_process():
@@ -73,7 +77,7 @@ class BackboneExportHook(Hook):
         if half:  # statistics may be out of its range
             tensors = {k: v.half() if v.dim() > 1 else v for k, v in tensors.items()}
         about = {k: v for k, v in describe_product(model).items() if k != 'product'}
-        save_backbone(tensors, path, cfg=cfg, epoch=epoch, iter=step, **about)
+        save_backbone(tensors, path, epoch=epoch, iter=step, **about, **more)
         return True
 
 
