@@ -305,8 +305,6 @@ def test_differences_are_of_the_same_seeds(evidence, cfg, tmp_path):
 def test_the_committed_page_is_that_of_the_results(repo, evidence, cfg):
     page = evidence('page')
     folder = repo / 'benchmarks' / 'evidence'
-    if not page.DOCUMENT.is_file():
-        pytest.skip('it is not written yet')
     cfg.seeds = page.seeds(cfg, folder / 'results')
     template = (folder / 'page.md').read_text(encoding='utf-8')
     found = page.read_results(cfg, folder / 'results')

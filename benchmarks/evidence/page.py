@@ -158,7 +158,7 @@ def _small_table(cfg: Config, results: Results) -> str:
     small = cfg.get('small') or {}
     by = {ours.method for ours in small.values()}
     rows = {
-        'random weights': ['random'],
+        name_of('random'): ['random'],
         "pretrained on the task's own images alone": [
             m for m in small if not small[m].get('start')
         ],

@@ -98,7 +98,7 @@ def run_pretrain(args: Namespace) -> None:
     out, ignored = _out(args), []
     config = osp.join(out, 'config.py')
     begun = latest_whole_checkpoint(out) or osp.exists(osp.join(out, 'backbone.pth'))
-    cfg = None
+    cfg = same = None
     if osp.isfile(config) and (args.resume or begun):
         with one_line_errors(*CONFIG_ERRORS):  # it may have been changed by hand
             cfg = Config.fromfile(config)
@@ -120,10 +120,8 @@ def run_pretrain(args: Namespace) -> None:
             print('The run has saved nothing yet: it starts anew.', file=sys.stderr)
     else:
         if begun:
-            what = 'a run' if cfg is None or same else 'a run of other images'
-            how = (
-                '--resume goes on with it, or give --out' if cfg and same else 'give another --out'
-            )
+            what = 'a run of other images' if same is False else 'a run'
+            how = '--resume goes on with it, or give --out' if same else 'give another --out'
             raise InputError(f'there is {what} in {out}: {how}')
         plan = _plan(args)
         if not args.quiet:
@@ -313,18 +311,17 @@ def _train(config: str, args: Namespace) -> None:
 
 
 def _launch(config: str, gpus: int, flags: list) -> None:
-    import torch
-
     import mmdense
-    from mmdense.utils.collect_env import cpu_cores
+    from mmdense.planning import survey_machine
+    from mmdense.planning.settings import choose_threads
 
     tools = osp.join(osp.dirname(mmdense.__file__), '.mim', 'tools')
     with socket.socket() as s:  # a port that is free
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    usual = dict(PORT=str(port))
-    if not torch.cuda.is_available():  # torchrun's usual is 1
-        usual['OMP_NUM_THREADS'] = str(max(1, cpu_cores() // gpus))
+    usual, machine = dict(PORT=str(port)), survey_machine()
+    if machine.device == 'cpu':  # torchrun's usual is 1
+        usual['OMP_NUM_THREADS'] = str(choose_threads(machine.cores, gpus))
     ours = dict(PYTHON=sys.executable, TRAIN_MODULE='mmdense.cli.training')
     process = subprocess.Popen(
         ['bash', osp.join(tools, 'dist_train.sh'), config, str(gpus), *flags],

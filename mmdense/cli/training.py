@@ -40,8 +40,8 @@ def train_config(args: argparse.Namespace) -> None:
     with redirect_stdout(sys.stderr if args.verbose else hidden):
         runner = prepare_training(args)
     shown = '- .*ERROR' if args.quiet else '- .*(WARNING|ERROR)'
-    for line in hidden.getvalue().splitlines():
-        if is_main_process() and re.match(rf'\S+ \S+ - mmengine {shown}', line):
+    for line in hidden.getvalue().splitlines() if is_main_process() else ():
+        if re.match(rf'\S+ \S+ - mmengine {shown}', line):
             print(line, file=sys.stderr)
     for handler in runner.logger.handlers:
         if isinstance(handler, logging.StreamHandler) and not hasattr(handler, 'baseFilename'):

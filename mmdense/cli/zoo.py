@@ -17,7 +17,8 @@ def run_list(args: Namespace) -> None:
     names = hub.list_models(args.pattern)
     if args.pattern and not names:
         raise InputError(f'no recipe has {args.pattern!r} in its name: `mmdense list` prints all')
-    short = [hub.short_names().get(name, '-') for name in names]
+    known = hub.short_names()
+    short = [known.get(name, '-') for name in names]
     widths = [max(map(len, column), default=0) for column in (names, short)]
     for name, alias in zip(names, short):
         weights = hub.find_weights(name)

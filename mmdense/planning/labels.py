@@ -36,13 +36,15 @@ def survey_labels(path: str, prefix: Optional[str] = None) -> dict:
 
     if path.lower().endswith('.json') and osp.isfile(path):
         images = open_images(path, prefix)[0]['data_prefix']
-        labels = dict(type='LabelledBoxes', train=osp.basename(path), test=None, img_path=images)
-        labels['data_root'] = osp.dirname(path)
+        where = dict(data_root=osp.dirname(path), train=osp.basename(path), img_path=images)
+        labels = dict(type='mmdense.LabelledBoxes', test=None, **where)
     elif has('JPEGImages', 'Annotations'):
         test = 'ImageSets/Main/val.txt'
-        labels = dict(type='LabelledBoxes', data_root=path, test=test if has(test) else None)
+        labels = dict(
+            type='mmdense.LabelledBoxes', data_root=path, test=test if has(test) else None
+        )
     elif has('img_dir', 'ann_dir'):
-        labels = dict(type='LabelledMaps', data_root=path, **_maps(path))
+        labels = dict(type='mmdense.LabelledMaps', data_root=path, **_maps(path))
         if not has('img_dir/val'):
             labels['test'] = None
     else:
@@ -50,7 +52,6 @@ def survey_labels(path: str, prefix: Optional[str] = None) -> dict:
             f'{path} is no COCO json with boxes, nor a folder with JPEGImages and Annotations '
             '(Pascal VOC), nor one with img_dir and ann_dir (mmseg)'
         )
-    labels['type'] = f'mmdense.{labels["type"]}'
     DATASETS.build(labels)  # says what is missing
     return labels
 

@@ -15,6 +15,7 @@ from .survey import (
     Machine,
     Network,
     base_config,
+    names_images,
     read_config,
     read_recipe,
     survey_images,
@@ -48,9 +49,10 @@ def make_plan(images: str, options: Options, prefix: Optional[str] = None) -> Pl
     """
     if options.size is not None and options.size < 32:
         raise InputError(f'--size {options.size}: the last map is 1/32 of the views, at least 32')
-    # of the images' json, or else of the labels'
-    ours = prefix if images.lower().endswith(('.json', '.txt')) or not options.labels else None
-    found = survey_images(images, ours)
+    if prefix and not options.labels and not names_images(images):
+        where = osp.abspath(osp.expanduser(images))
+        raise InputError(f'--prefix {prefix} is for a json or a list of images, {where} is neither')
+    found = survey_images(images, prefix)
     recipe = read_recipe(options.method)
     if options.init:
         options = _look_at_init(options, recipe.model.type)

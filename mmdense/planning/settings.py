@@ -108,14 +108,16 @@ def choose_queue(images: int, batch: int, steps: int, recipe: Config) -> Tuple[i
 
 def choose_epochs(images: int, device: str, continued: bool) -> Tuple[int, str]:
     """From how many images a run should see, and why."""
-    seen, reason, few = 800 * images, '800 epochs, as on COCO', ''
-    if seen < 400_000:
-        seen, reason, few = 400_000, '400,000 views, at most 2,000 epochs', 'few images: '
+    seen, reason = 800 * images, '800 epochs, as on COCO'
+    few = seen < 400_000
+    if few:
+        seen, reason = 400_000, '400,000 views, at most 2,000 epochs'
     elif seen > COCO_IMAGES_SEEN:
         seen, reason = COCO_IMAGES_SEEN, '95 million images, as 800 epochs of COCO'
     if continued:
-        seen, reason, few = seen // 4, f'features are there: a quarter of {reason}', ''
-    reason = few + reason
+        seen, reason = seen // 4, f'features are there: a quarter of {reason}'
+    elif few:
+        reason = f'few images: {reason}'
     if device == 'cpu' and seen > 20_000:
         seen, reason = 20_000, '20,000 images: hours on a CPU, and only a beginning'
     return min(max(round(seen / images), 1), 2000), reason
@@ -148,6 +150,11 @@ def choose_workers(cores: int, gpus: int, device: str, usual: int) -> int:
     """Processes that load images, for each that trains."""
     share = cores // gpus if device == 'cuda' else cores // gpus // 4  # the rest computes
     return min(max(share, 1), usual)
+
+
+def choose_threads(cores: int, processes: int) -> int:
+    """Of each of several processes that train on a CPU."""
+    return max(1, cores // processes)
 
 
 def images_that_fit(memory: int, network: Network, half: bool) -> int:

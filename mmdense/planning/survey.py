@@ -115,15 +115,16 @@ def survey_images(path: str, prefix: Optional[str] = None) -> Images:
     return Images(arguments, count, int(median(sides)), len(reasons), len(indices))
 
 
+def names_images(path: str) -> bool:
+    """Whether it is a json or a list, whose paths are relative to something."""
+    return path.lower().endswith(('.json', '.txt')) and not osp.isdir(path)
+
+
 def open_images(path: str, prefix: Optional[str]) -> Tuple[dict, UnlabeledDataset]:
     """The data set of a path, with the arguments that it was built of."""
-    if not path.lower().endswith(('.json', '.txt')) or osp.isdir(path):
+    if not names_images(path):
         if not osp.exists(path) and '.zip/' not in path and '.lmdb/' not in path:
             raise DataError(f'{path} does not exist: give a folder, a zip, an LMDB or a COCO json')
-        if prefix:
-            raise DataError(
-                f'--prefix {prefix} is for a json or a list of images, {path} is neither'
-            )
         arguments = dict(data_root=path, data_prefix='')
         return arguments, UnlabeledDataset(**arguments)
     folder = osp.dirname(path)

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmdense.engine.training import prepare_training, train_parser
 
+from .settings import choose_threads
 from .survey import Images, Machine
 
 # What docs/scaling.md counts with, of one GPU in mixed precision.
@@ -172,7 +173,7 @@ def estimate(times: Times, cfg: Config, images: Images, machine: Machine, gpus: 
     epochs = cfg.train_cfg.max_epochs
     step = max(times.data, times.step)
     if gpus > 1 and machine.device == 'cpu':
-        threads = max(1, machine.cores // gpus)
+        threads = choose_threads(machine.cores, gpus)
         alone = max(times.data, times.step * max(1.0, times.threads / threads))
         step = alone * max(1.0, gpus / machine.cores)
     elif gpus > 1:

@@ -111,6 +111,7 @@ small = {
     'densecl-bccd': _bccd,
     'densecl-bccd-continued': dict(_bccd, start='densecl'),
     'densecl-camvid': _camvid,
+    # of 54 epochs: an evaluation at every second takes longer than the training between
     'densecl-camvid-continued': dict(
         _camvid, start='densecl', evaluation=dict(interval=9, methods=['knn'], max_images=50)
     ),
