@@ -290,6 +290,47 @@ def test_small_data_has_one_row_for_all_tasks(evidence, cfg, tmp_path):
     ]
 
 
+LOGS = {
+    'ap': """
+11/22 20:10 - mmengine - INFO -
+--------iou_thr: 0.5--------
+| class     | gts | dets | recall | ap    |
++-----------+-----+------+--------+-------+
+| RBC       | 805 | 1581 | 0.889  | 0.700 |
+| Platelets | 69  | 116  | 0.783  | 0.500 |
++-----------+-----+------+--------+-------+
+| mAP       |     |      |        | 0.600 |
+| class     | gts | dets | recall | ap    |
+| RBC       | 805 | 1581 | 0.889  | 0.300 |
+| Platelets | 69  | 116  | 0.783  | 0.000 |
+| mAP       |     |      |        | 0.150 |
+""",
+    'IoU': """
+11/22 20:10 - mmengine - INFO - per class results:
+|   Class    |  IoU  |  Acc  |
++------------+-------+-------+
+|    RBC     |  0.5  |  85.2 |
+| Platelets  | 0.25  |  nan  |
+""",
+}
+
+
+@pytest.mark.parametrize('column', LOGS)
+def test_what_each_class_has_is_read_from_the_tables_of_testing(evidence, column):
+    assert evidence('plan').by_class(LOGS[column], column) == dict(RBC=0.5, Platelets=0.25)
+
+
+def test_each_class_has_a_column(evidence, cfg, tmp_path):
+    cfg.seeds = [0, 1]
+    found = results_of(random=[10.0], densecl=[19.0, 21.0])
+    for result in found.values():
+        result['classes'] = dict(sky=result['metrics']['mIoU'] * 2, road=0.0)
+    text = evidence('page').document('{{ classes }}', cfg, found, tmp_path)
+    heads, _, *rows = [line.strip('| ').split(' | ') for line in text.splitlines()]
+    assert heads == ['camvid IoU, 10 % of labels', 'sky', 'road']
+    assert rows == [['random weights', '20.0', '0.0'], ['DenseCL', '40.0 ± 2.0', '0.0 ± 0.0']]
+
+
 def test_differences_are_of_the_same_seeds(evidence, cfg, tmp_path):
     page = evidence('page')
     cfg.seeds = [0, 1]

@@ -95,6 +95,7 @@ def document(template: str, cfg: Config, results: Results, results_dir: Path) ->
         spread=lambda: _about_spread(results),
         results=lambda: _table(cfg, results),
         small=lambda: _small_table(cfg, results),
+        classes=lambda: _class_tables(cfg, results),
         expectations=lambda: _expectations(cfg, results),
         pretraining=lambda: _pretraining(cfg, results, machines),
         curves=lambda: _picture('curves.svg', 'Learning curves of pretraining'),
@@ -168,6 +169,26 @@ def _small_table(cfg: Config, results: Results) -> str:
     columns = _columns(cfg)
     lines = [[name, *_cells(cfg, results, columns, methods)] for name, methods in rows.items()]
     return _rows(['', *(head for head, *_ in columns)], lines)
+
+
+def _class_tables(cfg: Config, results: Results) -> str:
+    """Of each task with few labels, by class; rows are all that have been run."""
+    tables = []
+    for name, task in cfg.tasks.items():
+        kind = _few(cfg, name)
+        runs = [r for r in results.values() if r['id'].startswith(f'{kind}/')]
+        if not runs:
+            continue
+        classes, rows = list(runs[0]['classes']), {}
+        for run in runs:
+            rows.setdefault(run['id'].split('/')[1], []).append(run['classes'])
+        lines = [
+            [name_of(method), *(cell([run[c] for run in found]) for c in classes)]
+            for method, found in rows.items()
+        ]
+        metric = next(iter(task.metrics)).lstrip('m')
+        tables.append(_rows([f'{name} {metric}, {cfg.share} % of labels', *classes], lines))
+    return '\n\n'.join(tables) or 'Not run yet.'
 
 
 def _cells(cfg: Config, results: Results, columns: List[tuple], methods: Iterable[str]) -> list:

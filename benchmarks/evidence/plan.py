@@ -342,11 +342,15 @@ class _Plan:
             if not (run / 'result.json').is_file():
                 return None
             found = json.loads((run / 'result.json').read_text())['metrics']
-            log = read_run(str(run))
+            log, scale = read_run(str(run)), 1 if ours.percent else 100
+            tested = (run / 'test.log').read_text(encoding='utf-8', errors='replace')
             return dict(
                 metrics={
-                    metric: round(found[key] * (1 if ours.percent else 100), 2)
-                    for metric, key in ours.metrics.items()
+                    metric: round(found[key] * scale, 2) for metric, key in ours.metrics.items()
+                },
+                classes={
+                    name: round(value * scale, 2)
+                    for name, value in by_class(tested, ours.by_class).items()
                 },
                 curves=_curves(log, ['loss']),
                 seconds_a_step=_round(float(_median(log.train['time'].values))),
@@ -361,6 +365,23 @@ class _Plan:
             needs=(need,),
             minutes=ours.minutes,
         )
+
+
+def by_class(log: str, column: str) -> Dict[str, float]:
+    """Of the tables of classes that mmdet and mmseg print when testing: a column, mean of the
+    tables (mmdet prints one for each IoU)."""
+    found: Dict[str, List[float]] = {}
+    heads: List[str] = []
+    for line in log.splitlines():
+        if not line.startswith('|'):
+            continue
+        cells = [cell.strip() for cell in line.strip('| ').split('|')]
+        if column in cells:
+            heads = cells
+        elif heads and len(cells) == len(heads) and cells[heads.index(column)]:
+            found.setdefault(cells[0], []).append(float(cells[heads.index(column)]))
+    found.pop('mAP', None)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _names(path: Path) -> List[str]:
