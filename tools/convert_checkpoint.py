@@ -4,8 +4,12 @@ mmseg, mmpretrain, torchvision and timm: python tools/convert_checkpoint.py SRC 
 
 import argparse
 
-from mmdense.checkpoints import convert_checkpoint
-from mmdense.utils.launch import one_line_errors
+from mmdense.utils.log_level import hide_remarks
+
+hide_remarks()  # before the imports below
+
+from mmdense.checkpoints import convert_checkpoint  # noqa: E402
+from mmdense.utils.launch import one_line_errors  # noqa: E402
 
 
 def main():

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-import warnings
 from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,14 +19,13 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from PIL import Image, ImageEnhance
 from torchvision import transforms
 
-# Before the imports below: remarks of other packages on parts that the demo does not use.
-warnings.filterwarnings('ignore')
-MMLogger.get_current_instance().setLevel('ERROR')
+from mmdense.utils.log_level import hide_remarks
+
+hide_remarks(every=True)  # before the imports below
 
 from mmdense.checkpoints import convert_checkpoint  # noqa: E402
 from mmdense.registry import MODELS  # noqa: E402
@@ -180,12 +178,8 @@ Done in {(time.time() - began) / 60:.1f} minutes.
   backbone    {backbone_file}
   log         {work_dir / 'pretrain'}
 
-Pretrain on your own images:
-  python tools/train.py configs/densecl_r50_coco.py --cfg-options \\
-    train_dataloader.dataset.data_root=/path/to/images train_dataloader.dataset.data_prefix=''
-Then in a config of mmdet or mmseg, whose backbone is a ResNet-50:
-  backbone=dict(init_cfg=dict(type='mmdense.SelfSupPretrained',
-    checkpoint='work_dirs/densecl_r50_coco/backbone.pth'))""")
+Pretrain on your own images; it ends with the lines for a config of mmdet or mmseg:
+  {os.path.relpath(sys.executable)} -m mmdense pretrain /path/to/images""")
 
 
 def installed(photographs):

@@ -5,14 +5,12 @@ python tools/evaluate_features.py CHECKPOINT … --data configs/_base_/evaluatio
 import argparse
 import json
 import sys
-import warnings
 
 from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
 
-# Before the imports below: remarks of other packages on parts that are not used here.
-warnings.filterwarnings('ignore')
-MMLogger.get_current_instance().setLevel('ERROR')
+from mmdense.utils.log_level import hide_remarks
+
+hide_remarks(every=True)  # before the imports below
 
 from mmdense.evaluation import calibrate_on, evaluate_features  # noqa: E402
 from mmdense.registry import DATASETS  # noqa: E402

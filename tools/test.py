@@ -8,8 +8,12 @@ import mmengine
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
-from mmdense.utils.errors import CheckpointError
-from mmdense.utils.launch import (
+from mmdense.utils.log_level import hide_remarks
+
+hide_remarks()  # before the imports below
+
+from mmdense.utils.errors import CheckpointError  # noqa: E402
+from mmdense.utils.launch import (  # noqa: E402
     CONFIG_ERRORS,
     add_common_arguments,
     build_runner,

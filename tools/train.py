@@ -1,8 +1,12 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Pretrains a backbone: python tools/train.py CONFIG [--work-dir DIR] …"""
 
-from mmdense.engine.training import prepare_training, train_parser
-from mmdense.utils.launch import train
+from mmdense.utils.log_level import hide_remarks
+
+hide_remarks()  # before the imports below
+
+from mmdense.engine.training import prepare_training, train_parser  # noqa: E402
+from mmdense.utils.launch import train  # noqa: E402
 
 
 def main():

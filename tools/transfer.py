@@ -6,14 +6,12 @@ import argparse
 import os.path as osp
 import signal
 import sys
-import warnings
 
 from mmengine.config import DictAction
-from mmengine.logging import MMLogger
 
-# Before the imports below: remarks of other packages on parts that are not used here.
-warnings.filterwarnings('ignore')
-MMLogger.get_current_instance().setLevel('ERROR')
+from mmdense.utils.log_level import hide_remarks
+
+hide_remarks(every=True)  # before the imports below
 
 from mmdense.utils import transfer  # noqa: E402
 from mmdense.utils.errors import MMDenseError  # noqa: E402

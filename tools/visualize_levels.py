@@ -3,14 +3,11 @@
 python tools/visualize_levels.py CHECKPOINT IMAGE [IMAGE …] [--out FILE.png]"""
 
 import argparse
-import warnings
 from pathlib import Path
 
-from mmengine.logging import MMLogger
+from mmdense.utils.log_level import hide_remarks
 
-# Before the imports below: remarks of other packages on parts that are not used here.
-warnings.filterwarnings('ignore')
-MMLogger.get_current_instance().setLevel('ERROR')
+hide_remarks(every=True)  # before the imports below
 
 from mmdense.utils.errors import InputError  # noqa: E402
 from mmdense.utils.launch import CONFIG_ERRORS, one_line_errors  # noqa: E402

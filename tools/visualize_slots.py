@@ -4,16 +4,14 @@ python tools/visualize_slots.py CHECKPOINT IMAGES [--out DIR]"""
 
 import argparse
 import math
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.logging import MMLogger
 
-# Before the imports below: remarks of other packages on parts that are not used here.
-warnings.filterwarnings('ignore')
-MMLogger.get_current_instance().setLevel('ERROR')
+from mmdense.utils.log_level import hide_remarks
+
+hide_remarks(every=True)  # before the imports below
 
 from mmdense.utils.checks import check_counts  # noqa: E402
 from mmdense.utils.errors import InputError  # noqa: E402

@@ -17,15 +17,13 @@ import argparse
 import faulthandler
 import signal
 import sys
-import warnings
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 
-# Before the imports below: remarks of other packages on parts that are not used here.
-warnings.filterwarnings('ignore')
-MMLogger.get_current_instance().setLevel('ERROR')
+from mmdense.utils.log_level import hide_remarks
+
+hide_remarks(every=True)  # before the imports below
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]

@@ -15,11 +15,15 @@ from typing import List, Optional
 
 from mmengine.dist import is_main_process
 
-from mmdense.engine import ProgressBarHook
-from mmdense.engine.training import prepare_training, train_parser
-from mmdense.utils.launch import train
+from mmdense.utils.log_level import hide_remarks
 
-from .output import add_output, output
+hide_remarks()  # before the imports below
+
+from mmdense.engine import ProgressBarHook  # noqa: E402
+from mmdense.engine.training import prepare_training, train_parser  # noqa: E402
+from mmdense.utils.launch import train  # noqa: E402
+
+from .output import add_output, output  # noqa: E402
 
 
 def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:

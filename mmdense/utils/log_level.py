@@ -1,11 +1,34 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import re
+import warnings
 from contextlib import contextmanager
 from typing import Iterator
 
 # How MMEngine's remarks on its own file client begin, which it builds at every save and never
 # uses: nobody who reads a log can do anything about them.
 FILE_CLIENT_REMARK = re.compile(r'"(FileClient|HardDiskBackend)" ')
+
+# mmpretrain imports mmdet, where that is installed, and mmdet remarks on what it cannot do
+# without mmcv's compiled operators. Pretraining needs none of it.
+WARNING_OF_OPERATORS = 'Fail to import ``MultiScaleDeformableAttention``'
+REMARK_OF_OPERATORS = 'Line NMS is not compiled'
+
+
+def hide_remarks(every: bool = False) -> None:
+    """Keeps from the user what packages under mmdense say, when they are imported, of parts that
+    are not used. It is for programs, before they import anything else of mmdense.
+
+    Args:
+        every (bool): All warnings and all that MMEngine logs below an error, for
+            good; by default the remarks on mmcv's operators.
+    """
+    from mmengine.logging import MMLogger  # imports PyTorch
+
+    logger = MMLogger.get_current_instance()
+    warnings.filterwarnings('ignore', message='' if every else WARNING_OF_OPERATORS)
+    if every:
+        logger.setLevel('ERROR')
+    logger.addFilter(lambda record: not str(record.msg).startswith(REMARK_OF_OPERATORS))
 
 
 @contextmanager

@@ -165,3 +165,30 @@ print('fine')
 """
     out = subprocess.check_output([sys.executable, '-c', code], cwd=repo, text=True)
     assert out.splitlines()[-1] == 'fine'
+
+
+PROGRAMS = {
+    'tools/train.py': ['--help'],
+    'tools/test.py': ['--help'],
+    'tools/convert_checkpoint.py': ['--help'],
+    'tools/convert_dataset.py': ['--help'],
+    'tools/evaluate_features.py': ['--help'],
+    'mmdense': ['check', 'no/such.pth'],
+    'mmdense.cli.training': ['--help'],
+}
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_nothing_is_said_of_missing_ops(repo, program):
+    """mmpretrain imports mmdet, if installed, which remarks on them."""
+    name = 'path' if program.endswith('.py') else 'module'
+    code = f"""
+import runpy, sys
+
+sys.modules['mmcv._ext'] = None
+sys.argv[1:] = {PROGRAMS[program]}
+runpy.run_{name}('{program}', run_name='__main__')
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=repo, text=True, capture_output=True)
+    said = done.stderr.splitlines()
+    assert [line[:15] for line in said] == ['mmdense: error:'] * (program == 'mmdense'), done.stderr
