@@ -172,12 +172,11 @@ def _small_table(cfg: Config, results: Results) -> str:
 
 
 def _class_tables(cfg: Config, results: Results) -> str:
-    """Of each task with few labels, by class; rows are all that have been run."""
-    tables = []
-    for name, task in cfg.tasks.items():
-        kind = _few(cfg, name)
-        runs = [r for r in results.values() if r['id'].startswith(f'{kind}/')]
-        if not runs:
+    """Of each task, by class; rows are all that have been run."""
+    firsts, tables = [next(iter(task.metrics)) for task in cfg.tasks.values()], []
+    for head, kind, metric in _columns(cfg):
+        runs = [r for r in results.values() if r['id'].startswith(f'{kind}/') and 'classes' in r]
+        if not runs or metric not in firsts:
             continue
         classes, rows = list(runs[0]['classes']), {}
         for run in runs:
@@ -186,8 +185,7 @@ def _class_tables(cfg: Config, results: Results) -> str:
             [name_of(method), *(cell([run[c] for run in found]) for c in classes)]
             for method, found in rows.items()
         ]
-        metric = next(iter(task.metrics)).lstrip('m')
-        tables.append(_rows([f'{name} {metric}, {cfg.share} % of labels', *classes], lines))
+        tables.append(_rows([head.replace('mIoU', 'IoU'), *classes], lines))
     return '\n\n'.join(tables) or 'Not run yet.'
 
 

@@ -4,6 +4,7 @@
 import json
 import re
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -110,6 +111,8 @@ def wandb_records(path):
             at += left
             continue
         length, kind = struct.unpack('<HB', content[at + 4 : at + 7])
+        if at + 7 + length > len(content):  # is being written
+            return
         record += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or its end
@@ -129,10 +132,14 @@ def test_weights_and_biases(train, labelled, tmp_path, monkeypatch, require):
     train(**{'default_hooks.evaluation': hook, 'visualizer.vis_backends': backends})
     wandb.finish()
     (path,) = tmp_path.glob('work/**/run-*.wandb')
+    end = time.monotonic() + 60
+    records = []
+    while not records or records[-1].WhichOneof('record_type') != 'exit':
+        assert time.monotonic() < end, 'a program of W&B writes, which did not end in a minute'
+        time.sleep(0.2)
+        records = [wandb_internal_pb2.Record.FromString(r) for r in wandb_records(path)]
     found = {}
-    for content in wandb_records(path):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(content)
+    for record in records:
         items = {
             item.key or '/'.join(item.nested_key): json.loads(item.value_json)
             for item in record.history.item
