@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import logging
 import re
 import warnings
 from contextlib import contextmanager
@@ -28,7 +29,11 @@ def hide_remarks(every: bool = False) -> None:
     warnings.filterwarnings('ignore', message='' if every else WARNING_OF_OPERATORS)
     if every:
         logger.setLevel('ERROR')
-    logger.addFilter(lambda record: not str(record.msg).startswith(REMARK_OF_OPERATORS))
+    logger.addFilter(_is_no_remark)  # the same one twice is one
+
+
+def _is_no_remark(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(REMARK_OF_OPERATORS)
 
 
 @contextmanager
