@@ -90,7 +90,9 @@ def _cost(cfg: Config, count: int, flops: float, parameters: int, kept: int) -> 
     batch = cfg.auto_scale_lr.base_batch_size // EIGHT
     machine = Machine('cpu', '', 0, 0, 1, '')  # has the time on GPUs guessed by operations
     times = Times(batch, 0, 0, flops * batch, 0)
-    days = estimate(times, cfg, Images({}, count, 0), machine, EIGHT).eight / 86400
+    there = Config(dict(train_cfg=cfg.train_cfg, train_dataloader=dict(batch_size=batch)))
+    images = Images({}, count, 0)
+    days = estimate(times, cfg, images, machine, EIGHT, there, EIGHT).there / 86400
     # as mmdense.planning.settings.images_that_fit: half precision, and 40 % on the way
     memory = 16 * parameters + batch * kept * 0.5 * 1.4
     return dict(flops=flops * batch * EIGHT, days=days, memory=memory)

@@ -311,7 +311,7 @@ class Fit(NamedTuple):
         match (Match): The file beside it.
         notes (list[Note]): On the config's own settings.
         lines (str): What to put into the config; '' where nothing makes the file fit that is
-            known.
+            known, or where it loads the file already.
     """
 
     path: str
@@ -363,6 +363,9 @@ def _find_config(config: str) -> str:
     return str(found[0])
 
 
+_STRICTLY = 'the config loads this file itself, strictly'
+
+
 def check_fit(
     checkpoint: str, cfg: Config, prefix: Optional[str] = None, backbone: Optional[dict] = None
 ) -> List[Fit]:
@@ -408,7 +411,9 @@ def check_fit(
         if any(path.endswith('.shared_head') for path, _, _ in parts):
             known = None  # a backbone of another kind has none
         change = _change(part, match, scope, initialiser, known)
-        if change is not None:
+        loads_it = any(note.text.startswith(_STRICTLY) for note in notes)
+        done = loads_it and not match.problem and all(n.level in ('ok', 'note') for n in notes)
+        if change is not None and not done:
             lines = _lines(checkpoint, prefix, path, parent, part, match, change, cfg.model)
         fits.append(Fit(path, filled, len(match.wanted), match, notes, lines))
     return fits
@@ -430,6 +435,11 @@ def _build(cfg: dict, scope: str, path: str) -> nn.Module:
             return MODELS.build(copy.deepcopy(cfg))
     except Exception as error:  # whatever a wrong value raises
         text = ' '.join(str(error).split())
+        if 'mmcv._ext' in text:
+            raise InputError(
+                f"{path} of the config needs mmcv's compiled operators, which the mmcv that is "
+                'installed does not have: install one that does (docs/faq.md)'
+            ) from error
         raise InputError(
             f'{path} of the config cannot be built: {type(error).__name__}: {text[:300]}'
         ) from error
@@ -480,7 +490,7 @@ def _own_initialiser(checkpoint, cfg, path, parent, part, scope) -> Iterator[Not
         yield Note('note', f'as it is the config loads another file: {how}')
         return
     if 'SelfSupPretrained' in str(init_cfg['type']) or init_cfg.get('_scope_') == 'mmdense':
-        yield Note('ok', f'the config loads this file itself, strictly: {how}')
+        yield Note('ok', f'{_STRICTLY}: {how}')
         return
     module = _build({k: v for k, v in part.items() if k not in _INITIALISERS}, scope, path)
     wanted = module.state_dict()

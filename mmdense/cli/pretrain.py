@@ -40,6 +40,12 @@ def _add_settings(command) -> None:
         help='go on from it, or from what `mmdense list` names',
     )
     add('--labels', type=_path, metavar='DATA', help='labelled images: score the features by them')
+    add(
+        '--ignore-label',
+        type=_whole,
+        metavar='N',
+        help='the number of pixels in label maps that do not count; default: 255',
+    )
     add('--batch-size', type=_count, metavar='N', help='images a process and step')
     add('--workers', type=_whole, metavar='N', help='processes that load images, for each')
     add('--gpus', type=_count, default=1, metavar='N', help='processes; default: %(default)s')
@@ -151,7 +157,9 @@ def run_plan(args: Namespace) -> None:
     cfg = Config.fromstring(text, '.py')
     times = planning.time_steps(text)
     machine, images = plan.machine, plan.images
-    guess = planning.estimate(times, cfg, images, machine, args.gpus)
+    there = planning.plan_for_gpus(plan)
+    gpus, other = there.options.gpus, Config.fromstring(_text(args, there), '.py')
+    guess = planning.estimate(times, cfg, images, machine, args.gpus, other, gpus)
     where = machine.name or f'CPU, {machine.cores} cores'
     where = f'{args.gpus} × {where}' if args.gpus > 1 else where
     note = ''
@@ -167,10 +175,12 @@ def run_plan(args: Namespace) -> None:
         ' an image'
     )
     print(f'here ({where}): {planning.duration(guess.here)}{note}')
-    eight = f'too few images for 8 processes of {times.batch}'
-    if guess.eight is not None:
-        eight = f'{planning.duration(guess.eight)} ({guess.assumption})'
-    print(f'on 8 GPUs: {eight}')
+    each, epochs = other.train_dataloader.batch_size, other.train_cfg.max_epochs
+    print(
+        f'on {f"{gpus} GPUs" if gpus > 1 else "one GPU, too few images for 8"}: '
+        f'{planning.duration(guess.there)} ({epochs:,} epochs in steps of '
+        f'{f"{gpus} × {each}" if gpus > 1 else each} images; {guess.assumption})'
+    )
     what = 'of the GPU' if machine.device == 'cuda' else 'of the process'
     print(f'memory at most: {times.memory / 1e9:.1f} GB {what}, of {machine.memory / 1e9:.1f} GB')
     weights = planning.published_weights(plan)
@@ -205,7 +215,7 @@ def _text(args: Namespace, plan) -> str:
 
 _NAMES = (
     *('method', 'backbone', 'epochs', 'out', 'init', 'batch_size', 'workers', 'gpus', 'size'),
-    *('seed', 'prefix', 'labels'),
+    *('seed', 'prefix', 'labels', 'ignore_label'),
 )
 
 
@@ -259,7 +269,10 @@ def _ignored(args: Namespace, cfg) -> list:
         workers=lambda: loader.num_workers == args.workers,
         size=lambda: loader.dataset.pipeline[1]['transforms'][0][0]['scale'] == args.size,
         seed=lambda: cfg.randomness.seed == args.seed,
-        labels=lambda: labelled.data == survey_labels(args.labels, args.prefix),
+        labels=lambda: (
+            labelled.data == survey_labels(args.labels, args.prefix, args.ignore_label).data
+        ),
+        ignore_label=lambda: labelled.data.get('ignore_index') == args.ignore_label,
         prefix=lambda: (
             osp.abspath(osp.expanduser(args.prefix))
             in (loader.dataset.data_prefix, labelled.get('data', {}).get('img_path'))

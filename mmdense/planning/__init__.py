@@ -2,8 +2,8 @@
 """From images to the settings of a run, each with its reason; to its config; to its time."""
 
 from .config import config_text
-from .labels import survey_labels
-from .plan import Plan, make_plan, published_weights
+from .labels import Labels, survey_labels
+from .plan import Plan, make_plan, plan_for_gpus, published_weights
 from .settings import Options, Setting, derive_settings
 from .survey import (
     METHODS,
@@ -23,6 +23,7 @@ __all__ = [
     'METHODS',
     'Estimate',
     'Images',
+    'Labels',
     'Machine',
     'Network',
     'Options',
@@ -36,6 +37,7 @@ __all__ = [
     'duration',
     'estimate',
     'make_plan',
+    'plan_for_gpus',
     'published_weights',
     'read_config',
     'read_recipe',

@@ -3,20 +3,36 @@
 
 import os.path as osp
 from collections import Counter
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 from mmengine.utils import scandir
 from PIL import Image
 
 from mmdense.registry import DATASETS
-from mmdense.utils.errors import DataError
+from mmdense.utils.errors import DataError, InputError
 
 from .survey import open_images
 
+MOST = 50  # images of each: DenseEvaluationHook's max_images
 
-def survey_labels(path: str, prefix: Optional[str] = None) -> dict:
-    """``data`` of a :class:`~mmdense.engine.DenseEvaluationHook`.
+
+class Labels(NamedTuple):
+    """Labelled images.
+
+    Attributes:
+        data (dict): Of a :class:`~mmdense.engine.DenseEvaluationHook`.
+        about (str): For people: which classes, how many images.
+    """
+
+    data: dict
+    about: str
+
+
+def survey_labels(
+    path: str, prefix: Optional[str] = None, ignore_label: Optional[int] = None
+) -> Labels:
+    """What features are to be scored by.
 
     Args:
         path (str): A COCO ``.json`` with boxes; a folder as Pascal VOC has it (``JPEGImages``,
@@ -25,9 +41,12 @@ def survey_labels(path: str, prefix: Optional[str] = None) -> dict:
             fourth image is tested on.
         prefix (str, optional): The folder that a json's paths are relative to. By default it is
             looked for where COCO has it.
+        ignore_label (int, optional): The number of pixels in label maps that do not count.
+            Defaults to 255.
 
     Raises:
         DataError: It is none of these, or something of it is missing.
+        InputError: ``ignore_label`` without label maps.
     """
     path = osp.abspath(osp.expanduser(path))
 
@@ -44,7 +63,7 @@ def survey_labels(path: str, prefix: Optional[str] = None) -> dict:
             type='mmdense.LabelledBoxes', data_root=path, test=test if has(test) else None
         )
     elif has('img_dir', 'ann_dir'):
-        labels = dict(type='mmdense.LabelledMaps', data_root=path, **_maps(path))
+        labels = dict(type='mmdense.LabelledMaps', data_root=path, **_maps(path, ignore_label))
         if not has('img_dir/val'):
             labels['test'] = None
     else:
@@ -52,19 +71,55 @@ def survey_labels(path: str, prefix: Optional[str] = None) -> dict:
             f'{path} is no COCO json with boxes, nor a folder with JPEGImages and Annotations '
             '(Pascal VOC), nor one with img_dir and ann_dir (mmseg)'
         )
-    DATASETS.build(labels)  # says what is missing
-    return labels
+    if ignore_label is not None and labels['type'] != 'mmdense.LabelledMaps':
+        raise InputError(f'--ignore-label {ignore_label} is for label maps, {path} has boxes')
+    built = DATASETS.build(labels)  # says what is missing
+    if labels['type'] == 'mmdense.LabelledMaps':
+        about = f'{built.num_classes} classes, {built.ignore_index} does not count'
+    else:
+        about = f'boxes of {", ".join(built.classes)}'
+        if len(built.classes) > 4:
+            about = f'boxes of {len(built.classes)} classes'
+    return Labels(labels, f'{about}; {_used(built.train)} images, tested on {_used(built.test)}')
 
 
-def _maps(root: str) -> dict:
-    """How many classes there are, by the largest number but 255, which is none; and the images'
-    suffix."""
-    folder, largest = osp.join(root, 'ann_dir'), 0
+def _used(images: list) -> str:
+    """How many of them."""
+    return str(len(images)) if len(images) <= MOST else f'{MOST} of {len(images):,}'
+
+
+def _maps(root: str, ignore_label: Optional[int]) -> dict:
+    """How many classes there are, by the largest number but the one of pixels that do not count;
+    and the images' suffix."""
+    folder, numbers, first = osp.join(root, 'ann_dir'), set(), {}
     for name in scandir(folder, '.png', recursive=True):
-        with Image.open(osp.join(folder, name)) as file:
-            numbers = np.unique(np.asarray(file))
-        largest = max(largest, int(numbers[numbers != 255].max(initial=0)))
+        path = osp.join(folder, name)
+        try:
+            with Image.open(path) as file:
+                found = np.asarray(file)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f'cannot read label map {path}: {error}') from None
+        if found.ndim != 2:
+            raise DataError(
+                f'label map {path} is {"×".join(map(str, found.shape))}: it needs a class number '
+                'for each pixel, in one channel or a palette'
+            )
+        for number in set(np.unique(found).tolist()) - numbers:
+            numbers.add(number)
+            first[number] = path
+    ignored = 255 if ignore_label is None else ignore_label
+    if ignored != 255 and 255 in numbers:
+        raise DataError(
+            f'{first[255]} has 255 beside --ignore-label {ignored}: one number alone can stand for '
+            'pixels that do not count'
+        )
+    if ignore_label is not None and ignored not in numbers:
+        raise DataError(
+            f'--ignore-label {ignored}: no label map of {folder} has that number, leave it out'
+        )
+    classes = max(numbers - {ignored}, default=0) + 1
     names = scandir(osp.join(root, 'img_dir'), recursive=True)
     suffixes = Counter(osp.splitext(name)[1] for name in names)
     suffix = suffixes.most_common(1)[0][0] if suffixes else '.jpg'
-    return dict(num_classes=largest + 1, img_suffix=suffix)
+    maps = dict(num_classes=classes, img_suffix=suffix)
+    return maps if ignored == 255 else dict(maps, ignore_index=ignored)

@@ -9,7 +9,7 @@ from mmdense.checkpoints import recognise
 from mmdense.utils.errors import InputError
 
 from .labels import survey_labels
-from .settings import Options, Setting, choose_size, derive_settings
+from .settings import FEWEST_IMAGES, Options, Setting, choose_size, derive_settings
 from .survey import (
     Images,
     Machine,
@@ -22,6 +22,7 @@ from .survey import (
     survey_machine,
     survey_network,
 )
+from .timing import EIGHT
 
 
 class Plan(NamedTuple):
@@ -57,7 +58,10 @@ def make_plan(images: str, options: Options, prefix: Optional[str] = None) -> Pl
     if options.init:
         options = _look_at_init(options, recipe.model.type)
     if options.labels:
-        options = options._replace(labels=survey_labels(options.labels, prefix))
+        labels = survey_labels(options.labels, prefix, options.ignore_label)
+        options = options._replace(labels=labels)
+    elif options.ignore_label is not None:
+        raise InputError(f'--ignore-label {options.ignore_label} is for the label maps of --labels')
     usual = recipe.train_pipeline[1]['transforms'][0][0]['scale']
     size = options.size or choose_size(found.side, usual)
     machine, network = survey_machine(), survey_network(recipe, options.backbone, size)
@@ -80,6 +84,26 @@ def _look_at_init(options: Options, kind: str) -> Options:
         names = [n for n in found.algorithm if n.startswith('grouping.')]
         prototypes = len(found.algorithm[names[0]]) if names else None
     return options._replace(init=source, init_whole=whole, init_prototypes=prototypes)
+
+
+def plan_for_gpus(plan: Plan) -> Plan:
+    """The same, with the settings for eight GPUs, or for one where images are few: as this
+    machine's, or where it has none of 16 GB, with bfloat16."""
+    machine, options = plan.machine, plan.options
+    if machine.device == 'cpu':
+        machine = Machine('cuda', 'a GPU', EIGHT, 16 << 30, EIGHT * machine.cores, 'bfloat16')
+    each = max(FEWEST_IMAGES, options.batch_size or 0)
+    options = options._replace(gpus=EIGHT if plan.images.count >= EIGHT * each else 1)
+    machine = machine._replace(gpus=options.gpus)
+    settings = derive_settings(
+        plan.images,
+        machine,
+        plan.network,
+        read_recipe(options.method),
+        options,
+        read_config(plan.base),
+    )
+    return plan._replace(machine=machine, options=options, settings=settings)
 
 
 def published_weights(plan: Plan) -> Optional[str]:

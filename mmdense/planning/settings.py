@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmdense.engine.training import loss_scale
 from mmdense.utils.errors import DataError, InputError
 
+from .labels import Labels
 from .survey import Images, Machine, Network
 
 FEWEST_IMAGES = 8
@@ -32,7 +33,8 @@ class Options(NamedTuple):
     seed: int = 0
     init: Optional[str] = None
     # labelled images: the path, then what :func:`survey_labels` found
-    labels: Union[None, str, dict] = None
+    labels: Union[None, str, Labels] = None
+    ignore_label: Optional[int] = None
     # of ``init``: whether it fills the whole algorithm, and how many prototypes it has
     init_whole: bool = True
     init_prototypes: Optional[int] = None
@@ -119,7 +121,7 @@ def choose_epochs(images: int, device: str, continued: bool) -> Tuple[int, str]:
     elif few:
         reason = f'few images: {reason}'
     if device == 'cpu' and seen > 20_000:
-        seen, reason = 20_000, '20,000 images: hours on a CPU, and only a beginning'
+        seen, reason = 20_000, '20,000 images, as a CPU is slow: only a beginning'
     return min(max(round(seen / images), 1), 2000), reason
 
 
@@ -402,8 +404,8 @@ def _running(
     )
     if options.labels:
         every = max(1, round(epochs / 10))
-        reason = 'nearest neighbours and a linear probe, frozen features of 50 images'
-        hook = dict(type='DenseEvaluationHook', interval=every, data=options.labels)
+        reason = f'nearest neighbours and a linear probe; {options.labels.about}'
+        hook = dict(type='DenseEvaluationHook', interval=every, data=options.labels.data)
         config = {'default_hooks.evaluation': hook}
         rows.append(Setting('evaluation', f'every {_plural(every, "epoch")}', reason, config))
     signals = ['SIGINT', 'SIGTERM', 'SIGUSR1']

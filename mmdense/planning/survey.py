@@ -9,7 +9,7 @@ import re
 from copy import deepcopy
 from difflib import get_close_matches
 from statistics import median
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
 from mmengine.config import Config
@@ -18,6 +18,7 @@ from PIL import Image
 
 from mmdense.datasets import UnlabeledDataset
 from mmdense.datasets.transforms.loading import UnreadableImageError
+from mmdense.engine.hooks.unreadable_images import MAX_UNREADABLE
 from mmdense.models.utils import map_channels
 from mmdense.registry import MODELS
 from mmdense.utils.collect_env import cpu_cores
@@ -94,12 +95,31 @@ def survey_images(path: str, prefix: Optional[str] = None) -> Images:
             default it is looked for where COCO has it.
 
     Raises:
-        DataError: No images, or none that can be read.
+        DataError: No images, none that can be read, or more that cannot than training puts up with.
     """
     arguments, dataset = open_images(osp.abspath(osp.expanduser(path)), prefix)
     count = len(dataset)
     step = max(1, count // _SAMPLE)
     indices = range(0, count, step)[:_SAMPLE]
+    sides, reasons = _look(dataset, indices)
+    if (
+        sides and reasons and count <= SMALL
+    ):  # how many there are is found before training, not in it
+        indices = range(count)
+        sides, reasons = _look(dataset, indices)
+        if len(reasons) > MAX_UNREADABLE * count:
+            raise DataError(
+                f'{len(reasons)} of {count} images of {path} cannot be read, more than '
+                f'{MAX_UNREADABLE:.0%}; the first: {reasons[0]}; delete what is broken, or '
+                '`python tools/convert_dataset.py FOLDER NEW.zip --check` leaves it out, by name'
+            )
+    if not sides:
+        raise DataError(f'none of {len(reasons)} images tried of {path} can be read: {reasons[0]}')
+    return Images(arguments, count, int(median(sides)), len(reasons), len(indices))
+
+
+def _look(dataset: UnlabeledDataset, indices: Iterable[int]) -> Tuple[List[int], List[str]]:
+    """The shorter sides of images by their headers, and why others cannot be read."""
     sides, reasons = [], []
     for index in indices:
         try:
@@ -110,9 +130,7 @@ def survey_images(path: str, prefix: Optional[str] = None) -> Images:
             reasons.append(str(error))
         except Exception as error:  # a broken header makes Pillow raise anything
             reasons.append(f'cannot read image {name}: {error}')
-    if not sides:
-        raise DataError(f'none of {len(reasons)} images tried of {path} can be read: {reasons[0]}')
-    return Images(arguments, count, int(median(sides)), len(reasons), len(indices))
+    return sides, reasons
 
 
 def names_images(path: str) -> bool:

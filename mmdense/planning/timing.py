@@ -28,8 +28,8 @@ from .survey import Images, Machine
 GPU_FLOPS = 60e12
 # a step's thousands of small operations take so long to start, whatever is in them
 GPU_STEP = 0.03
-EIGHT = 8
-# of eight times one GPU's: gradients travel, and all wait for the slowest
+EIGHT = 8  # GPUs, that a plan is also made for
+# of several times one GPU's: gradients travel, and all wait for the slowest
 EFFICIENCY = 0.9
 
 
@@ -139,9 +139,9 @@ def _peak_memory(cuda: bool) -> int:
     return peak if sys.platform == 'darwin' else peak * 1024
 
 
-def _guess_step(times: Times) -> float:
-    """Seconds of a step on a GPU."""
-    return max(times.flops / GPU_FLOPS, GPU_STEP)
+def _guess_step(times: Times, batch: int) -> float:
+    """Seconds of a step of ``batch`` images on a GPU."""
+    return max(times.flops * batch / times.batch / GPU_FLOPS, GPU_STEP)
 
 
 class Estimate(NamedTuple):
@@ -150,17 +150,24 @@ class Estimate(NamedTuple):
     Attributes:
         here (float): Seconds, as timed. Several processes on a CPU share the cores, as
             ``mmdense pretrain --gpus`` starts them: as many threads for each.
-        eight (float, optional): Seconds on eight GPUs, by calculation; None where
-            there are fewer images than eight batches.
+        there (float): Seconds on several GPUs, by calculation.
         assumption (str): What that rests on.
     """
 
     here: float
-    eight: Optional[float]
+    there: float
     assumption: str
 
 
-def estimate(times: Times, cfg: Config, images: Images, machine: Machine, gpus: int) -> Estimate:
+def estimate(
+    times: Times,
+    cfg: Config,
+    images: Images,
+    machine: Machine,
+    gpus: int,
+    there: Config,
+    gpus_there: int,
+) -> Estimate:
     """From a step to a run; a pure function.
 
     Args:
@@ -169,6 +176,8 @@ def estimate(times: Times, cfg: Config, images: Images, machine: Machine, gpus: 
         images (Images): Of the run.
         machine (Machine): That was timed.
         gpus (int): Processes of the run here.
+        there (Config): For several GPUs.
+        gpus_there (int): How many.
     """
     epochs = cfg.train_cfg.max_epochs
     step = max(times.data, times.step)
@@ -179,17 +188,19 @@ def estimate(times: Times, cfg: Config, images: Images, machine: Machine, gpus: 
     elif gpus > 1:
         step /= EFFICIENCY
     here = epochs * (images.count // (times.batch * gpus)) * step
-    step, assumption = times.step, f'each as fast as this {machine.name}'
+    epochs, batch = there.train_cfg.max_epochs, there.train_dataloader.batch_size
+    step, assumption = times.step * batch / times.batch, f'each as fast as this {machine.name}'
     if machine.device == 'cpu':
-        step = _guess_step(times)
+        step = _guess_step(times, batch)
         assumption = (
             f'a guess, no GPU is here: {GPU_FLOPS / 1e12:.0f} TFLOP/s each, '
             f'{GPU_STEP * 1000:.0f} ms a step at least'
         )
-    assumption += f', {EFFICIENCY:.0%} of eight times one, images loaded as fast as needed'
-    steps = epochs * (images.count // (times.batch * EIGHT))
-    eight = steps * step / EFFICIENCY if steps else None
-    return Estimate(here, eight, assumption)
+    if gpus_there > 1:
+        step /= EFFICIENCY
+        assumption += f', {EFFICIENCY:.0%} of {gpus_there} times one'
+    steps = epochs * (images.count // (batch * gpus_there))
+    return Estimate(here, steps * step, f'{assumption}, images loaded as fast as needed')
 
 
 def advise(
@@ -221,8 +232,8 @@ def advise(
             how = f'--init {weights} goes on from published weights'
         advice.append(f'result: {images.count:,} images are few to begin from nothing; {how}')
     if machine.device == 'cpu':
-        factor = times.step / _guess_step(times)
-        advice.append(f'time: one GPU computes a step about {_round(factor)} times as fast')
+        factor = _round(times.step / _guess_step(times, times.batch))
+        advice.append(f'time: one GPU computes a step about {factor} times as fast, as a guess')
     workers = cfg.train_dataloader.num_workers
     if times.data > 1.1 * times.step:
         wait = f'time: the {"GPU" if machine.device == "cuda" else "CPU"} waits for images'

@@ -109,9 +109,11 @@ class Chart(NamedTuple):
                 f'height="{bottom - _TOP}"/><text class="label" text-anchor="end" '
                 f'x="{max(end - 5, start + 75):.1f}" y="{bottom - 7}">{escape(self.span[2])}</text>'
             )
-        for tick in _ticks(y_low, y_high, 5):
+        ticks = _ticks(y_low, y_high, 5)
+        decimals = 0 if len({f'{tick:.0%}' for tick in ticks}) == len(ticks) else 1
+        for tick in ticks:
             y = float(to_y(tick))
-            text = f'{tick:.3g}' if not self.percent else f'{tick:.0%}'
+            text = f'{tick:.3g}' if not self.percent else f'{tick:.{decimals}%}'
             parts.append(
                 f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
                 f'<text class="tick" text-anchor="end" x="{_LEFT - 7}" y="{y + 4:.1f}">'

@@ -160,10 +160,15 @@ class RunLog:
 
     @property
     def queue_full_at(self) -> Optional[float]:
-        """First logged iteration with a full queue; inf while it fills, None without one."""
+        """First iteration with a full queue, as the log says it, else the first logged one; inf
+        while it fills, None without one."""
         fill = self.train.get('queue_fill')
         if fill is None:
             return None
+        said = (re.search(r'queue is full \(iteration (\d+)\)', e.text) for e in self.events)
+        found = [int(match[1]) for match in said if match]
+        if found:
+            return float(min(found))
         full = fill.steps[fill.values >= 1]
         return float(full[0]) if len(full) else float('inf')
 

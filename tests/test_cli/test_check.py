@@ -368,6 +368,7 @@ def test_another_architecture(check, convnext, tmp_path, require):
     report = check(path, '--for', cfg_file(cfg, tmp_path))
     assert facts(report)['new norms'] == '3: norm0, norm1, norm2'
     assert '126 of 126 tensors' in report and 'loads this file itself, strictly' in report
+    assert 'add to the config' not in report  # it has it
     # nothing that is known makes it fit
     report = check(old, '--for', FASTER_RCNN, code=1)
     assert 'add to the config' not in report and 'model = ' not in report

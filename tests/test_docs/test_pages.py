@@ -95,7 +95,6 @@ def test_every_command_has_a_section():
     assert re.findall(r'(?m)^## (\w+)', page) == [command.name for command in COMMANDS]
 
 
-@pytest.mark.slow
 def test_builds_without_warnings(repo):
     """And what it built asks for nothing from elsewhere."""
     done = subprocess.run(

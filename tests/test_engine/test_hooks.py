@@ -241,6 +241,25 @@ def test_key_queue_log():
     runner.logger.clear()
     hook.before_train(runner)
     assert not runner.logger
+    runner.iter = 0
+    hook.after_train_iter(runner, 0)
+    assert not runner.logger
+
+
+def test_key_queue_log_says_when_it_is_full():
+    """Not when the next line is logged."""
+    runner = make_runner(Model(queue_len=2))
+    hook = KeyQueueLogHook()
+    hook.before_train(runner)
+    assert 'for the next 1 iteration (2 keys, 2 an iteration)' in runner.logger[0]
+    runner.iter = 0
+    runner.model.queue.enqueue(torch.ones(2, 4))
+    hook.after_train_iter(runner, 0)  # the logger writes every second iteration
+    assert 'is full (iteration 1)' in runner.logger[-1]
+    assert runner.message_hub.get('train/queue_fill') is None
+    runner.iter = 1
+    hook.after_train_iter(runner, 1)
+    assert runner.message_hub['train/queue_fill'] == 1 and len(runner.logger) == 2
 
 
 @pytest.mark.parametrize('momentum, queue_len, warns', [(0.02, 2048, True), (0.004, 2048, False)])

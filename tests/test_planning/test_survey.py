@@ -10,6 +10,7 @@ import zipfile
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import Image
 
 from mmdense import planning
 from mmdense.planning import Images, Machine, Options, Times
@@ -53,8 +54,8 @@ def test_broken_images(images, tmp_path):
     shutil.copytree(images, str(folder))
     for i in (0, 3, 9):
         (folder / f'{i:02}.jpg').write_bytes(b'none')
-    found = planning.survey_images(str(folder))
-    assert (found.count, found.unreadable, found.sampled) == (16, 3, 16)
+    with pytest.raises(DataError, match='3 of 16 images of .* cannot be read, more than 1%; the'):
+        planning.survey_images(str(folder))
     for i in range(16):
         (folder / f'{i:02}.jpg').write_bytes(b'')
     with pytest.raises(DataError, match='none of 16 images tried of .* can be read: cannot read'):
@@ -137,7 +138,7 @@ GPU = Machine('cuda', 'A100', 4, 80 << 30, 16, 'bfloat16')
 CFG = Config(
     dict(
         train_cfg=dict(max_epochs=100),
-        train_dataloader=dict(num_workers=4),
+        train_dataloader=dict(num_workers=4, batch_size=64),
         model=dict(type='DenseCL'),
         load_from=None,
     )
@@ -145,29 +146,77 @@ CFG = Config(
 MANY = Images(dict(data_root='x', data_prefix=''), 64_000, 480)
 
 
+def estimate(times, images, machine, gpus=1, there=CFG, gpus_there=8):
+    return planning.estimate(times, CFG, images, machine, gpus, there, gpus_there)
+
+
 def test_estimate():
     times = Times(64, data=0.1, step=0.2, flops=64e12, memory=1)
-    guess = planning.estimate(times, CFG, MANY, GPU, gpus=1)
+    guess = estimate(times, MANY, GPU)
     assert guess.here == pytest.approx(100 * 1000 * 0.2)
-    assert guess.eight == pytest.approx(100 * 1000 * 0.2 / 8 / 0.9)
+    assert guess.there == pytest.approx(100 * 1000 * 0.2 / 8 / 0.9)
     assert guess.assumption.startswith('each as fast as this A100')
     # data-bound
-    assert planning.estimate(times._replace(data=0.3), CFG, MANY, GPU, 1).here == pytest.approx(3e4)
-    assert planning.estimate(times, CFG, MANY, GPU, gpus=4).here == pytest.approx(5000 / 0.9)
-    guess = planning.estimate(times._replace(step=20.0), CFG, MANY, CPU, gpus=1)
+    assert estimate(times._replace(data=0.3), MANY, GPU).here == pytest.approx(3e4)
+    assert estimate(times, MANY, GPU, gpus=4).here == pytest.approx(5000 / 0.9)
+    guess = estimate(times._replace(step=20.0), MANY, CPU)
     assert guess.here == pytest.approx(2e6)
-    assert guess.eight == pytest.approx(100 * 1000 * 64 / 60 / 8 / 0.9)
+    assert guess.there == pytest.approx(100 * 1000 * 64 / 60 / 8 / 0.9)
     assert guess.assumption.startswith('a guess')
-    # eight processes need eight batches
-    assert planning.estimate(times, CFG, MANY._replace(count=511), CPU, 1).eight is None
-    few = planning.estimate(times, CFG, MANY._replace(count=512), GPU, 1)
-    assert few.eight == pytest.approx(100 * 0.2 / 0.9)
+    # another plan: as many epochs, and as large a batch, as GPUs can
+    there = Config(dict(train_cfg=dict(max_epochs=800), train_dataloader=dict(batch_size=128)))
+    guess = estimate(times, MANY, CPU, there=there)
+    assert guess.here == pytest.approx(100 * 1000 * 0.2)
+    assert guess.there == pytest.approx(800 * 62 * 2 * 64 / 60 / 0.9)
+    guess = estimate(times, MANY, CPU, there=there, gpus_there=1)
+    assert guess.there == pytest.approx(800 * 500 * 2 * 64 / 60) and '90%' not in guess.assumption
+
+
+def test_plan_for_gpus(images, tmp_path):
+    """The settings that they would have; one where eight would have too little to do."""
+
+    def there(plan):
+        found = planning.plan_for_gpus(plan)
+        text = planning.config_text(found.base, found.settings, str(tmp_path), 'x')
+        return found.options.gpus, Config.fromstring(text, '.py')
+
+    plan = planning.make_plan(images, Options(backbone='resnet18'))  # 16 images
+    gpus, cfg = there(plan)
+    assert (gpus, cfg.train_dataloader.batch_size, cfg.train_cfg.max_epochs) == (1, 4, 2000)
+    plan = plan._replace(images=plan.images._replace(count=3068), machine=CPU)
+    gpus, cfg = there(plan)
+    assert (gpus, cfg.train_dataloader.batch_size, cfg.train_cfg.max_epochs) == (8, 32, 800)
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    plan = plan._replace(options=plan.options._replace(epochs=7, batch_size=400))
+    gpus, cfg = there(plan)
+    assert (gpus, cfg.train_dataloader.batch_size, cfg.train_cfg.max_epochs) == (1, 400, 7)
+    plan = plan._replace(machine=GPU._replace(half=''), options=Options(backbone='resnet18'))
+    assert there(plan)[1].optim_wrapper.type != 'AmpOptimWrapper'  # as this machine's
+
+
+@pytest.mark.parametrize('count, bad, refused', [(120, 1, False), (120, 2, True), (30, 1, True)])
+def test_too_many_unreadable(tmp_path, count, bad, refused):
+    """Found before training, wherever in the folder they are, if some are in the sample."""
+    for i in range(count):
+        path = tmp_path / f'{i:03}.png'
+        if i in (5, count - 1)[:bad]:
+            path.write_bytes(b'')
+        else:
+            Image.new('RGB', (8, 8)).save(path)
+    if not refused:
+        found = planning.survey_images(str(tmp_path))
+        assert (found.unreadable, found.sampled) == (bad, count)
+        return
+    with pytest.raises(
+        DataError, match=f'{bad} of {count} images .* the first: .*005.png.*--check'
+    ):
+        planning.survey_images(str(tmp_path))
 
 
 def test_processes_on_a_cpu_share_its_cores():
     def here(gpus, threads):
         times = Times(64, data=0.1, step=2.0, flops=64e12, memory=1, threads=threads)
-        return planning.estimate(times, CFG, MANY, CPU, gpus).here  # CPU has 8 cores
+        return estimate(times, MANY, CPU, gpus).here  # CPU has 8 cores
 
     assert here(8, threads=8) == pytest.approx(here(1, threads=8))
     assert here(4, threads=8) == pytest.approx(here(1, threads=8))
@@ -186,7 +235,7 @@ def test_advice():
     (line,) = planning.advise(times._replace(data=0.3), MANY, GPU._replace(gpus=1, cores=4), CFG)
     assert 'device_augment' in line
     (line,) = planning.advise(times._replace(step=64.0), MANY, CPU, CFG)
-    assert line == 'time: one GPU computes a step about 60 times as fast'
+    assert line == 'time: one GPU computes a step about 60 times as fast, as a guess'
     few = MANY._replace(count=300)
     lines = planning.advise(times, few, GPU, CFG, weights='densecl_r50_coco')
     assert '--init densecl_r50_coco goes on' in lines[0] and 'more images' in lines[1]

@@ -35,7 +35,7 @@ GONE = "type='UnlabeledDataset', data_root='none', pipeline=[dict(type='LoadImag
 
 
 def row(step, per_epoch=10, **values):
-    values = dict(lr=0.1, time=0.5, data_time=0.05, loss=3 + 1 / step, **values)
+    values = {**dict(lr=0.1, time=0.5, data_time=0.05, loss=3 + 1 / step), **values}
     return dict(values, epoch=-(-step // per_epoch), iter=step, step=step)
 
 
@@ -96,6 +96,20 @@ def test_figures_are_those_of_the_log(write):
     assert 'chance level 6.24' in html and 'full at iteration 16' in html
     assert '>finished<' in html and 'epoch 4 of 4, iteration 40 of 40' in html
     assert resources(html) == []
+
+
+def test_the_queue_is_full_where_the_log_says_it(write):
+    """Not at the next iteration that is logged."""
+    rows = [row(s, queue_fill=1.0, chance=6.24) for s in (10, 20)]
+    said = log_line('The key queue is full (iteration 3); from here on the loss should fall.')
+    assert 'full at iteration 3<' in page(write(rows, lines=[said]))
+
+
+def test_ticks_of_small_shares_differ(write):
+    html = page(write([row(s, data_time=0.01 + 0.0001 * s) for s in (2, 4)]))
+    chart = html[html.index('>Waiting for data<') :]
+    ticks = re.findall(r'text-anchor="end"[^>]*>([\d.]+%)<', chart[: chart.index('</svg>')])
+    assert len(ticks) > 2 and len(set(ticks)) == len(ticks)
 
 
 def test_every_scalar_has_a_place(write):

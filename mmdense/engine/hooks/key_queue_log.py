@@ -25,7 +25,7 @@ class KeyQueueLogHook(Hook):
     a quarter of one.
 
     The queue is read (which waits for the device) only when the logger writes
-    a line.
+    a line, and where it should be full.
     """
 
     def before_train(self, runner) -> None:
@@ -41,13 +41,14 @@ class KeyQueueLogHook(Hook):
         self.full = self._fill() >= 1
         batch = (getattr(runner.train_dataloader, 'batch_size', None) or 1) * get_world_size()
         length = self.queue.queue_len
+        self.iters_left = ceil((length - int(self.queue.filled)) / batch)
         if not self.full:
-            iters = ceil((length - int(self.queue.filled)) / batch)
+            ending = 's' * (self.iters_left > 1)
             runner.logger.info(
-                f'The key queue is {self._fill():.0%} full. While it fills, for the next {iters} '
-                f'iterations ({length} keys, {batch} an iteration), the loss rises toward chance '
-                f'level, ln(1 + {length}) = {self._chance():.2f}. This is not divergence: it falls '
-                'once the queue is full.'
+                f'The key queue is {self._fill():.0%} full. While it fills, for the next '
+                f'{self.iters_left} iteration{ending} ({length} keys, {batch} an iteration), the '
+                f'loss rises toward chance level, ln(1 + {length}) = {self._chance():.2f}. This is '
+                'not divergence: it falls once the queue is full.'
             )
         twins = [m for m in model.modules() if isinstance(m, MomentumEncoder)]
         batch *= accumulated(runner)
@@ -68,14 +69,18 @@ class KeyQueueLogHook(Hook):
         outputs: Optional[dict] = None,
     ) -> None:
         """Publishes ``queue_fill`` in [0, 1] and ``chance`` to every log backend."""
-        if self.queue is None or not (
-            self.every_n_inner_iters(batch_idx, self.interval)
-            or self.end_of_epoch(runner.train_dataloader, batch_idx)
-        ):
+        if self.queue is None:
+            return
+        self.iters_left -= 1
+        logged = self.every_n_inner_iters(batch_idx, self.interval) or self.end_of_epoch(
+            runner.train_dataloader, batch_idx
+        )
+        if not logged and self.iters_left:
             return
         fill = self._fill()
-        runner.message_hub.update_scalar('train/queue_fill', fill)
-        runner.message_hub.update_scalar('train/chance', self._chance())
+        if logged:
+            runner.message_hub.update_scalar('train/queue_fill', fill)
+            runner.message_hub.update_scalar('train/chance', self._chance())
         if fill >= 1 and not self.full:
             self.full = True
             runner.logger.info(

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from mmdense.registry import HOOKS
 from mmdense.utils.errors import DataError
 
+MAX_UNREADABLE = 0.01  # of the images
+
 
 @HOOKS.register_module()
 class UnreadableImagesHook(Hook):
@@ -35,7 +37,7 @@ class UnreadableImagesHook(Hook):
             unreadable, in 0..1. Defaults to 0.01.
     """
 
-    def __init__(self, max_ratio: float = 0.01) -> None:
+    def __init__(self, max_ratio: float = MAX_UNREADABLE) -> None:
         if isinstance(max_ratio, bool) or not isinstance(max_ratio, (int, float)):
             raise TypeError(f'max_ratio must be a number in 0..1, got {max_ratio!r}')
         if not 0 <= max_ratio <= 1:
@@ -99,7 +101,9 @@ class UnreadableImagesHook(Hook):
             path, reason = next(iter(self._reasons.items()))
             raise DataError(
                 f'{count}, more than max_ratio={self.max_ratio:g} of UnreadableImagesHook allows; '
-                f'the first is {path} ({reason}), the log names all; images from {_source(dataset)}'
+                f'the first is {path} ({reason}), the log names all; images from '
+                f'{_source(dataset)}. Delete them, or leave them out by tools/convert_dataset.py '
+                '--check'
             )
         # Not a warning: MMEngine's logger drops one that it has shown before.
         runner.logger.info(f'{count}; others took their places')
