@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
+from tiny import ALGORITHMS, joined_batch, tiny_model
 from torch import nn
 
 from mmdense.models.utils import MomentumEncoder
@@ -26,6 +27,27 @@ def test_first_update_copies_then_averages():
     for a, b, p in zip(twin.module.parameters(), before, online.parameters()):
         torch.testing.assert_close(a, 0.9 * b + 0.1 * p)
     assert int(twin.steps) == 2
+
+
+@pytest.mark.parametrize('algorithm', (*ALGORITHMS, 'PixContrast'))
+def test_the_twin_begins_with_the_initialisation(algorithm):
+    """Its backbone may be evaluated before the first step."""
+    model = tiny_model(algorithm)
+    model.init_weights()
+
+    def same():
+        twin = list(model.encoder_k.module.parameters())
+        return len(twin) > 50 and all(map(torch.equal, twin, model._online().parameters()))
+
+    assert same() and int(model.encoder_k.steps) == 0
+    model(*joined_batch(algorithm), mode='loss')
+    assert same() and int(model.encoder_k.steps) == 1
+    # one that has moved, such as a checkpoint's, stays
+    with torch.no_grad():
+        for p in model._online().parameters():
+            p.add_(1)
+    model.encoder_k.begin(model._online())
+    assert not same()
 
 
 def test_twin_keeps_its_own_batch_norm_statistics():

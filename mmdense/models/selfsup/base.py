@@ -107,6 +107,12 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
             part.compile(**options)
         self.head.loss = torch.compile(self.head.loss, **options)
 
+    def init_weights(self) -> None:
+        """As everywhere. The twin begins here, not only at the first step: what is evaluated or
+        shown before that may be its backbone."""
+        super().init_weights()
+        self.encoder_k.begin(self._online())
+
     def _online(self) -> nn.Module:
         """What has a momentum twin."""
         return nn.Sequential(self.backbone, self.neck)

@@ -84,21 +84,29 @@ class MomentumEncoder(ExponentialMovingAverage):
         if self.moving or self.count() == 0:
             self.update_parameters(model)
 
-    @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        """Moves the twin towards ``model``; the first call copies it.
+    def begin(self, model: nn.Module) -> None:
+        """Copies ``model``, if the twin has not moved yet.
 
         (The online network is initialised after it was copied in
         ``__init__``.)
+        """
+        if self.count() == 0:
+            self._approach(model, 1.0)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Moves the twin towards ``model``; the first call copies it.
 
         Args:
             model (nn.Module): The online network, structured as the one given
                 to ``__init__``.
         """
-        alpha = 1.0 if self.count() == 0 else self.current_momentum()
-        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), alpha)
+        self._approach(model, 1.0 if self.count() == 0 else self.current_momentum())
         self.steps += 1
         self._steps += 1
+
+    @torch.no_grad()
+    def _approach(self, model: nn.Module, alpha: float) -> None:
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), alpha)
 
     def count(self) -> int:
         """``steps``, without waiting for the device at every call."""
