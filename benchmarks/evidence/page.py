@@ -9,9 +9,11 @@ from typing import Dict, Iterable, List, Optional
 
 import full_scale
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mmengine.config import Config
+from PIL import Image
 from pieces import REPO, Study
 from plan import START, _few, order
 
@@ -369,23 +371,37 @@ def _thousands(points: List[List[float]], step: float) -> tuple:
 
 def draw_features(study: Study, cfg: Config, data_root: Path, path: Path) -> Optional[Path]:
     """The last maps of three test images, by principal components, of each backbone of the first
-    seed that is there; None without any."""
-    seed = cfg.seeds[0]
-    ids = [f'start/random/seed{seed}', *(f'pretrain/{m}/seed{seed}' for m in cfg.methods)]
-    files = {id.split('/')[1]: study.product(id) for id in ids if study.product(id).is_file()}
+    seed; None without images, or without two backbones.
+
+    The maps, a pixel a cell, stay in a folder beside the picture, for when the weights are gone.
+    """
     folder = data_root / 'camvid' / 'img_dir' / 'test'
-    if len(files) < 2 or not folder.is_dir():
+    if not folder.is_dir():
         return None
     images = load_images([str(folder)], 3, 480)[0]
-    figure = Figure(figsize=(1.7 * (1 + len(files)), 1.32 * 3 + 0.3), layout='constrained')
+    seed, columns = cfg.seeds[0], path.with_suffix('')
+    columns.mkdir(parents=True, exist_ok=True)
+    ids = [f'start/random/seed{seed}', *(f'pretrain/{m}/seed{seed}' for m in cfg.methods)]
+    found = {}
+    for id in ids:
+        method = id.split('/')[1]
+        column = columns / f'{method}.png'
+        if study.product(id).is_file():
+            backbones = load_backbones(str(study.product(id)))
+            maps = stage_maps(backbones.pretrained, to_inputs(images, backbones.preprocessor))[-1]
+            colours = np.concatenate([np.asarray(c) for c in pca_colours(maps).colours])
+            Image.fromarray(np.uint8(255 * colours + 0.5)).save(column)
+        if column.is_file():
+            found[method] = np.split(np.asarray(Image.open(column)), len(images))
+    if len(found) < 2:
+        return None
+    figure = Figure(figsize=(1.7 * (1 + len(found)), 1.32 * 3 + 0.3), layout='constrained')
     FigureCanvasAgg(figure)
-    axes = figure.subplots(3, 1 + len(files))
+    axes = figure.subplots(3, 1 + len(found))
     for row, image in enumerate(images):
         axes[row][0].imshow(image)
-    for column, (method, file) in enumerate(files.items(), 1):
-        backbones = load_backbones(str(file))
-        maps = stage_maps(backbones.pretrained, to_inputs(images, backbones.preprocessor))[-1]
-        for row, colours in enumerate(pca_colours(maps).colours):
+    for column, (method, maps) in enumerate(found.items(), 1):
+        for row, colours in enumerate(maps):
             axes[row][column].imshow(colours)
         axes[0][column].set_title(name_of(method), fontsize=9)
     axes[0][0].set_title('image', fontsize=9)
