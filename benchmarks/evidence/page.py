@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from PIL import Image
 from pieces import REPO, Study
+from PIL import Image
 from plan import START, _few, order
 
 from mmdense.visualization import load_backbones
