@@ -138,17 +138,6 @@ def choose_lr(batch: int, usual_batch: int, usual: float, optimizer: str) -> Tup
     return float(f'{usual * share:.6g}'), f'{usual:g} for {usual_batch} images, {how}'
 
 
-def lars_way(lr: float, steps: int, momentum: float = 0.9) -> float:
-    """How far LARS takes a weight tensor in a run, as a share of its norm.
-
-    A step is lr · 0.001 of the norm, 1 / (1 - momentum) times as long in the end; the learning rate
-    falls by a cosine, and directions are taken to be those of noise. ResNet-18 in 1,070 steps,
-    where this says 0.10, 0.14 and 0.80 (lr 0.5, 0.71 and 4.0): 0.07 to 0.11, 0.09 to 0.29 and 0.63
-    to 0.74. SGD takes the first convolution ten times as far in these (docs/evidence.md).
-    """
-    return lr * 1e-3 / (1 - momentum) * (3 / 8 * steps) ** 0.5
-
-
 def choose_warmup(epochs: int, steps_per_epoch: int, usual: int) -> int:
     """Epochs: the recipe's, or 500 steps where these are more; at most a tenth of the run."""
     return min(max(usual, ceil(500 / steps_per_epoch)), max(1, epochs // 10))

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmdense.engine.training import prepare_training, train_parser
 
-from .settings import choose_threads, lars_way
+from .settings import choose_threads
 from .survey import Images, Machine
 
 # What docs/scaling.md counts with, of one GPU in mixed precision.
@@ -31,8 +31,6 @@ GPU_STEP = 0.03
 EIGHT = 8  # GPUs, that a plan is also made for
 # of several times one GPU's: gradients travel, and all wait for the slowest
 EFFICIENCY = 0.9
-# of the weights: less from LARS was worth little to networks trained on (docs/evidence.md)
-SHORT_WAY = 0.5
 
 
 class Times(NamedTuple):
@@ -233,18 +231,6 @@ def advise(
         if weights:
             how = f'--init {weights} goes on from published weights'
         advice.append(f'result: {images.count:,} images are few to begin from nothing; {how}')
-    optimizer = cfg.optim_wrapper.optimizer
-    if optimizer.type.split('.')[-1] == 'LARS' and not continued:
-        steps = cfg.train_cfg.max_epochs * (
-            images.count // (cfg.train_dataloader.batch_size * gpus)
-        )
-        way = lars_way(optimizer.lr, steps, optimizer.get('momentum', 0.9))
-        if way < SHORT_WAY:
-            advice.append(
-                f'result: in {steps:,} steps LARS moves weights by about {way:.0%}, and networks '
-                'trained on gain little from that (docs/evidence.md); --method densecl, or more '
-                'epochs'
-            )
     if machine.device == 'cpu':
         factor = _round(times.step / _guess_step(times, times.batch))
         advice.append(f'time: one GPU computes a step about {factor} times as fast, as a guess')

@@ -2,7 +2,6 @@
 """Images, backbones and steps as they are."""
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -14,7 +13,6 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmdense import planning
-from mmdense.engine.optimizers import LARS
 from mmdense.planning import Images, Machine, Options, Times
 from mmdense.utils.errors import CheckpointError, DataError, InputError
 
@@ -142,7 +140,6 @@ CFG = Config(
         train_cfg=dict(max_epochs=100),
         train_dataloader=dict(num_workers=4, batch_size=64),
         model=dict(type='DenseCL'),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.3, momentum=0.9)),
         load_from=None,
     )
 )
@@ -244,35 +241,6 @@ def test_advice():
     assert '--init densecl_r50_coco goes on' in lines[0] and 'more images' in lines[1]
     lines = planning.advise(times, few, GPU, Config(dict(CFG, load_from='a.pth')))
     assert len(lines) == 1 and 'more images' in lines[0]
-
-
-def test_advice_on_a_short_run_of_lars():
-    def advise(optimizer='mmdense.LARS', lr=2.0, epochs=1, **changes):
-        cfg = Config(dict(CFG.to_dict(), **changes))
-        cfg.merge_from_dict(
-            {'optim_wrapper.optimizer.type': optimizer, 'optim_wrapper.optimizer.lr': lr}
-        )
-        cfg.train_cfg.max_epochs = epochs
-        return planning.advise(Times(64, 0.1, 0.2, 64e12, 1), MANY, GPU, cfg, gpus=4)
-
-    (line,) = advise()  # 250 steps of 4 × 64
-    assert line.startswith('result: in 250 steps LARS moves weights by about 19%,')
-    assert '--method densecl' in line
-    assert advise(epochs=8) == [] == advise(optimizer='SGD') == advise(load_from='a.pth')
-
-
-def test_how_far_lars_goes():
-    """By an optimization without a direction, as the figure takes it to be."""
-    torch.manual_seed(0)
-    w = torch.nn.Parameter(torch.randn(300, 300))
-    first, steps, lr = w.detach().clone(), 400, 2.0
-    optimizer = LARS([w], lr=lr)
-    for k in range(steps):
-        optimizer.param_groups[0]['lr'] = lr * (1 + math.cos(math.pi * k / steps)) / 2
-        w.grad = torch.randn_like(w)
-        optimizer.step()
-    way = ((w.detach() - first).norm() / first.norm()).item()
-    assert planning.settings.lars_way(lr, steps) == pytest.approx(way, rel=0.1)
 
 
 def test_duration():
