@@ -167,6 +167,8 @@ class _Plan:
         network = planning.survey_network(recipe, ours.backbone, ours.size)
         settings = planning.derive_settings(images, machine, network, recipe, options)
         for setting in settings:
+            if setting.name in ours.without:
+                continue
             for key, value in setting.config.items():
                 where = 'train_dataloader.dataset.' if key.startswith('pipeline.') else ''
                 recipe.merge_from_dict({where + key: value})

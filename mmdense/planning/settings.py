@@ -315,10 +315,27 @@ def _size(images: Images, recipe: Config, options: Options) -> Tuple[List[Settin
         }
         reason = f'images are small: {low:.0%} of one would be a few pixels'
         rows.append(Setting('crops', '20–100 %', reason, config))
+    rows += _blur(views, size, usual)
     if images.side >= 2048:
         reason = 'large photographs: decoded at a half or less, twice as fast'
         rows.append(Setting('decoding', '≥ 1024 px', reason, {'pipeline.0.min_side': 1024}))
     return rows, size
+
+
+def _blur(views: List[List[Config]], size: int, usual: int) -> List[Setting]:
+    """In proportion to the views: a sigma of 2 px takes more from 96 px than from 224."""
+    if size == usual:
+        return []
+    config, most = {}, 0.0
+    for i, view in enumerate(views):
+        for j, step in enumerate(view):
+            if step['type'] == 'GaussianBlur':
+                sigma = tuple(float(f'{s * size / usual:.3g}') for s in step['sigma'])
+                config[f'pipeline.1.transforms.{i}.{j}.sigma'] = sigma
+                most = max(most, step['sigma'][1])
+    reason = f"in proportion to the view: the recipe's {most:g} px are of {usual}"
+    value = f'σ ≤ {most * size / usual:.2g} px'
+    return [Setting('blur', value, reason, config)] if config else []
 
 
 def _batch(batch: int, total: int) -> Dict[str, Any]:

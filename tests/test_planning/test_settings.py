@@ -115,6 +115,16 @@ def test_view_size(side):
     assert side < 64 or side >= 224 or side - 32 < size <= side
 
 
+@pytest.mark.parametrize('method', planning.METHODS)
+def test_blur_is_as_much_of_a_view_as_in_the_recipe(method):
+    """Two pixels' blur of 96 px views cost a segmenter four points (docs/evidence.md)."""
+    new = changes(derive(3435, CPU, method=method, size=96))
+    sigmas = [value for key, value in new.items() if key.endswith('.sigma')]
+    assert len(sigmas) == len(recipe_of(method).train_pipeline[1]['transforms'])
+    assert all(sigma == pytest.approx((0.1 * 96 / 224, 2 * 96 / 224), rel=1e-2) for sigma in sigmas)
+    assert 'blur' not in shown(derive(3435, CPU, method=method))
+
+
 def test_170_images():
     """The question that people ask."""
     rows = shown(derive(170))

@@ -13,6 +13,7 @@ pretrain = dict(
     batch_size=32,
     epochs=10,
     workers=1,
+    without=['blur'],  # rules that are newer than the results: docs/evidence.md
     minutes=dict(mocov2=18, densecl=14, pixpro=24, slotcon=45, detco=24),
     # nearest neighbours on 50 images of val, for the learning curve
     evaluation=dict(interval=2, methods=['knn'], max_images=50),
