@@ -33,7 +33,7 @@ def table() -> List[dict]:
     Returns:
         List[dict]: ``name``, ``data``, ``images_seen``, ``batch`` (of all
         GPUs), ``steps``, ``flops`` of a step, ``days`` on eight GPUs,
-        ``memory`` of one in bytes; ``measured``, images a second by device.
+        ``memory`` of one in bytes.
     """
     rows, counted = [], {}
     for method in METHODS:
@@ -58,7 +58,6 @@ def _row(name: str, data: str, count: int, cfg: Config) -> dict:
         images_seen=steps * total,
         batch=total,
         steps=steps,
-        measured=dict(cpu=measured(name), cuda=measured(name, '-cuda')),
     )
 
 
@@ -131,21 +130,23 @@ def markdown(found: dict) -> str:
     Args:
         found (dict): As :func:`write` keeps it.
     """
-    heads = ['recipe', 'images seen, millions', 'steps', 'batch', 'TFLOP a step']
-    heads += ['days on 8 GPUs', 'images/s there', 'GB a GPU', 'measured images/s, two cores']
-    heads += ['one GPU']
+    heads = ['recipe', 'images seen, millions', 'steps', 'batch', 'TFLOP a step', 'EFLOP in all']
+    heads += ['days on 8 GPUs, at best', 'images/s there', 'GB a GPU']
+    heads += ['measured images/s, two cores', 'one GPU']
     lines = [f'| {" | ".join(heads)} |', '|' + ' --- |' * len(heads)]
     for row in found['rows']:
+        rates = measured(row['name']), measured(row['name'], '-cuda')
         cells = [
             f'`{row["name"]}`',
             f'{row["images_seen"] / 1e6:.0f}',
             f'{row["steps"]:,}',
             row['batch'],
             f'{row["flops"] / 1e12:.3g}',
+            f'{row["flops"] * row["steps"] / 1e18:.2g}',
             f'{row["days"]:.2g}',
             f'{row["images_seen"] / row["days"] / 86400:,.0f}',
             f'{row["memory"] / 1e9:.2g}',
-            *(f'{row["measured"][d]:.3g}' if row['measured'][d] else '–' for d in ('cpu', 'cuda')),
+            *(f'{rate:.3g}' if rate else '–' for rate in rates),
         ]
         lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)

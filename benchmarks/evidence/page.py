@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from pieces import REPO, Study
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from plan import START, _few, order
 
 from mmdense.visualization import load_backbones
@@ -36,6 +37,17 @@ NAMES = dict(
         'densecl-bccd-continued': 'DenseCL, continued on bccd alone',
         'densecl-camvid': 'DenseCL on camvid alone',
         'densecl-camvid-continued': 'DenseCL, continued on camvid alone',
+        # configs/probes.py
+        'mocov2-lars': 'MoCo v2 by LARS (lr 0.71, weight decay 1e-5)',
+        'mocov2-lars-byol': "the same with BYOL's augmentation, as PixPro's",
+        'pixpro-full': "PixPro, the last BatchNorm of branches at 1 as MoCo v2's",
+        'pixpro-lr4': "PixPro, lr 4.0, the recipe's",
+        'pixpro-twin': 'PixPro, a twin five times as fast',
+        'pixpro-moco': "PixPro, MoCo v2's augmentation",
+        'pixpro-full-moco': "PixPro, branches at 1 and MoCo v2's augmentation",
+        'pixpro-blur': 'PixPro, blur in proportion to the views',
+        'mocov2-lars-blur': "MoCo v2 by LARS, PixPro's augmentation, blur in proportion",
+        'pixcontrast': "PixContrast, all else PixPro's",
     },
 )
 EXPECTED = ('densecl', 'pixpro', 'slotcon')  # to beat MoCo v2 with few labels
@@ -45,14 +57,21 @@ Results = Dict[str, dict]
 def write(study: Study, cfg: Config, results_dir: Path, data_root: Path) -> Path:
     """The page and its pictures, of what has been run with these settings."""
     results = study.results()
-    folder = DOCUMENT.parent / IMAGES
+    document_path = place(study.results_dir)
+    folder = document_path.parent / IMAGES
     folder.mkdir(parents=True, exist_ok=True)
     if any(result.get('curves') for result in results.values()):
         draw_curves(cfg, results, folder / 'curves.svg')
     draw_features(study, cfg, data_root, folder / 'features.jpg')
     template = (HERE / 'page.md').read_text(encoding='utf-8')
-    DOCUMENT.write_text(document(template, cfg, results, results_dir), encoding='utf-8')
-    return DOCUMENT
+    document_path.write_text(document(template, cfg, results, results_dir), encoding='utf-8')
+    return document_path
+
+
+def place(results_dir: Path) -> Path:
+    """The page of results: that of the documentation for those that are committed, for others one
+    beside them."""
+    return DOCUMENT if results_dir == HERE / 'results' else results_dir / DOCUMENT.name
 
 
 def seeds(cfg: Config, results_dir: Path) -> List[int]:
@@ -86,6 +105,11 @@ def document(template: str, cfg: Config, results: Results, results_dir: Path) ->
     seen = pretrained[0]['images_seen'] if pretrained else None
     paper = results_dir / 'full_scale.json'
     paper = json.loads(paper.read_text(encoding='utf-8')) if paper.is_file() else None
+    folder = place(results_dir).parent
+
+    def picture(name: str, words: str) -> str:
+        return f'![{words}]({IMAGES}/{name})' if (folder / IMAGES / name).is_file() else ''
+
     parts = dict(
         missing=lambda: _missing(cfg, results),
         images=lambda: f'{pretrained[0]["images"]:,}' if pretrained else '?',
@@ -100,8 +124,9 @@ def document(template: str, cfg: Config, results: Results, results_dir: Path) ->
         classes=lambda: _class_tables(cfg, results),
         expectations=lambda: _expectations(cfg, results),
         pretraining=lambda: _pretraining(cfg, results, machines),
-        curves=lambda: _picture('curves.svg', 'Learning curves of pretraining'),
-        pictures=lambda: _picture('features.jpg', 'Dense features before and after pretraining'),
+        curves=lambda: picture('curves.svg', 'Learning curves of pretraining'),
+        pictures=lambda: picture('features.jpg', 'Dense features before and after pretraining'),
+        probes=lambda: _probes(results_dir),
         gpu_flops=lambda: f'{paper["gpu_flops"] / 1e12:.0f}' if paper else '?',
         full_scale=lambda: full_scale.markdown(paper) if paper else 'Not counted yet.',
         machines=lambda: _machines(results, machines),
@@ -120,14 +145,15 @@ def name_of(method: str) -> str:
     return NAMES.get(method, method)
 
 
-def values(results: Results, kind: str, method: str, metric: str) -> List[float]:
-    """Of all seeds."""
-    found = [r for r in results.values() if r['id'].startswith(f'{kind}/{method}/')]
-    return [r['metrics'][metric] for r in found]
+def values(results: Results, kind: str, method: str, metric: str) -> Dict[str, float]:
+    """By seed."""
+    found = {id: r for id, r in results.items() if id.startswith(f'{kind}/{method}/')}
+    return {id.rsplit('/', 1)[1]: r['metrics'][metric] for id, r in found.items()}
 
 
-def cell(numbers: List[float], sign: str = '') -> str:
+def cell(numbers: Iterable[float], sign: str = '') -> str:
     """Mean, and half of the range where there are several."""
+    numbers = list(numbers)
     if not numbers:
         return 'not run'
     half = (max(numbers) - min(numbers)) / 2
@@ -173,6 +199,23 @@ def _small_table(cfg: Config, results: Results) -> str:
     return _rows(['', *(head for head, *_ in columns)], lines)
 
 
+def _probes(results_dir: Path) -> str:
+    """configs/probes.py with few labels, beside the rows that it is compared with."""
+    cfg = Config.fromfile(str(HERE / 'configs' / 'probes.py'))
+    results = read_results(cfg, results_dir)
+    few = [c for c in _columns(cfg) if c[1] in {_few(cfg, name) for name in cfg.tasks}]
+    columns = [*_columns(cfg)[-2:], *(c for c in few if c[2] == 'mIoU')]
+    columns = [c for c in columns if any(id.startswith(f'{c[1]}/') for id in results)]
+    rows = []
+    for method in ['random', f'mocov2{START}', 'mocov2', 'pixpro', 'slotcon', *cfg.small]:
+        found = [values(results, kind, method, metric).values() for _, kind, metric in columns]
+        if any(found):
+            rows.append(
+                [name_of(method), *(cell(numbers) if numbers else '–' for numbers in found)]
+            )
+    return _rows(['', *(head for head, *_ in columns)], rows)
+
+
 def _class_tables(cfg: Config, results: Results) -> str:
     """Of each task, by class; rows are all that have been run."""
     firsts, tables = [next(iter(task.metrics)) for task in cfg.tasks.values()], []
@@ -197,7 +240,7 @@ def _cells(cfg: Config, results: Results, columns: List[tuple], methods: Iterabl
     cells = []
     for _, kind, metric in columns:
         ours = [m for m in methods if f'{kind}/{m}' in planned]
-        cells.append(cell(values(results, kind, ours[0], metric)) if ours else '–')
+        cells.append(cell(values(results, kind, ours[0], metric).values()) if ours else '–')
     return cells
 
 
@@ -216,7 +259,7 @@ def _expectations(cfg: Config, results: Results) -> str:
         row = [name_of(method)]
         for _, kind, metric, base in compared:
             ours, theirs = (values(results, kind, m, metric) for m in (method, base))
-            pairs = [a - b for a, b in zip(ours, theirs)]
+            pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
             row.append(cell(pairs, '+'))
             if pairs and (base == 'random' or method in EXPECTED):
                 known += 1
@@ -275,7 +318,7 @@ def _settings(cfg: Config, results: Results, results_dir: Path) -> str:
             [
                 name_of(method),
                 f'{optimizer.type.split(".")[-1]}, {optimizer.lr:g}',
-                f'{warmup} epoch' if warmup else 'none',
+                f'{warmup} epoch{"s" * (warmup > 1)}' if warmup else 'none',
                 run.train_dataloader.batch_size,
                 f'{model.momentum:g}',
                 ', '.join(rest),
@@ -330,10 +373,6 @@ def _machines(results: Results, machines: List[dict]) -> str:
     return '\n'.join(lines) or 'None yet.'
 
 
-def _picture(name: str, words: str) -> str:
-    return f'![{words}]({IMAGES}/{name})' if (DOCUMENT.parent / IMAGES / name).is_file() else ''
-
-
 def draw_curves(cfg: Config, results: Results, path: Path) -> None:
     """Nearest neighbours on val of all methods, and the loss of each."""
     runs = [r for r in results.values() if r['id'].startswith('pretrain/')]
@@ -373,7 +412,8 @@ def draw_features(study: Study, cfg: Config, data_root: Path, path: Path) -> Opt
     """The last maps of three test images, by principal components, of each backbone of the first
     seed; None without images, or without two backbones.
 
-    The maps, a pixel a cell, stay in a folder beside the picture, for when the weights are gone.
+    The maps, a pixel a cell, stay in a folder beside the picture, for when the weights are gone;
+    each says of which settings it is.
     """
     folder = data_root / 'camvid' / 'img_dir' / 'test'
     if not folder.is_dir():
@@ -390,9 +430,13 @@ def draw_features(study: Study, cfg: Config, data_root: Path, path: Path) -> Opt
             backbones = load_backbones(str(study.product(id)))
             maps = stage_maps(backbones.pretrained, to_inputs(images, backbones.preprocessor))[-1]
             colours = np.concatenate([np.asarray(c) for c in pca_colours(maps).colours])
-            Image.fromarray(np.uint8(255 * colours + 0.5)).save(column)
+            known = PngInfo()
+            known.add_text('key', study.key(id))
+            Image.fromarray(np.uint8(255 * colours + 0.5)).save(column, pnginfo=known)
         if column.is_file():
-            found[method] = np.split(np.asarray(Image.open(column)), len(images))
+            kept = Image.open(column)
+            if kept.text.get('key') == study.key(id):
+                found[method] = np.split(np.asarray(kept), len(images))
     if len(found) < 2:
         return None
     figure = Figure(figsize=(1.7 * (1 + len(found)), 1.32 * 3 + 0.3), layout='constrained')

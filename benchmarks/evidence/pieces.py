@@ -297,11 +297,17 @@ def machine() -> dict:
 
 
 def commit() -> str:
-    """Of this checkout; the version where it is none."""
-    found = subprocess.run(
-        ['git', 'describe', '--always', '--dirty'], cwd=REPO, capture_output=True, text=True
-    )
-    return found.stdout.strip() or metadata.version('mmdense')
+    """Of this checkout, with -dirty where code differs from it; the version where it is none."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ['git', *words], cwd=REPO, capture_output=True, text=True
+        ).stdout.strip()
+
+    code = ['mmdense', 'tools', 'configs', 'benchmarks', ':!benchmarks/*/results/*', ':!*.md']
+    dirty = git('status', '--porcelain', '--untracked-files=no', '--', *code)
+    found = git('describe', '--always')
+    return found + '-dirty' * bool(dirty) if found else metadata.version('mmdense')
 
 
 def _sessions(folder: Path) -> Dict[str, float]:
