@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT
 from mmpretrain.models import ResNet
 
@@ -38,9 +39,9 @@ def tensor(name, shape):
     return torch.from_numpy(values.astype(np.float32))
 
 
-def views(n, size):
+def views(n, size, batch=0):
     """A batch: two views of n images, whose crops lie in images of 100×80."""
-    rng = np.random.RandomState(size)
+    rng = np.random.RandomState(size + batch)
     images = [torch.from_numpy(rng.randn(n, 3, size, size).astype(np.float32)) for _ in range(2)]
     left, top = rng.randint(0, 30, (2, 2, n))
     width, height = rng.randint(40, 50, (2, 2, n))
@@ -74,19 +75,20 @@ def mlp(names, widths, dense=True):
     return shapes
 
 
-def pixpro_shapes():
-    """Of R50 with the instance branch; the widths are fixed in the authors' code."""
+def pixpro_shapes(depth):
+    """R50 has the instance branch; other widths than its are not in the authors' code."""
     layers = ('linear1', 'bn1', 'linear2')
+    projector = mlp(layers, (512 if depth == 18 else 2048, 4096, 256))
     parts = dict(
-        encoder=resnet(50),
-        projector=mlp(layers, (2048, 4096, 256)),
-        encoder_k=resnet(50),
-        projector_k=mlp(layers, (2048, 4096, 256)),
+        encoder=resnet(depth),
+        projector=projector,
+        encoder_k=resnet(depth),
+        projector_k=projector,
         value_transform=mlp([''], (256, 256)),
-        projector_instance=mlp(layers, (2048, 4096, 256)),
-        projector_instance_k=mlp(layers, (2048, 4096, 256)),
-        predictor=mlp(layers, (256, 4096, 256)),
     )
+    if depth == 50:
+        parts.update(projector_instance=projector, projector_instance_k=projector)
+        parts['predictor'] = mlp(layers, (256, 4096, 256))
     return named(parts)
 
 
@@ -114,7 +116,7 @@ def named(parts):
 
 def published(algorithm, depth=50):
     """The file's content, as the authors' training scripts write it."""
-    shapes = pixpro_shapes() if algorithm == 'pixpro' else slotcon_shapes(depth)
+    shapes = pixpro_shapes(depth) if algorithm == 'pixpro' else slotcon_shapes(depth)
     args = argparse.Namespace(arch=f'resnet{depth}', epochs=100, crop=0.08)
     scheduler = dict(multiplier=100, last_epoch=5, after_scheduler=dict(T_max=95, base_lrs=[4.0]))
     groups = [dict(lr=4.0, momentum=0.9, params=[0])]
@@ -127,6 +129,23 @@ def published(algorithm, depth=50):
     }
 
 
+def loaded(content, depth, config, folder, total_steps=100):
+    """The recipe's algorithm as tools/train.py begins with the file, and the recipe."""
+    path = folder / 'ckpt_epoch_100.pth'
+    torch.save(content, path)
+    cfg = Config.fromfile(str(config))
+    # the published code was given the same K and k
+    cfg.merge_from_dict({'model.total_steps': total_steps, 'model.backbone.depth': depth})
+    cfg.model.neck.in_channels = 512 if depth == 18 else 2048
+    cfg.load_from = str(path)
+    start_from_checkpoint(cfg)
+    assert cfg.load_from is None
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model.init_weights()
+    path.unlink()  # hundreds of megabytes
+    return model, cfg
+
+
 @pytest.mark.parametrize(
     'algorithm, depth, n, size, config',
     [
@@ -136,19 +155,8 @@ def published(algorithm, depth=50):
     ],
 )
 def test_the_published_loss(algorithm, depth, n, size, config, repo, golden, boxed, tmp_path):
-    path = tmp_path / 'ckpt_epoch_100.pth'
     content = published(algorithm, depth)
-    torch.save(content, path)
-    cfg = Config.fromfile(str(repo / 'configs' / config))
-    # the published code was given the same K and k
-    cfg.merge_from_dict({'model.total_steps': 100, 'model.backbone.depth': depth})
-    cfg.model.neck.in_channels = 512 if depth == 18 else 2048
-    cfg.load_from = str(path)
-    start_from_checkpoint(cfg)
-    assert cfg.load_from is None
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    model.init_weights()
-    path.unlink()  # hundreds of megabytes
+    model, _ = loaded(content, depth, repo / 'configs' / config, tmp_path)
 
     assert model.encoder_k.steps == 1
     state = model.state_dict()
@@ -175,6 +183,56 @@ def test_the_published_loss(algorithm, depth, n, size, config, repo, golden, box
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     if algorithm == 'slotcon':
         torch.testing.assert_close(model.center.value[:8], g['center'], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'algorithm, n, size, config',
+    [
+        ('pixpro', 4, 96, 'pixpro/pixpro_resnet50_8xb128-coslr-800e_coco.py'),
+        ('slotcon', 5, 128, 'slotcon/slotcon_resnet50_8xb64-coslr-800e_coco.py'),
+    ],
+)
+def test_the_published_steps(
+    algorithm, n, size, config, repo, golden, boxed, tmp_path, monkeypatch
+):
+    """Steps of a run by the recipe's optimizer: losses, weights, and what the twin's BatchNorm
+    gathers (tests/golden/steps_*.npz: of the published code, lr 0.5, K 10, k 1). In float64, for
+    so short a way from random weights goes far apart by rounding alone."""
+    g = golden(f'steps_{algorithm}_r18')
+    single = torch.Tensor.float
+    monkeypatch.setattr(
+        torch.Tensor, 'float', lambda x: x if x.dtype == torch.float64 else single(x)
+    )
+    model, cfg = loaded(published(algorithm, 18), 18, repo / 'configs' / config, tmp_path, 10)
+    model = model.double()
+    cfg.optim_wrapper.optimizer.lr = 0.5
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    model.train()
+    for batch, expected in enumerate(g.pop('loss')):
+        images, corners, mirrored = views(n, size, batch)
+        boxes = (box.double() for box in signed_boxes(corners, mirrored))
+        loss = sum(model.loss([view.double() for view in images], boxed(*boxes)).values())
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+        optimizer.update_params(loss)
+    found = followed(model)
+    assert found.keys() == g.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, g[name], rtol=1e-6, atol=1e-6)
+
+
+def followed(model):
+    """Of student and teacher: some weights, and statistics of the first and last BatchNorm."""
+    found = {}
+    for name, net in dict(
+        student=model.backbone, teacher=model.encoder_k.module['backbone']
+    ).items():
+        tensors = net.state_dict()
+        for key in ('conv1.weight', 'layer1.0.bn2.weight', 'layer4.1.conv2.weight'):
+            found[f'{name}_{key}'] = tensors[key].flatten()[:8]
+        for norm in ('bn1', 'layer4.1.bn2'):
+            for key in ('running_mean', 'running_var'):
+                found[f'{name}_{norm}.{key}'] = tensors[f'{norm}.{key}'][:8]
+    return found
 
 
 @pytest.mark.parametrize('algorithm', ['densecl', 'pixpro', 'slotcon', 'detco'])
