@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
 # Counts to --to in a file, a second a count; on SIGTERM it ends at once, and later goes on.
@@ -363,6 +364,29 @@ def test_probes_are_beside_what_they_are_compared_with(evidence, cfg, tmp_path):
         ['PixPro', '19.0'],
         ['PixPro, blur in proportion to the views', '21.0'],
     ]
+
+
+def test_a_task_once_more_has_other_random_numbers_alone(evidence, repo, data, tmp_path):
+    cfg = Config.fromfile(str(repo / 'benchmarks' / 'evidence' / 'configs' / 'probes.py'))
+    plan = evidence('plan')._Plan(cfg, tmp_path, data)
+    once, again = (plan.transferring(name, False) for name in ('camvid', 'camvid-again'))
+    assert (once.pop('randomness.seed'), again.pop('randomness.seed')) == (0, 1) and once == again
+
+
+def test_a_twin_by_running_statistics(evidence):
+    from mmpretrain.models import ResNet
+
+    torch.manual_seed(0)
+    online, twin = ResNet(depth=18), ResNet(depth=18)
+    twin.load_state_dict(online.state_dict())
+    x = torch.randn(4, 3, 64, 64)
+    for _ in range(3):
+        batch = online(x)[-1]  # gathers statistics
+    evidence('twin_statistics').borrow_statistics(twin, online)
+    online.eval()
+    for _ in range(2):  # and adds nothing to them
+        assert torch.equal(twin(x)[-1], online(x)[-1])
+    assert not torch.allclose(twin(x)[-1], batch)
 
 
 def test_differences_are_of_the_same_seeds(evidence, cfg, tmp_path):

@@ -47,6 +47,9 @@ NAMES = dict(
         'pixpro-full-moco': "PixPro, branches at 1 and MoCo v2's augmentation",
         'pixpro-blur': 'PixPro, blur in proportion to the views',
         'mocov2-lars-blur': "MoCo v2 by LARS, PixPro's augmentation, blur in proportion",
+        'pixpro-running': 'PixPro, a twin that normalises by running statistics',
+        'pixpro-long': 'PixPro, 30 epochs',
+        'mocov2-long': 'MoCo v2, 30 epochs',
         'pixcontrast': "PixContrast, all else PixPro's",
     },
 )

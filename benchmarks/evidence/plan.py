@@ -307,7 +307,8 @@ class _Plan:
 
     def transferring(self, name: str, few: bool, seed: int = 0, lists: str = 'lists') -> dict:
         """What is changed in the config of a task."""
-        options = dict(self.cfg.tasks[name].options, **{'randomness.seed': seed})
+        task = self.cfg.tasks[name]
+        options = dict(task.options, **{'randomness.seed': seed + task.get('seed', 0)})
         if few:
             path = f'{lists}/seed{seed}/{_few(self.cfg, name)}.txt'
             options['train_dataloader.dataset.ann_file'] = path

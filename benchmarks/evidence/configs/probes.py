@@ -64,12 +64,26 @@ small = {
     ),
     'pixpro-lr4': dict(_probe, method='pixpro', options={'optim_wrapper.optimizer.lr': 4.0}),
     'pixpro-twin': dict(_probe, method='pixpro', options={'model.momentum': 0.05}),
+    # the twin normalises by running statistics
+    'pixpro-running': dict(
+        _probe,
+        method='pixpro',
+        options={
+            'custom_imports': dict(imports=['benchmarks.evidence.twin_statistics']),
+            'custom_hooks': [dict(type='RunningTwinHook')],
+        },
+    ),
     'pixpro-moco': dict(_probe, method='pixpro', options=_moco()),
     'pixpro-full-moco': dict(
         _probe, method='pixpro', options={'model.backbone.zero_init_residual': False, **_moco()}
     ),
     'pixpro-blur': dict(_probe, method='pixpro', options=_byol(_scaled)),
     'mocov2-lars-blur': dict(_probe, method='mocov2', options={**_lars, **_two, **_byol(_scaled)}),
+    # three times as long, with the warm-up and cosine of so many epochs
+    **{
+        f'{method}-long': dict(_probe, method=method, epochs=30, minutes=dict(mocov2=54, pixpro=72))
+        for method in ('pixpro', 'mocov2')
+    },
     'pixcontrast': dict(_probe, method='pixpro', options={'model.head': _contrast}),
     # by the rules as they are, blur in proportion to the views
     **{
@@ -90,6 +104,8 @@ tasks = {
             'model.backbone.norm_eval': True,
         },
     ),
+    # the same once more, with other random numbers: the same images and weights
+    'camvid-again': dict(_camvid, seed=1),
     # twice as long
     'camvid-long': dict(
         _camvid,
