@@ -191,6 +191,7 @@ def _small_table(cfg: Config, results: Results) -> str:
     by = {ours.method for ours in small.values()}
     rows = {
         name_of('random'): ['random'],
+        **{name_of(f'{m}{START}'): [f'{m}{START}'] for m in sorted(by)},
         "pretrained on the task's own images alone": [
             m for m in small if not small[m].get('start')
         ],
@@ -209,8 +210,9 @@ def _probes(results_dir: Path) -> str:
     few = [c for c in _columns(cfg) if c[1] in {_few(cfg, name) for name in cfg.tasks}]
     columns = [*_columns(cfg)[-2:], *(c for c in few if c[2] == 'mIoU')]
     columns = [c for c in columns if any(id.startswith(f'{c[1]}/') for id in results)]
+    beside = ['random', f'mocov2{START}', f'densecl{START}', 'mocov2', 'pixpro', 'slotcon']
     rows = []
-    for method in ['random', f'mocov2{START}', 'mocov2', 'pixpro', 'slotcon', *cfg.small]:
+    for method in [*beside, *cfg.small]:
         found = [values(results, kind, method, metric).values() for _, kind, metric in columns]
         if any(found):
             rows.append(
@@ -248,7 +250,8 @@ def _cells(cfg: Config, results: Results, columns: List[tuple], methods: Iterabl
 
 
 def _expectations(cfg: Config, results: Results) -> str:
-    """Each dense method less random weights, and less MoCo v2; how many are as expected."""
+    """Each method less random weights, less MoCo v2 and less what it began with; how many of the
+    dense ones are as expected."""
     compared, rows, met, known = [], [], 0, 0
     for name, task in cfg.tasks.items():
         metric = next(iter(task.metrics))
@@ -258,13 +261,21 @@ def _expectations(cfg: Config, results: Results) -> str:
         metric = next(iter(task.metrics))
         head = f'{name} {metric}, {cfg.share} %, over MoCo v2'
         compared.append((head, _few(cfg, name), metric, 'mocov2'))
-    for method in (m for m in cfg.methods if m != 'mocov2'):
+    for name, task in cfg.tasks.items():
+        if task.get('controls'):
+            metric = next(iter(task.metrics))
+            head = f'{name} {metric}, {cfg.share} %, over its own after 0 iterations'
+            compared.append((head, _few(cfg, name), metric, START))
+    for method in cfg.methods:
         row = [name_of(method)]
         for _, kind, metric, base in compared:
-            ours, theirs = (values(results, kind, m, metric) for m in (method, base))
+            other = f'{method}{START}' if base == START else base
+            ours, theirs = (values(results, kind, m, metric) for m in (method, other))
             pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-            row.append(cell(pairs, '+'))
-            if pairs and (base == 'random' or method in EXPECTED):
+            row.append('–' if method == base else cell(pairs, '+'))
+            if not pairs or base == START or method == 'mocov2':
+                continue
+            if base == 'random' or method in EXPECTED:
                 known += 1
                 met += mean(pairs) > 0
         rows.append(row)

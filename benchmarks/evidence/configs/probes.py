@@ -1,5 +1,5 @@
 # What was looked at to find why PixPro and SlotCon are worth less to a segmenter than MoCo v2:
-# docs/evidence.md, "Open". Results lie with those of cpu.py; here is what is not in it:
+# docs/evidence.md, "PixPro learns later". Results lie with those of cpu.py; what is not in it:
 #     study.py --config benchmarks/evidence/configs/probes.py --only '*/pixpro-*/*'
 #     study.py --config benchmarks/evidence/configs/probes.py --only 'camvid-*10/pixpro/*'
 _base_ = './cpu.py'
