@@ -286,7 +286,19 @@ def test_the_table_says_what_is_not_run(evidence, cfg, tmp_path):
     after = next(row for row in rows if row[0] == 'DenseCL after 0 iterations')
     assert after[1:3] == ['not run', '–']  # all labels are not planned
     assert 'One seed: the spread is not known.' in text
-    assert '3 of 65 pieces have been run' in text
+    assert 'With seed 0 3 of 65 pieces have been run, these camvid10: random weights,' in text
+
+
+def test_of_a_seed_that_is_hardly_begun_it_says_what_is_run(evidence, cfg, tmp_path):
+    page = evidence('page')
+    cfg.seeds = [0, 1]
+    *most, last = (id for id in page.order(cfg, {}) if id.endswith('seed0'))
+    ids = [*most, 'start/random/seed1', 'camvid10/random/seed1']
+    found = {id: dict(id=id, metrics={}, machine=MACHINE, images_seen=1) for id in ids}
+    text = page.document('{{ missing }}', cfg, found, tmp_path)
+    left = f'{last.split("/")[0]}: {page.name_of(last.split("/")[1])}'
+    assert f'With seed 0 64 of 65 pieces have been run, still to be run {left}.' in text
+    assert 'With seed 1 2 of 65 pieces have been run, these camvid10: random weights.' in text
 
 
 def test_small_data_has_one_row_for_all_tasks(evidence, cfg, tmp_path):

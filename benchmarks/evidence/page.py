@@ -291,23 +291,27 @@ def _about_spread(results: Results) -> str:
 
 
 def _missing(cfg: Config, results: Results) -> str:
+    """Of each seed what is not run, or, where that is most, what is."""
     ids = order(cfg, {})
-    rest = [id for id in ids if id not in results]
-    if not rest:
+    if all(id in results for id in ids):
         return f'All {len(ids)} pieces have been run.'
-    kinds: Dict[str, Dict[str, bool]] = {}
-    for id in ids:
-        kind, method, seed = id.split('/')
-        kinds.setdefault(f'{kind} (seed {seed[4:]})', {})[method] = id in rest
-    names = [
-        f'{kind}: {"all" if all(left.values()) else ", ".join(name_of(m) for m in left if left[m])}'
-        for kind, left in kinds.items()
-        if any(left.values())
-    ]
-    return (
-        f'**Not finished**: {len(ids) - len(rest)} of {len(ids)} pieces have been run; “not run” '
-        f'in the tables is what it says. Still to be run: {"; ".join(names)}.'
-    )
+    sentences = ['**Not finished**: “not run” in the tables is what it says.']
+    for seed in cfg.seeds:
+        ours = [id for id in ids if id.endswith(f'/seed{seed}')]
+        done = [id for id in ours if id in results]
+        most = 2 * len(done) >= len(ours)
+        named: Dict[str, List[str]] = {}
+        for id in ours:
+            kind, method, _ = id.split('/')
+            if (id in results) != most and (kind not in ('start', 'pretrain') or most):
+                named.setdefault(kind, []).append(name_of(method))
+        told = '; '.join(f'{kind}: {", ".join(methods)}' for kind, methods in named.items())
+        told = f'{"still to be run" if most else "these"} {told}' if told else ''
+        sentences.append(
+            f'With seed {seed} {len(done)} of {len(ours)} pieces have been run'
+            f'{", " if told else ""}{told}.'
+        )
+    return ' '.join(sentences)
 
 
 def _settings(cfg: Config, results: Results, results_dir: Path) -> str:
@@ -402,13 +406,14 @@ def draw_curves(cfg: Config, results: Results, path: Path) -> None:
     for i, method in enumerate(methods):
         for run in (r for r in runs if f'/{method}/' in r['id']):
             step = run['images_seen'] / max(run['curves']['loss'][-1][0], 1)  # images
-            label = name_of(method) if run['id'].endswith(f'seed{cfg.seeds[0]}') else None
+            first = run['id'].endswith(f'seed{cfg.seeds[0]}')
+            label, line = (name_of(method), '-') if first else (None, '--')
             # the first is of BatchNorm without statistics
             knn = [p for p in run['curves'].get('knn_mIoU', []) if p[0] > 0]
-            axes[0].plot(*_thousands(knn, step), color=f'C{i}', marker='.', label=label)
-            axes[1 + i].plot(*_thousands(run['curves']['loss'], step), color=f'C{i}', lw=1)
+            axes[0].plot(*_thousands(knn, step), f'C{i}.{line}', label=label)
+            axes[1 + i].plot(*_thousands(run['curves']['loss'], step), f'C{i}{line}', lw=1)
         axes[1 + i].set_title(f'{name_of(method)}, loss', fontsize=9)
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc='lower right', ncol=2)
     for axis in axes[:panels]:
         axis.set_xlabel('thousand images seen', fontsize=8)
         axis.tick_params(labelsize=7)
