@@ -98,7 +98,7 @@ def test_it_stops_in_time_and_goes_on(make, capsys):
     assert study.run(minutes=1.6 / 60) == []
     assert study.stopped == 'the time is up'
     counted = len(study.product(FIRST).read_text())
-    assert 1 <= counted < 39
+    assert 1 <= counted < 24  # one takes at least 0.1 s
     study = make(*described)
     assert study.state(FIRST, study.missing()) == 'begun' and not study.results()
     assert study.run() == []

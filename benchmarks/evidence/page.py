@@ -299,17 +299,17 @@ def _missing(cfg: Config, results: Results) -> str:
     for seed in cfg.seeds:
         ours = [id for id in ids if id.endswith(f'/seed{seed}')]
         done = [id for id in ours if id in results]
-        most = 2 * len(done) >= len(ours)
-        named: Dict[str, List[str]] = {}
-        for id in ours:
-            kind, method, _ = id.split('/')
-            if (id in results) != most and (kind not in ('start', 'pretrain') or most):
-                named.setdefault(kind, []).append(name_of(method))
-        told = '; '.join(f'{kind}: {", ".join(methods)}' for kind, methods in named.items())
-        told = f'{"still to be run" if most else "these"} {told}' if told else ''
+        if 2 * len(done) >= len(ours):
+            lead, told = 'still to be run', [id for id in ours if id not in results]
+        else:
+            lead, told = 'these', [id for id in done if not id.startswith(('start/', 'pretrain/'))]
+        kinds: Dict[str, List[str]] = {}
+        for kind, method, _ in (id.split('/') for id in told):
+            kinds.setdefault(kind, []).append(name_of(method))
+        names = '; '.join(f'{kind}: {", ".join(methods)}' for kind, methods in kinds.items())
         sentences.append(
             f'With seed {seed} {len(done)} of {len(ours)} pieces have been run'
-            f'{", " if told else ""}{told}.'
+            + (f', {lead} {names}.' if names else '.')
         )
     return ' '.join(sentences)
 
