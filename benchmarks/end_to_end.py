@@ -28,7 +28,7 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
 import mmdense.checkpoints  # noqa: F401 - the restricted loader
-from mmdense.utils.launch import build_runner
+from mmdense.engine.launch import build_runner
 
 
 class Clock(Hook):

@@ -24,8 +24,8 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 from torchvision.ops import roi_align
 
 from mmdense.models.heads import SlotContrastHead
+from mmdense.models.layers import SemanticGrouping
 from mmdense.models.losses import group_distillation, info_nce
-from mmdense.models.necks import SemanticGrouping
 from mmdense.models.utils import align_maps
 from mmdense.registry import MODELS
 

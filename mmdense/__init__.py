@@ -11,7 +11,7 @@ __all__ = ['__version__', 'get_model', 'list_models']
 def __getattr__(name: str):
     """Imports PyTorch only where it is asked for."""
     if name in ('get_model', 'list_models'):
-        from . import hub
+        from .apis import hub
 
         return getattr(hub, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

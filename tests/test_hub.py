@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 import mmdense
-from mmdense import hub
+from mmdense.apis import hub
 from mmdense.cli import main
 from mmdense.utils.errors import CheckpointError, InputError
 
@@ -228,7 +228,7 @@ def test_every_short_form_is_listed(capsys):
 def test_a_plan_advises_what_was_published(method, backbone, name):
     from types import SimpleNamespace
 
-    from mmdense import planning
+    from mmdense.apis import planning
 
     plan = SimpleNamespace(options=planning.Options(method=method, backbone=backbone))
     found = planning.published_weights(plan)

@@ -8,8 +8,8 @@ from mmdense.utils.log_level import hide_remarks
 
 hide_remarks()  # before the imports below
 
-from mmdense.checkpoints import convert_checkpoint  # noqa: E402
-from mmdense.utils.launch import one_line_errors  # noqa: E402
+from mmdense.checkpoints import convert_checkpoint
+from mmdense.utils.errors import one_line_errors
 
 
 def main():

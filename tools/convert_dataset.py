@@ -16,10 +16,12 @@ from mmdense.utils.log_level import hide_remarks
 
 hide_remarks()  # before the imports below
 
-from mmdense.datasets import UnlabeledDataset, UnreadableImageError, decode_image  # noqa: E402
-from mmdense.datasets.storage import check_names, write_storage  # noqa: E402
-from mmdense.utils.errors import DataError  # noqa: E402
-from mmdense.utils.launch import one_line_errors  # noqa: E402
+from mmdense.datasets import UnlabeledDataset, UnreadableImageError, decode_image
+from mmdense.datasets.storage import check_names, write_storage
+from mmdense.utils.errors import (
+    DataError,
+    one_line_errors,
+)
 
 
 class Files(Dataset):

@@ -27,13 +27,16 @@ from mmdense.utils.log_level import hide_remarks
 
 hide_remarks(every=True)  # before the imports below
 
-from mmdense.checkpoints import convert_checkpoint  # noqa: E402
-from mmdense.registry import MODELS  # noqa: E402
-from mmdense.utils.errors import DataError, InputError  # noqa: E402
-from mmdense.utils.launch import one_line_errors  # noqa: E402
-from mmdense.visualization import (  # noqa: E402
+from mmdense.checkpoints import convert_checkpoint
+from mmdense.models.utils import calibrate
+from mmdense.registry import MODELS
+from mmdense.utils.errors import (
+    DataError,
+    InputError,
+    one_line_errors,
+)
+from mmdense.visualization import (
     Panel,
-    calibrate,
     draw_correspondence,
     draw_view_pair,
     match_errors,

@@ -12,13 +12,16 @@ from mmdense.utils.log_level import hide_remarks
 
 hide_remarks(every=True)  # before the imports below
 
-from mmdense.evaluation import calibrate_on, evaluate_features  # noqa: E402
-from mmdense.registry import DATASETS  # noqa: E402
-from mmdense.utils.errors import InputError  # noqa: E402
-from mmdense.utils.files import write_text  # noqa: E402
-from mmdense.utils.launch import CONFIG_ERRORS, one_line_errors  # noqa: E402
-from mmdense.utils.transfer import split_name  # noqa: E402
-from mmdense.visualization import load_backbones  # noqa: E402
+from mmdense.apis.transfer import split_name
+from mmdense.checkpoints.backbones import load_backbones
+from mmdense.evaluation import calibrate_on, evaluate_features
+from mmdense.registry import DATASETS
+from mmdense.utils.errors import (
+    CONFIG_ERRORS,
+    InputError,
+    one_line_errors,
+)
+from mmdense.utils.files import write_text
 
 
 def parse_args():

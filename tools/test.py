@@ -12,12 +12,10 @@ from mmdense.utils.log_level import hide_remarks
 
 hide_remarks()  # before the imports below
 
-from mmdense.utils.errors import CheckpointError  # noqa: E402
-from mmdense.utils.launch import (  # noqa: E402
+from mmdense.engine.launch import add_common_arguments, build_runner, merge_common_arguments
+from mmdense.utils.errors import (
     CONFIG_ERRORS,
-    add_common_arguments,
-    build_runner,
-    merge_common_arguments,
+    CheckpointError,
     one_line_errors,
 )
 

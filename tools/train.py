@@ -5,8 +5,8 @@ from mmdense.utils.log_level import hide_remarks
 
 hide_remarks()  # before the imports below
 
-from mmdense.engine.training import prepare_training, train_parser  # noqa: E402
-from mmdense.utils.launch import train  # noqa: E402
+from mmdense.engine.launch import train
+from mmdense.engine.training import prepare_training, train_parser
 
 
 def main():

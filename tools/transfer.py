@@ -13,9 +13,12 @@ from mmdense.utils.log_level import hide_remarks
 
 hide_remarks(every=True)  # before the imports below
 
-from mmdense.utils import transfer  # noqa: E402
-from mmdense.utils.errors import MMDenseError  # noqa: E402
-from mmdense.utils.launch import CONFIG_ERRORS, one_line_errors  # noqa: E402
+from mmdense.apis import transfer
+from mmdense.utils.errors import (
+    CONFIG_ERRORS,
+    MMDenseError,
+    one_line_errors,
+)
 
 
 def parse_args():

@@ -9,17 +9,15 @@ from mmdense.utils.log_level import hide_remarks
 
 hide_remarks(every=True)  # before the imports below
 
-from mmdense.utils.errors import InputError  # noqa: E402
-from mmdense.utils.launch import CONFIG_ERRORS, one_line_errors  # noqa: E402
-from mmdense.visualization import (  # noqa: E402
-    calibrate,
-    draw_levels,
-    load_backbones,
-    pca_colours,
-    read_images,
-    stage_maps,
-    to_inputs,
+from mmdense.checkpoints.backbones import load_backbones
+from mmdense.evaluation.feature_maps import read_images, stage_maps, to_inputs
+from mmdense.models.utils import calibrate
+from mmdense.utils.errors import (
+    CONFIG_ERRORS,
+    InputError,
+    one_line_errors,
 )
+from mmdense.visualization import draw_levels, pca_colours
 
 NETWORKS = ('pretrained', 'random')
 

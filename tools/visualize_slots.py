@@ -13,18 +13,15 @@ from mmdense.utils.log_level import hide_remarks
 
 hide_remarks(every=True)  # before the imports below
 
-from mmdense.utils.checks import check_counts  # noqa: E402
-from mmdense.utils.errors import InputError  # noqa: E402
-from mmdense.utils.launch import CONFIG_ERRORS, one_line_errors  # noqa: E402
-from mmdense.visualization import (  # noqa: E402
-    draw_groups,
-    draw_nearest,
-    image_loader,
-    load_slotcon,
-    prototype_colours,
-    segment_images,
-    survey,
+from mmdense.datasets.image_loader import image_loader
+from mmdense.evaluation.slots import load_slotcon, segment_images, survey
+from mmdense.utils.checks import check_counts
+from mmdense.utils.errors import (
+    CONFIG_ERRORS,
+    InputError,
+    one_line_errors,
 )
+from mmdense.visualization import draw_groups, draw_nearest, prototype_colours
 
 
 def parse_args():

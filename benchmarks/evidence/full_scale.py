@@ -15,8 +15,8 @@ from mmengine.config import Config
 from pieces import REPO, digest
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmdense.planning import METHODS, Images, Machine, Times, estimate, survey_network
-from mmdense.planning.timing import EIGHT, GPU_FLOPS
+from mmdense.apis.planning import METHODS, Images, Machine, Times, estimate, survey_network
+from mmdense.apis.planning.timing import EIGHT, GPU_FLOPS
 from mmdense.utils.files import replacing
 
 IMAGES = {
@@ -92,7 +92,7 @@ def _cost(cfg: Config, count: int, flops: float, parameters: int, kept: int) -> 
     there = Config(dict(train_cfg=cfg.train_cfg, train_dataloader=dict(batch_size=batch)))
     images = Images({}, count, 0)
     days = estimate(times, cfg, images, machine, EIGHT, there, EIGHT).there / 86400
-    # as mmdense.planning.settings.images_that_fit: half precision, and 40 % on the way
+    # as mmdense.apis.planning.settings.images_that_fit: half precision, and 40 % on the way
     memory = 16 * parameters + batch * kept * 0.5 * 1.4
     return dict(flops=flops * batch * EIGHT, days=days, memory=memory)
 

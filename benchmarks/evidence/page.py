@@ -18,9 +18,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from plan import START, _few, order
 
-from mmdense.visualization import load_backbones
-from mmdense.visualization.features import load_images
-from mmdense.visualization.levels import pca_colours, stage_maps, to_inputs
+from mmdense.apis.report.show import load_images
+from mmdense.checkpoints.backbones import load_backbones
+from mmdense.evaluation.feature_maps import stage_maps, to_inputs
+from mmdense.visualization.levels import pca_colours
 
 HERE = Path(__file__).resolve().parent
 DOCUMENT = REPO / 'docs' / 'evidence.md'

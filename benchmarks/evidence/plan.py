@@ -10,14 +10,14 @@ from typing import Dict, List, Optional, Tuple
 from mmengine.config import Config
 from pieces import REPO, Piece, Study, pairs
 
-from mmdense import planning
+from mmdense.apis import planning
+from mmdense.apis.report.charts import thin
+from mmdense.apis.report.run_log import read_run
+from mmdense.apis.transfer import RANDOM, find_tasks
 from mmdense.checkpoints import convert_checkpoint
 from mmdense.datasets import UnlabeledDataset
 from mmdense.utils.errors import DataError
 from mmdense.utils.files import write_text
-from mmdense.utils.transfer import RANDOM, find_tasks
-from mmdense.visualization.charts import thin
-from mmdense.visualization.run_log import read_run
 
 HERE = Path(__file__).resolve().parent
 MOST = 200  # points of a curve

@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from mmdense.utils.launch import CONFIG_ERRORS, one_line_errors  # noqa: E402
+from mmdense.utils.errors import CONFIG_ERRORS, one_line_errors  # noqa: E402
 
 
 def parse_args(arguments=None):

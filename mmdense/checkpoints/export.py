@@ -12,7 +12,8 @@ from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.files import replacing, writing
 
-from .formats import Recognised, check_finite, count_by_part, missed_tensors, recognise
+from .architectures import count_by_part, missed_tensors
+from .formats import Recognised, check_finite, recognise
 from .model_config import saved_backbone_config
 
 

@@ -7,15 +7,14 @@ one more function in ``_FORMATS``. docs/checkpoints.md lists them.
 """
 
 import re
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch
-from mmpretrain.models import ResNet
 from torch import Tensor
 
+from mmdense.checkpoints.architectures import architecture, first_names, has_prefixes
 from mmdense.utils.errors import CheckpointError
 
 
@@ -102,9 +101,6 @@ def check_finite(tensors: Dict[str, Tensor], name: str) -> None:
             )
 
 
-# ---------------------------------------------------------------- what a file holds
-
-
 def _state_dict(checkpoint: Any) -> Dict[str, Tensor]:
     """The named tensors."""
     if not isinstance(checkpoint, dict):
@@ -136,22 +132,13 @@ def _unwrapped(tensors: Dict[str, Tensor]) -> List[Dict[str, Tensor]]:
     DistributedDataParallel's ``module.``, a training framework's ``model.``."""
     levels = [tensors]
     while True:
-        (part, *others) = _parts(levels[-1])
+        (part, *others) = first_names(levels[-1])
         if others or re.fullmatch(r'layer\d|res\d', part):
             return levels
         inner = {key[len(part) + 1 :]: value for key, value in levels[-1].items()}
         if not any('.' in key for key in inner):  # a single layer's weight and bias
             return levels
         levels.append(inner)
-
-
-def _parts(tensors: Iterable[str]) -> List[str]:
-    return sorted({key.split('.')[0] for key in tensors})
-
-
-def _has(tensors: Dict[str, Tensor], *prefixes: str) -> bool:
-    """Whether there is a tensor below each of the prefixes."""
-    return all(any(key.startswith(prefix) for key in tensors) for prefix in prefixes)
 
 
 def _split(writer: str, tensors: Dict[str, Tensor], prefix: str, meta: dict, **whole) -> Recognised:
@@ -178,7 +165,7 @@ def _below(prefix: str, levels: List[Dict[str, Tensor]], meta: dict, name: str) 
                 found.dropped += [f'{prefix}.{key}' for key in renamed.dropped]
             return found
     raise CheckpointError(
-        f'{name} has nothing below {prefix!r}; it holds {", ".join(_parts(levels[-1])[:8])}.'
+        f'{name} has nothing below {prefix!r}; it holds {", ".join(first_names(levels[-1])[:8])}.'
         f'{_say_prefix(levels[-1])}'
     )
 
@@ -202,9 +189,6 @@ def _go_on(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return tensors
 
 
-# ---------------------------------------------------------------- formats
-
-
 def _mmdense(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """Ours say what the product is; an exported backbone has no prefix."""
     own = meta.get('mmdense')
@@ -221,7 +205,7 @@ def _mmdense(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
 def _openselfsup(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """Training checkpoints of DenseCL's authors, and OpenSelfSup's MoCo: the
     student is kept. ``backbone`` is ``encoder_q.0`` a second time."""
-    if not _has(tensors, 'encoder_q.0.', 'encoder_k.0.'):
+    if not has_prefixes(tensors, 'encoder_q.0.', 'encoder_k.0.'):
         return None
     if 'queue2' not in tensors:
         return _split('OpenSelfSup MoCo', tensors, 'encoder_q.0.', meta)
@@ -245,7 +229,7 @@ _OPENSELFSUP = {
 
 def _openmmlab(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """mmpretrain's and mmselfsup's algorithms, and mmpretrain's classifiers."""
-    parts = set(_parts(tensors))
+    parts = set(first_names(tensors))
     if 'backbone' not in parts or not parts <= _MMPRETRAIN or _other_scope(meta):
         return None
     whole = {}
@@ -271,7 +255,7 @@ def _other_scope(meta: dict) -> str:
 
 def _pixpro(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """The authors' of PixPro: the student is kept, named as torchvision's."""
-    if not _has(tensors, 'encoder.', 'encoder_k.', 'projector.linear1.'):
+    if not has_prefixes(tensors, 'encoder.', 'encoder_k.', 'projector.linear1.'):
         return None
     whole = _go_on(_rename(tensors, _PIXPRO))
     return _split('PixPro', tensors, 'encoder.', meta, algorithm=whole, algorithm_type='PixPro')
@@ -299,7 +283,7 @@ _PIXPRO = {
 
 def _slotcon(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """The authors' of SlotCon: the teacher is kept, named as torchvision's."""
-    if not _has(tensors, 'encoder_k.', 'grouping_k.slot_embed.'):
+    if not has_prefixes(tensors, 'encoder_k.', 'grouping_k.slot_embed.'):
         return None
     whole = _go_on(_rename(tensors, _SLOTCON))
     if 'center.value' in whole:
@@ -325,16 +309,16 @@ _SLOTCON = {
 def _moco(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """The authors' of MoCo: the student is kept, named as torchvision's; its
     classifier's place, ``fc``, has the head."""
-    if not _has(tensors, 'encoder_q.conv1.', 'encoder_q.layer1.', 'queue'):
+    if not has_prefixes(tensors, 'encoder_q.conv1.', 'encoder_q.layer1.', 'queue'):
         return None
-    version = 2 if _has(tensors, 'encoder_q.fc.0.') else 1
+    version = 2 if has_prefixes(tensors, 'encoder_q.fc.0.') else 1
     return _without_classifier(_split(f'MoCo v{version}', tensors, 'encoder_q.', meta), 'encoder_q')
 
 
 def _detectron2(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """A ResNet in detectron2's names, DetCo's authors' for instance. Its RGB or
     BGR order is left as it is."""
-    if not _has(tensors, 'stem.conv1.', 'res2.'):
+    if not has_prefixes(tensors, 'stem.conv1.', 'res2.'):
         return None
     renamed, dropped = {}, []
     for key, value in tensors.items():
@@ -360,7 +344,7 @@ def _plain(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     torchvision's, or taken out of a training checkpoint by whomever."""
     if any(key.startswith(_NO_BACKBONE) for key in tensors):
         return None
-    writer = 'torchvision' if _has(tensors, 'conv1.', 'layer1.') else 'an unnamed writer'
+    writer = 'torchvision' if has_prefixes(tensors, 'conv1.', 'layer1.') else 'an unnamed writer'
     return _without_classifier(_split(f'{writer}{_by(meta)}', tensors, '', meta))
 
 
@@ -387,9 +371,6 @@ _NO_BACKBONE = (
 _FORMATS = (_mmdense, _openselfsup, _pixpro, _slotcon, _moco, _detectron2, _openmmlab)
 
 
-# ---------------------------------------------------------------- what is no format
-
-
 def _refusal(tensors: Dict[str, Tensor], meta: dict, name: str) -> str:
     tasks = sorted({part for key in tensors for part in key.split('.')} & _TASKS)
     scope = _other_scope(meta)
@@ -401,7 +382,7 @@ def _refusal(tensors: Dict[str, Tensor], meta: dict, name: str) -> str:
         )
     return (
         f'{name} holds more than a backbone, and its writer is not known yet; it holds '
-        f'{", ".join(_parts(tensors)[:8])}.{_say_prefix(tensors)}'
+        f'{", ".join(first_names(tensors)[:8])}.{_say_prefix(tensors)}'
     )
 
 
@@ -425,103 +406,5 @@ def _say_prefix(tensors: Dict[str, Tensor]) -> str:
 
 
 _FIRST_LAYERS = re.compile(r'((?:.*?\.)?)(?:layer1\.0\.conv1|res2\.0\.conv1|patch_embed)\.')
+
 _BACKBONES = re.compile(r'((?:.*?\.)?backbone)\.')
-
-
-# ---------------------------------------------------------------- architectures
-
-
-def architecture(tensors: Dict[str, Tensor]) -> str:
-    """What kind of network has such tensors, for people.
-
-    Args:
-        tensors (Dict[str, Tensor]): Named as in a backbone.
-
-    Returns:
-        str: Such as 'a ResNet-50', 'a Swin Transformer'.
-    """
-    stages = resnet_stages(tensors)
-    if stages:
-        deep = ' with a deep stem' if has_deep_stem(tensors) else ''
-        if len(stages) == 4:
-            return f'a ResNet-{sum(b * c for b, c in stages) + 2}{deep}'
-        return f'a network with {[b for b, _ in stages]} blocks{deep}'
-    for part, kind in _ARCHITECTURES:
-        if any(part in key for key in tensors):
-            return kind
-    if any(key.startswith('layer4.') for key in tensors):
-        return 'the last stage of a ResNet'
-    return f'a network of {", ".join(_parts(tensors)[:4]) or "nothing"}'
-
-
-_ARCHITECTURES = (
-    ('word_embeddings', 'a language model'),
-    ('relative_position_bias_table', 'a Swin Transformer'),
-    ('depthwise_conv', 'a ConvNeXt'),
-    ('dwconv', 'a ConvNeXt'),
-    ('cls_token', 'a vision transformer'),
-    ('pos_embed', 'a vision transformer'),
-)
-
-
-def has_deep_stem(tensors: Dict[str, Tensor]) -> bool:
-    """Whether a ResNet begins with three convolutions (V1c, V1d)."""
-    return _has(tensors, 'stem.') or 'conv1.0.weight' in tensors
-
-
-def resnet_stages(tensors: Dict[str, Tensor]) -> List[Tuple[int, int]]:
-    """(blocks, convolutions of a block) of each stage; [] if it is no ResNet."""
-    stages = []
-    while True:
-        match = [re.match(rf'layer{len(stages) + 1}\.(\d+)\.conv(\d)\.', k) for k in tensors]
-        found = [(int(m.group(1)) + 1, int(m.group(2))) for m in match if m]
-        if not found:
-            return stages
-        stages.append((max(b for b, _ in found), max(c for _, c in found)))
-
-
-def missed_tensors(tensors: Dict[str, Tensor]) -> Tuple[str, List[str]]:
-    """What a ResNet's file lacks.
-
-    Args:
-        tensors (Dict[str, Tensor]): Named as in a backbone.
-
-    Returns:
-        tuple[str, list[str]]: The ResNet whose names are nearest to these, and
-        which of its tensors there are not; BatchNorm's counters, which old
-        files do not have, are not counted. ('', []) for other networks.
-    """
-    if not any(re.match(r'layer\d\.\d+\.conv\d\.', key) for key in tensors):
-        return '', []
-    given = {key for key in tensors if not key.endswith('num_batches_tracked')}
-    average = any('.downsample.2.' in key for key in given)  # V1d: a pool comes first
-    nearest = min(
-        ResNet.arch_settings,
-        key=lambda depth: len(_resnet_names(depth, has_deep_stem(given), average) ^ given),
-    )
-    names = _resnet_names(nearest, has_deep_stem(given), average)
-    return f'ResNet-{nearest}', sorted(names - given)
-
-
-def _resnet_names(depth: int, deep_stem: bool, average: bool) -> Set[str]:
-    block, stages = ResNet.arch_settings[depth]
-    convs = 3 if block.__name__ == 'Bottleneck' else 2
-    layers = [] if deep_stem else [('conv1', 'bn1')]
-    for stage, blocks in enumerate(stages, 1):
-        for b in range(blocks):
-            path = f'layer{stage}.{b}.'
-            layers += [(f'{path}conv{i}', f'{path}bn{i}') for i in range(1, convs + 1)]
-            if b == 0 and (stage > 1 or convs == 3):
-                first = int(average and stage > 1)  # where there is something to pool
-                layers.append((f'{path}downsample.{first}', f'{path}downsample.{first + 1}'))
-    names = set()
-    for conv, norm in layers:
-        names.add(f'{conv}.weight')
-        names.update(f'{norm}.{k}' for k in ('weight', 'bias', 'running_mean', 'running_var'))
-    return names
-
-
-def count_by_part(names: Iterable[str]) -> str:
-    """For people: 'encoder_k 320, projector 9'."""
-    counts = Counter(name.split('.')[0] for name in names)
-    return ', '.join(f'{part} {number}' for part, number in counts.most_common())

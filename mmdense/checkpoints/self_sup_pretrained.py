@@ -11,15 +11,8 @@ from torch import Tensor, nn
 from mmdense.registry import WEIGHT_INITIALIZERS
 from mmdense.utils.errors import CheckpointError
 
-from .formats import (
-    Recognised,
-    architecture,
-    check_finite,
-    count_by_part,
-    has_deep_stem,
-    recognise,
-    resnet_stages,
-)
+from .architectures import architecture, count_by_part, has_deep_stem, resnet_stages
+from .formats import Recognised, check_finite, recognise
 
 
 # Some backbones (mmpretrain's ResNet, which zeroes the last BatchNorm of every

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from mmdense.utils.errors import CheckpointError, InputError
 from mmdense.utils.files import replacing, writing
 
+from .architectures import architecture, has_deep_stem, resnet_stages
 from .export import convert_checkpoint
-from .formats import Recognised, architecture, has_deep_stem, recognise, resnet_stages
+from .formats import Recognised, recognise
 from .io import cached_path
 from .model_config import saved_model_config
 
@@ -196,7 +197,7 @@ def _export_onnx(
         ) from None
     if len(size) != 2 or min(size) < 32:
         raise InputError(f'size must be a height and a width of at least 32 pixels, got {size}')
-    from mmdense.visualization.levels import load_backbones
+    from .backbones import load_backbones
 
     if '://' in checkpoint:
         CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')

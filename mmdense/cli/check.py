@@ -21,7 +21,7 @@ def add_check(command: ArgumentParser) -> None:
 
 def run_check(args: Namespace) -> None:
     """Prints the report. What makes the file of no use is an error in the end."""
-    from mmdense.checkpoints import inspection
+    from mmdense.apis import inspection
     from mmdense.utils.errors import CheckpointError
 
     found = inspection.read(args.checkpoint, args.prefix)

@@ -49,7 +49,7 @@ def _complete(command: str, action: Action) -> None:
     """Says what an argument of a command is completed to."""
     import shtab
 
-    from mmdense import hub
+    from mmdense.apis import hub
 
     if (command, action.dest) == ('download', 'name'):
         action.choices = [*hub.short_names().values(), *hub.list_models()]

@@ -5,11 +5,12 @@ from argparse import ArgumentParser, Namespace
 
 
 def add_env(command: ArgumentParser) -> None:
-    """Its arguments: none."""
+    """Add no arguments."""
 
 
 def run_env(args: Namespace) -> None:
-    """Prints them, one a line."""
+    """Print the facts of the environment, one a line."""
+    import mmdense.checkpoints  # noqa: F401 - registers the restricted loader
     from mmdense.utils.collect_env import collect_env
 
     facts = collect_env()

@@ -99,7 +99,7 @@ def _run(args: argparse.Namespace) -> None:
     from mmdense.utils.log_level import hide_remarks
 
     hide_remarks()
-    from mmdense.utils.launch import one_line_errors
+    from mmdense.utils.errors import one_line_errors
 
     with output(args), one_line_errors(OSError):
         try:

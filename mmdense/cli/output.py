@@ -31,13 +31,13 @@ def output(args: argparse.Namespace) -> Iterator[None]:
 
     from mmengine.logging import MMLogger
 
-    from mmdense.utils import launch
+    from mmdense.utils import errors
 
     logger = MMLogger.get_current_instance()
     handlers = [h for h in logger.handlers if type(h) is logging.StreamHandler]
     before = logger.level, [handler.stream for handler in handlers]
     traceback = os.environ.get('MMDENSE_TRACEBACK')
-    launch.shows_all, shows_all = '--debug', launch.shows_all
+    errors.shows_all, shows_all = '--debug', errors.shows_all
     for handler in handlers:
         handler.stream = sys.stderr
     logger.setLevel('ERROR' if args.quiet else 'INFO' if args.verbose else 'WARNING')
@@ -49,7 +49,7 @@ def output(args: argparse.Namespace) -> Iterator[None]:
                 warnings.simplefilter('ignore')
             yield
     finally:
-        launch.shows_all = shows_all
+        errors.shows_all = shows_all
         logger.setLevel(before[0])
         for handler, stream in zip(handlers, before[1]):
             handler.stream = stream

@@ -97,9 +97,8 @@ def run_pretrain(args: Namespace) -> None:
     from mmengine.config import Config
 
     from mmdense.checkpoints import latest_whole_checkpoint
-    from mmdense.utils.errors import InputError
+    from mmdense.utils.errors import CONFIG_ERRORS, InputError, one_line_errors
     from mmdense.utils.files import write_text, writing
-    from mmdense.utils.launch import CONFIG_ERRORS, one_line_errors
 
     out, ignored = _out(args), []
     config = osp.join(out, 'config.py')
@@ -147,7 +146,7 @@ def run_plan(args: Namespace) -> None:
     """Prints the settings, times some steps, and says what to expect."""
     from mmengine.config import Config
 
-    from mmdense import planning
+    from mmdense.apis import planning
 
     plan = _plan(args)
     _print_table(plan.settings)
@@ -192,7 +191,7 @@ def run_plan(args: Namespace) -> None:
 
 
 def _plan(args: Namespace):
-    from mmdense.planning import Options, make_plan
+    from mmdense.apis.planning import Options, make_plan
 
     options = {name: getattr(args, name) for name in Options._fields if hasattr(args, name)}
     return make_plan(args.images, Options(**options), args.prefix)
@@ -208,7 +207,7 @@ def _out(args: Namespace) -> str:
 
 
 def _text(args: Namespace, plan) -> str:
-    from mmdense.planning import config_text
+    from mmdense.apis.planning import config_text
 
     return config_text(plan.base, plan.settings, _out(args), _command(args))
 
@@ -221,7 +220,7 @@ _NAMES = (
 
 def _told(args: Namespace) -> list:
     """The names of the options that are not as usual."""
-    from mmdense.planning import Options
+    from mmdense.apis.planning import Options
 
     return [name for name in _NAMES if getattr(args, name) != getattr(Options(), name, None)]
 
@@ -239,9 +238,9 @@ def _command(args: Namespace, without: Sequence[str] = (), resume: bool = False)
 
 def _ignored(args: Namespace, cfg) -> list:
     """The names of the options that the config of a run says otherwise."""
-    from mmdense import hub
-    from mmdense.planning import survey_labels
-    from mmdense.planning.survey import find_backbone, read_recipe
+    from mmdense.apis import hub
+    from mmdense.apis.planning import survey_labels
+    from mmdense.apis.planning.survey import find_backbone, read_recipe
     from mmdense.utils.errors import InputError
 
     def backbone() -> bool:
@@ -325,8 +324,8 @@ def _train(config: str, args: Namespace) -> None:
 
 def _launch(config: str, gpus: int, flags: list) -> None:
     import mmdense
-    from mmdense.planning import survey_machine
-    from mmdense.planning.settings import choose_threads
+    from mmdense.apis.planning import survey_machine
+    from mmdense.apis.planning.settings import choose_threads
 
     tools = osp.join(osp.dirname(mmdense.__file__), '.mim', 'tools')
     with socket.socket() as s:  # a port that is free
@@ -365,7 +364,7 @@ def _launch(config: str, gpus: int, flags: list) -> None:
 
 def _print_use(backbone: str, cfg) -> None:
     """Where the result is, and the lines of a config that take it."""
-    from mmdense.checkpoints.inspection import stock_lines
+    from mmdense.apis.inspection.fit import stock_lines
 
     lines = stock_lines(backbone, cfg.model.backbone.to_dict())
     print(f'The backbone is {backbone}{"; in a config of mmdet, or of mmseg:" * bool(lines)}')

@@ -12,6 +12,6 @@ def add_report(command) -> None:
 
 def run_report(args: Namespace) -> None:
     """Writes the page, and prints its path."""
-    from mmdense.visualization.report import write_report
+    from mmdense.apis.report.report import write_report
 
     print(write_report(args.dir, args.out))

@@ -28,8 +28,8 @@ def add_show(command) -> None:
 
 def run_show(args: Namespace) -> None:
     """Writes pictures and a page, and prints their paths."""
-    from mmdense.utils.launch import CONFIG_ERRORS, one_line_errors
-    from mmdense.visualization.features import show
+    from mmdense.apis.report.show import show
+    from mmdense.utils.errors import CONFIG_ERRORS, one_line_errors
 
     point = tuple(args.point)
     with one_line_errors(*CONFIG_ERRORS):

@@ -20,8 +20,8 @@ from mmdense.utils.log_level import hide_remarks
 hide_remarks()  # before the imports below
 
 from mmdense.engine import ProgressBarHook  # noqa: E402
+from mmdense.engine.launch import train  # noqa: E402
 from mmdense.engine.training import prepare_training, train_parser  # noqa: E402
-from mmdense.utils.launch import train  # noqa: E402
 
 from .output import add_output, output  # noqa: E402
 

@@ -11,7 +11,7 @@ def add_list(command) -> None:
 
 def run_list(args: Namespace) -> None:
     """Prints the recipes."""
-    from mmdense import hub
+    from mmdense.apis import hub
     from mmdense.utils.errors import InputError
 
     names = hub.list_models(args.pattern)
@@ -36,6 +36,6 @@ def add_download(command) -> None:
 
 def run_download(args: Namespace) -> None:
     """Downloads, and prints the path."""
-    from mmdense import hub
+    from mmdense.apis import hub
 
     print(hub.download(args.name, args.dest))

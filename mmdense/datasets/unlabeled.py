@@ -15,10 +15,10 @@ from mmengine.structures import BaseDataElement
 from mmdense.registry import DATASETS
 from mmdense.utils.errors import DataError
 from mmdense.utils.randomness import seeded
-from mmdense.utils.workers import settle_worker
 
 from .storage import LmdbStorage, ZipStorage, open_storage
 from .transforms.loading import UnreadableImageError
+from .workers import settle_worker
 
 _PathLike = Union[str, os.PathLike]
 

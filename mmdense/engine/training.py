@@ -12,15 +12,10 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmdense.checkpoints import latest_whole_checkpoint
 from mmdense.models.selfsup import DenseSelfSupervisor
-from mmdense.utils.launch import (
-    CONFIG_ERRORS,
-    add_common_arguments,
-    build_runner,
-    merge_common_arguments,
-    one_line_errors,
-)
+from mmdense.utils.errors import CONFIG_ERRORS, one_line_errors
 
 from .hooks import check_enough_images
+from .launch import add_common_arguments, build_runner, merge_common_arguments
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -139,7 +134,7 @@ def build_training(runner: Runner) -> None:
 
 def prepare_training(args: argparse.Namespace) -> Runner:
     """The runner of the config and the arguments, ready for
-    :func:`mmdense.utils.launch.train`. What is wrong with them ends the program with one line."""
+    :func:`mmdense.engine.launch.train`. What is wrong with them ends the program with one line."""
     with one_line_errors(*CONFIG_ERRORS):
         cfg = Config.fromfile(args.config)
         merge_train_arguments(cfg, args)

@@ -13,11 +13,12 @@ import torch
 from mmengine.dist import all_gather_object, broadcast, get_rank, get_world_size
 from torch import Tensor, nn
 
+from mmdense.models.utils import calibrate
 from mmdense.utils.checks import check_counts
 from mmdense.utils.errors import DataError, InputError, MMDenseError
-from mmdense.visualization import calibrate, stage_maps
 
 from .classifiers import LinearProbe, NearestNeighbours
+from .feature_maps import stage_maps
 from .labelled_data import LabelledBoxes, LabelledImage, LabelledMaps
 
 METHODS = dict(knn=NearestNeighbours, linear=LinearProbe)
@@ -62,7 +63,7 @@ def evaluate_features(
     buffers (BatchNorm's statistics) of the first; all get the same numbers.
 
     Args:
-        backbone (nn.Module): As :func:`mmdense.visualization.stage_maps` takes
+        backbone (nn.Module): As :func:`mmdense.evaluation.feature_maps.stage_maps` takes
             it.
         preprocessor (nn.Module): 1×3×H×W uint8, BGR, to what it takes.
         data (LabelledMaps | LabelledBoxes): Labelled images.

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .data_preprocessor import SelfSupDataPreprocessor  # noqa: F401
 from .heads import *  # noqa: F403
+from .layers import *  # noqa: F403
 from .losses import *  # noqa: F403
 from .necks import *  # noqa: F403
 from .selfsup import *  # noqa: F403

@@ -84,8 +84,6 @@ def _ops() -> str:
 def _loader() -> str:
     from mmengine.runner import CheckpointLoader
 
-    import mmdense.checkpoints  # noqa: F401 - puts it there
-
     ours = CheckpointLoader._get_checkpoint_loader('file.pth').__module__.startswith('mmdense.')
     return 'restricted' if ours else 'NOT RESTRICTED: another package registered its own'
 

@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import ResNet
 
+from mmdense.apis.inspection.fit import check_fit, read_config
 from mmdense.checkpoints import save_backbone
-from mmdense.checkpoints.inspection import check_fit, read_config
 from mmdense.cli import main
 from mmdense.utils.log_level import log_level
 

@@ -31,7 +31,7 @@ def broken(monkeypatch):
         def run(*_):
             raise error
 
-        monkeypatch.setattr('mmdense.hub.list_models', run)
+        monkeypatch.setattr('mmdense.apis.hub.list_models', run)
 
     return raises
 
@@ -137,8 +137,8 @@ def test_remarks_of_other_packages_go_to_stderr_as_asked(monkeypatch, capsys):
 
     logger = MMLogger.get_current_instance()
     level = logger.level
-    monkeypatch.setattr('mmdense.hub.list_models', run)
-    monkeypatch.setattr('mmdense.hub.find_weights', lambda name: None)
+    monkeypatch.setattr('mmdense.apis.hub.list_models', run)
+    monkeypatch.setattr('mmdense.apis.hub.find_weights', lambda name: None)
     for flag, seen in (('-q', [40]), ('', [30, 40]), ('-v', [20, 30, 40])):
         assert ended('list', *filter(None, [flag])) == 0
         printed = capsys.readouterr()
@@ -154,8 +154,8 @@ def test_no_color(repo, tmp_path):
     (tmp_path / 'user.py').write_text(
         'import sys\n'
         'from mmengine.logging import print_log\n'
-        'import mmdense.hub, mmdense.cli\n'
-        "mmdense.hub.list_models = lambda *_: print_log('red', 'current', 40) or []\n"
+        'import mmdense.apis.hub, mmdense.cli\n'
+        "mmdense.apis.hub.list_models = lambda *_: print_log('red', 'current', 40) or []\n"
         "mmdense.cli.main(['list'])\n"
     )
     env = dict(os.environ, PYTHONPATH=str(repo), TERM='xterm-256color')
@@ -281,8 +281,8 @@ def test_help_comes_at_once(run):
 def test_ctrl_c(repo, tmp_path):
     """The signal itself, while a command waits."""
     (tmp_path / 'user.py').write_text(
-        'import time, mmdense.hub, mmdense.cli\n'
-        "mmdense.hub.list_models = lambda *_: print('waits', flush=True) or time.sleep(60)\n"
+        'import time, mmdense.apis.hub, mmdense.cli\n'
+        "mmdense.apis.hub.list_models = lambda *_: print('waits', flush=True) or time.sleep(60)\n"
         "mmdense.cli.main(['list'])\n"
     )
     process = subprocess.Popen(

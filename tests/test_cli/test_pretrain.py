@@ -19,8 +19,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmdense.apis.report.report import write_report
 from mmdense.cli import main
-from mmdense.visualization.report import write_report
 
 
 @pytest.fixture
@@ -213,10 +213,10 @@ def test_lines_for_another_backbone(backbone, tmp_path, capsys, require):
     from mmengine.registry import MODELS, DefaultScope
     from mmengine.structures import BaseDataElement
 
+    from mmdense.apis.inspection.fit import read_config
+    from mmdense.apis.planning.survey import find_backbone, read_recipe
     from mmdense.checkpoints import save_backbone
-    from mmdense.checkpoints.inspection import read_config
     from mmdense.cli.pretrain import _print_use
-    from mmdense.planning.survey import find_backbone, read_recipe
     from mmdense.utils.log_level import log_level
 
     kind = find_backbone(backbone, read_recipe('densecl').model.backbone)

@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmdense.datasets import UnlabeledDataset
-from mmdense.utils.launch import merge_common_arguments
-from mmdense.utils.workers import outlive_signals
+from mmdense.datasets.workers import outlive_signals
+from mmdense.engine.launch import merge_common_arguments
 
 
 @pytest.fixture

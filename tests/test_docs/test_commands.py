@@ -32,7 +32,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, MODELS, VISUALIZERS, DefaultScope
 from pages import CODE, REPO, blocks, english
 
-from mmdense import hub
+from mmdense.apis import hub
 from mmdense.cli import main
 from mmdense.cli.main import build_parser
 from mmdense.compat import MENDS

@@ -16,7 +16,8 @@ from runs import tiny_config
 from torch.nn.functional import normalize
 
 from mmdense.engine import HealthMonitorHook
-from mmdense.engine.hooks.health import _pixels, _slots, _Watch, match_entropy, spread
+from mmdense.engine.hooks.health import _pixels, _slots, _Watch
+from mmdense.evaluation.collapse import match_entropy, spread
 from mmdense.models import PixProHead
 from mmdense.utils.errors import InputError, MMDenseError
 

@@ -7,7 +7,8 @@ from mmengine.model import MMDistributedDataParallel
 from tiny import joined_batch, main, tiny_model
 from torch import distributed, nn
 
-from mmdense.models.utils import KeyQueue, gather_rows, shuffled_forward
+from mmdense.models.layers import KeyQueue
+from mmdense.models.utils import gather_rows, shuffled_forward
 
 
 def enqueue(rank):

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdense.models.utils import KeyQueue
+from mmdense.models.layers import KeyQueue
 from mmdense.utils.errors import InputError
 
 

@@ -4,7 +4,7 @@ import torch
 from tiny import ALGORITHMS, joined_batch, tiny_model
 from torch import nn
 
-from mmdense.models.utils import MomentumEncoder
+from mmdense.models.layers import MomentumEncoder
 from mmdense.utils.errors import InputError
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmdense.models import losses as L
 from mmdense.models.heads import PixContrastHead, PixProHead
 from mmdense.models.heads.slot_contrast_head import true_rows
-from mmdense.models.necks import SemanticGrouping
+from mmdense.models.layers import SemanticGrouping
 from mmdense.models.utils import match_cells
 from mmdense.utils.errors import InputError
 

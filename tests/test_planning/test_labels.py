@@ -8,9 +8,9 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mmdense import planning
+from mmdense.apis import planning
+from mmdense.apis.planning import labels
 from mmdense.engine import DenseEvaluationHook
-from mmdense.planning import labels
 from mmdense.registry import DATASETS
 from mmdense.utils.errors import DataError, InputError
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
 
-from mmdense import planning
-from mmdense.planning import Images, Machine, Network, Options
-from mmdense.planning.settings import choose_size, power_of_two
+from mmdense.apis import planning
+from mmdense.apis.planning import Images, Machine, Network, Options
+from mmdense.apis.planning.settings import choose_size, power_of_two
 from mmdense.utils.errors import DataError, InputError
 
 R50 = Network({}, 2048, 28_000_000, 86_000_000)

@@ -12,8 +12,8 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mmdense import planning
-from mmdense.planning import Images, Machine, Options, Times
+from mmdense.apis import planning
+from mmdense.apis.planning import Images, Machine, Options, Times
 from mmdense.utils.errors import CheckpointError, DataError, InputError
 
 

@@ -183,7 +183,7 @@ def test_random_is_resnets_own_initialisation(data_root):
     import torch
     from mmengine.registry import MODELS, DefaultScope
 
-    from mmdense.utils.transfer import Method, plan
+    from mmdense.apis.transfer import Method, plan
 
     pytest.importorskip('mmseg')
     (run,) = plan([Method('random')], ['fcn_r50_camvid'], 'nowhere', data_root=str(data_root))
@@ -206,9 +206,9 @@ pathlib.Path(os.environ['RANK'] + '.txt').write_text(' '.join(sys.argv[1:]))
 
 def test_several_gpus_and_the_lock(tmp_path, monkeypatch):
     """Through torchrun, one process a GPU; and two programs never train in one folder."""
+    from mmdense.apis.transfer import Method, Run, _call
     from mmdense.utils.errors import MMDenseError
     from mmdense.utils.files import locked
-    from mmdense.utils.transfer import Method, Run, _call
 
     tools = tmp_path / 'package' / '.mim' / 'tools'
     tools.mkdir(parents=True)

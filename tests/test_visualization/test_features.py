@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import cosine_similarity
 
+from mmdense.apis.report.show import cell_similarities, load_images, show, similarity_at
 from mmdense.utils.errors import MMDenseError
-from mmdense.visualization.features import cell_similarities, load_images, show, similarity_at
 
 
 def test_cell_similarities_are_cosines():

@@ -6,16 +6,11 @@ from mmpretrain.models import ConvNeXt, MobileNetV2, ResNet, SwinTransformer
 from PIL import Image
 
 from mmdense.checkpoints import saved_model_config
+from mmdense.checkpoints.backbones import load_backbones
+from mmdense.evaluation.feature_maps import read_images, stage_maps, to_inputs
+from mmdense.models.utils import calibrate
 from mmdense.utils.errors import CheckpointError, DataError, InputError
-from mmdense.visualization import (
-    calibrate,
-    draw_levels,
-    load_backbones,
-    pca_colours,
-    read_images,
-    stage_maps,
-    to_inputs,
-)
+from mmdense.visualization import draw_levels, pca_colours
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mmdense.utils.errors import InputError
-from mmdense.visualization.charts import thin
-from mmdense.visualization.report import (
+from mmdense.apis.report.charts import thin
+from mmdense.apis.report.report import (
     _aligned,
     build_dataset,
     charts_of,
     sample_views,
     write_report,
 )
-from mmdense.visualization.run_log import RunLog, read_run
+from mmdense.apis.report.run_log import RunLog, read_run
+from mmdense.utils.errors import InputError
 
 CONFIG = """
 model = dict(type='DenseCL', backbone=dict(type='mmpretrain.ResNet', depth=18))
@@ -144,7 +144,7 @@ def test_chance_of_detco_is_that_of_its_weighted_sum(write):
 
 
 def test_bounds_of_health_are_those_of_the_hook(write):
-    from mmdense.engine.hooks.health import SIGNS
+    from mmdense.evaluation.collapse import SIGNS
 
     rows = [row(s, health_global_std=0.4, health_global_rank=9.0) for s in (5, 10)]
     charts = {c.title: c for _, found in charts_of(read_run(write(rows))) for c in found}

@@ -7,19 +7,11 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmdense.checkpoints import describe_product
+from mmdense.datasets.image_loader import image_loader
+from mmdense.evaluation.slots import Picture, Survey, load_slotcon, segment_images, survey
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError, DataError, InputError
-from mmdense.visualization import (
-    Picture,
-    Survey,
-    draw_groups,
-    draw_nearest,
-    image_loader,
-    load_slotcon,
-    prototype_colours,
-    segment_images,
-    survey,
-)
+from mmdense.visualization import draw_groups, draw_nearest, prototype_colours
 
 CONFIG = """
 norm = dict(type='BN')

@@ -4,7 +4,7 @@ methods = ['mocov2', 'densecl', 'pixpro', 'slotcon', 'detco']
 seeds = [0]
 share = 10  # the tasks with few labels: every tenth training image
 
-# Settings are those of `mmdense pretrain`, by mmdense.planning's rules, for `device`
+# Settings are those of `mmdense pretrain`, by mmdense.apis.planning's rules, for `device`
 pretrain = dict(
     device='cpu',
     images=['unlabeled', 'camvid/img_dir/train'],

@@ -7,7 +7,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from mmdense.datasets.sampler import ResumableSampler
-from mmdense.models.utils import MomentumEncoder
+from mmdense.models.layers import MomentumEncoder
 from mmdense.registry import HOOKS
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.randomness import seed_all

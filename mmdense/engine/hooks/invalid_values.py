@@ -14,7 +14,7 @@ from mmpretrain.utils import get_ori_model
 from torch import Tensor, nn
 
 from mmdense.checkpoints import latest_whole_checkpoint
-from mmdense.models.utils import KeyQueue, MomentumEncoder
+from mmdense.models.layers import KeyQueue, MomentumEncoder
 from mmdense.registry import HOOKS
 from mmdense.utils.checks import check_counts
 from mmdense.utils.errors import MMDenseError

@@ -6,7 +6,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook, LoggerHook
 from mmpretrain.utils import get_ori_model
 
-from mmdense.models.utils import KeyQueue, MomentumEncoder
+from mmdense.models.layers import KeyQueue, MomentumEncoder
 from mmdense.registry import HOOKS
 
 from .momentum_twin import accumulated

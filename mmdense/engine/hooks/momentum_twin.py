@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
-from mmdense.models.utils import MomentumEncoder
+from mmdense.models.layers import MomentumEncoder
 from mmdense.registry import HOOKS
 
 

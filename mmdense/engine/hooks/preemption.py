@@ -11,8 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import distributed
 
+from mmdense.datasets.workers import outlive_signals
 from mmdense.registry import HOOKS
-from mmdense.utils.workers import outlive_signals
 
 from .checkpoint import CheckpointHook
 from .momentum_twin import accumulated

@@ -2,6 +2,5 @@
 from .densecl_neck import DenseCLNeck
 from .detco_neck import DetCoNeck
 from .projection_mlp import ProjectionMLP
-from .semantic_grouping import SemanticGrouping
 
-__all__ = ['DenseCLNeck', 'DetCoNeck', 'ProjectionMLP', 'SemanticGrouping']
+__all__ = ['DenseCLNeck', 'DetCoNeck', 'ProjectionMLP']

@@ -5,7 +5,7 @@ import torch
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
-from mmdense.models.utils import KeyQueue, MomentumEncoder, unflatten_queues
+from mmdense.models.layers import KeyQueue, MomentumEncoder, unflatten_queues
 from mmdense.utils.errors import InputError
 
 

@@ -5,14 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mmdense.models.utils import (
-    KeyQueue,
-    MomentumEncoder,
-    enqueue,
-    gather_cells,
-    match_cells,
-    shuffled_forward,
-)
+from mmdense.models.layers import KeyQueue, MomentumEncoder, enqueue
+from mmdense.models.utils import gather_cells, match_cells, shuffled_forward
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_fractions
 from mmdense.utils.errors import InputError

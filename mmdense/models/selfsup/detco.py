@@ -5,14 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mmdense.models.utils import (
-    KeyQueue,
-    MomentumEncoder,
-    enqueue,
-    map_channels,
-    shuffled_forward,
-    split_patches,
-)
+from mmdense.models.layers import KeyQueue, MomentumEncoder, enqueue
+from mmdense.models.utils import map_channels, shuffled_forward, split_patches
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero
 from mmdense.utils.errors import InputError

@@ -4,7 +4,8 @@ from typing import Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from mmdense.models.utils import MomentumEncoder, view_boxes
+from mmdense.models.layers import MomentumEncoder
+from mmdense.models.utils import view_boxes
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero
 from mmdense.utils.errors import InputError

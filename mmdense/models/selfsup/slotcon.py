@@ -6,9 +6,9 @@ from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from mmdense.models.layers import MomentumEncoder, SemanticGrouping, TeacherCenter
 from mmdense.models.losses import group_distillation
-from mmdense.models.necks import SemanticGrouping
-from mmdense.models.utils import MomentumEncoder, TeacherCenter, align_maps, view_boxes
+from mmdense.models.utils import align_maps, view_boxes
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero, check_fractions
 from mmdense.utils.errors import InputError

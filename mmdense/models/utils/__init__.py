@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from .batch_norm import calibrate
 from .correspondence import gather_cells, match_cells
 from .float32 import in_float32
 from .gather import gather_rows
@@ -12,21 +13,15 @@ from .geometry import (
     to_view,
     view_boxes,
 )
-from .key_queue import KeyQueue, enqueue, unflatten_queues
 from .map_channels import map_channels
-from .momentum_encoder import MomentumEncoder
 from .patches import split_patches
 from .shuffled_bn import shuffled_forward
-from .teacher_center import TeacherCenter
 
 __all__ = [
-    'KeyQueue',
-    'MomentumEncoder',
-    'TeacherCenter',
     'align_maps',
+    'calibrate',
     'cell_centres',
     'cell_distances',
-    'enqueue',
     'from_view',
     'gather_cells',
     'gather_rows',
@@ -38,6 +33,5 @@ __all__ = [
     'shuffled_forward',
     'split_patches',
     'to_view',
-    'unflatten_queues',
     'view_boxes',
 ]

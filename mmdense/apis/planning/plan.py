@@ -4,7 +4,7 @@ from typing import List, NamedTuple, Optional
 
 from mmengine.runner import CheckpointLoader
 
-from mmdense import hub
+from mmdense.apis import hub
 from mmdense.checkpoints import recognise
 from mmdense.utils.errors import InputError
 

@@ -16,12 +16,15 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from mmdense.checkpoints import read_checkpoint, recognise
+from mmdense.checkpoints.backbones import Backbones, load_backbones
 from mmdense.datasets import LoadImage, UnlabeledDataset, UnreadableImageError
 from mmdense.datasets.storage import open_storage
+from mmdense.evaluation.feature_maps import fit_image, stage_maps, to_inputs
+from mmdense.evaluation.slots import group_pixels, load_slotcon
+from mmdense.models.utils.batch_norm import calibrate
 from mmdense.utils.checks import check_counts, check_fractions
 from mmdense.utils.errors import CheckpointError, DataError, InputError
-
-from .correspondence import (
+from mmdense.visualization.correspondence import (
     Matches,
     Panel,
     draw_correspondence,
@@ -29,26 +32,10 @@ from .correspondence import (
     match_errors,
     match_views,
 )
+from mmdense.visualization.levels import Stage, draw_levels, pca_colours
+from mmdense.visualization.slots import _short_name, draw_groups, paint_groups, prototype_colours
+
 from .html import data_uri, write_page
-from .levels import (
-    Backbones,
-    Stage,
-    calibrate,
-    draw_levels,
-    fit_image,
-    load_backbones,
-    pca_colours,
-    stage_maps,
-    to_inputs,
-)
-from .slots import (
-    _short_name,
-    draw_groups,
-    group_pixels,
-    load_slotcon,
-    paint_groups,
-    prototype_colours,
-)
 
 NETWORKS = ('pretrained', 'random')
 _MOST_CELLS = 576  # of an image in the page, whose table has the square of it

@@ -178,10 +178,10 @@ def derive_settings(
     """All settings of a run.
 
     Args:
-        images (Images): Of :func:`~mmdense.planning.survey_images`.
-        machine (Machine): Of :func:`~mmdense.planning.survey_machine`.
-        network (Network): Of :func:`~mmdense.planning.survey_network`.
-        recipe (Config): Of :func:`~mmdense.planning.read_recipe`.
+        images (Images): Of :func:`~mmdense.apis.planning.survey_images`.
+        machine (Machine): Of :func:`~mmdense.apis.planning.survey_machine`.
+        network (Network): Of :func:`~mmdense.apis.planning.survey_network`.
+        recipe (Config): Of :func:`~mmdense.apis.planning.read_recipe`.
         options (Options): What was asked for.
         base (Config, optional): The config that is to be inherited. Defaults to the recipe.
 

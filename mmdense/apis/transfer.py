@@ -28,10 +28,9 @@ from mmengine.runner import CheckpointLoader
 import mmdense
 from mmdense.checkpoints import recognise
 from mmdense.checkpoints.io import cached_path
-
-from .download import sha256_of
-from .errors import CheckpointError, DataError, InputError, MMDenseError
-from .files import locked, write_text
+from mmdense.utils.download import sha256_of
+from mmdense.utils.errors import CheckpointError, DataError, InputError, MMDenseError
+from mmdense.utils.files import locked, write_text
 
 ROOT = osp.dirname(osp.abspath(mmdense.__file__))
 INITIALISER = 'mmdense.SelfSupPretrained'

@@ -12,25 +12,21 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import DefaultScope
 from torch.utils.data import Dataset
 
+from mmdense.checkpoints.backbones import load_backbones
 from mmdense.datasets import LoadImage, UnreadableImageError
 from mmdense.datasets.transforms.batched import apply_batch
-from mmdense.engine.hooks.health import SIGNS
+from mmdense.evaluation.collapse import SIGNS
+from mmdense.evaluation.feature_maps import fit_image, stage_maps, to_inputs
+from mmdense.models.utils.batch_norm import calibrate
 from mmdense.registry import DATASETS, TRANSFORMS
 from mmdense.utils.errors import DataError
 from mmdense.utils.randomness import seeded
+from mmdense.visualization.levels import pca_colours
+from mmdense.visualization.slots import _short_name
 
 from .charts import Chart, Series
 from .html import data_uri, write_page
-from .levels import (
-    calibrate,
-    fit_image,
-    load_backbones,
-    pca_colours,
-    stage_maps,
-    to_inputs,
-)
 from .run_log import Curve, RunLog, read_run
-from .slots import _short_name
 
 _NUM_IMAGES, _NUM_CHECKPOINTS = 4, 5
 

@@ -1,7 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """From images to the settings of a run, each with its reason; to its config; to its time."""
 
-from .config import config_text
+from .config_text import config_text
 from .labels import Labels, survey_labels
 from .plan import Plan, make_plan, plan_for_gpus, published_weights
 from .settings import Options, Setting, derive_settings

@@ -1,14 +1,9 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """What tools/train.py and tools/test.py have in common."""
 
-import linecache
 import os
 import os.path as osp
-import sys
-import traceback
 import warnings
-from contextlib import contextmanager
-from typing import Iterator
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -20,8 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import mmdense.checkpoints  # noqa: F401 - its loader takes MMEngine's place from here on
-
-from .errors import MMDenseError
+from mmdense.utils.errors import one_line_errors
 
 
 def add_common_arguments(parser) -> None:
@@ -69,10 +63,6 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _prepare_cpu_processes(cfg)
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
-
-
-# What a line of one_line_errors says about the rest; a command line may have its own way.
-shows_all = 'MMDENSE_TRACEBACK=1'
 
 
 class _FirstStep(Hook):
@@ -134,48 +124,3 @@ def _replace_sync_bn(node) -> int:
         node['type'] = 'BN'
         count += 1
     return count
-
-
-@contextmanager
-def one_line_errors(*also: type) -> Iterator[None]:
-    """Ends the program with one line on an error that the user can mend.
-
-    Args:
-        also: Exception classes that are the user's within this block, besides
-            :class:`MMDenseError`. MMDENSE_TRACEBACK=1 shows all of them whole.
-    """
-    try:
-        yield
-    except (MMDenseError, *also) as error:
-        if os.environ.get('MMDENSE_TRACEBACK'):
-            raise
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        if text.startswith('Caught ') and 'Original Traceback' in text:
-            # From a data loader's worker, with its traceback; the message comes last.
-            text = text.strip().splitlines()[-1].split('Error: ', 1)[-1]
-        message = ' '.join(text.split())
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            message = f'{os.fsdecode(error.filename)}: {error.strerror}'
-        elif not isinstance(error, MMDenseError):  # may need its context to be understood
-            *_, frame = traceback.walk_tb(error.__traceback__)
-            if not message:
-                message = linecache.getline(frame[0].f_code.co_filename, frame[1]).strip()
-            where = '/'.join(frame[0].f_code.co_filename.split(os.sep)[-2:])
-            message += f' ({type(error).__name__} at {where}:{frame[1]}; {shows_all} shows all)'
-        print(f'mmdense: error: {message}', file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
-
-
-# What a wrong value in a config raises while things are built from it.
-CONFIG_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)

@@ -1,0 +1,21 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Inspect a checkpoint: what it is, whether it is healthy, and what a detector or segmenter takes
+of it."""
+
+from .features import feature_health
+from .fit import Fit, check_fit, filled_by_mmengine, groups, read_config, stock_lines
+from .tensors import Note, describe, read, tensor_health
+
+__all__ = [
+    'Fit',
+    'Note',
+    'check_fit',
+    'describe',
+    'feature_health',
+    'filled_by_mmengine',
+    'groups',
+    'read',
+    'read_config',
+    'stock_lines',
+    'tensor_health',
+]

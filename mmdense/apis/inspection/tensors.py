@@ -1,0 +1,184 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""What a checkpoint is, whether it is healthy, and what a detector or segmenter takes of it."""
+
+import re
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+from mmengine.runner import CheckpointLoader
+from torch import Tensor
+
+from mmdense.checkpoints.architectures import count_by_part, missed_tensors
+from mmdense.checkpoints.formats import Recognised, recognise
+from mmdense.checkpoints.model_config import saved_backbone_config
+
+_SETTLED = 100  # steps after which little of BatchNorm's first statistics is left, 0.9 ** 100
+
+
+class Note(NamedTuple):
+    """One finding.
+
+    Attributes:
+        level (str): 'ok', 'note' or 'warning'; 'error' where the file cannot be used like that.
+        text (str): One line.
+    """
+
+    level: str
+    text: str
+
+
+def read(checkpoint: str, prefix: Optional[str] = None) -> Recognised:
+    """Reads and recognises a checkpoint, path or URL.
+
+    Raises:
+        CheckpointError: As :func:`recognise`.
+    """
+    content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
+    return recognise(content, name=checkpoint, prefix=prefix)
+
+
+def describe(found: Recognised) -> Dict[str, str]:
+    """What a checkpoint is.
+
+    Returns:
+        Dict[str, str]: Facts by name, for people; those that it does not say are left out.
+    """
+    meta, tensors = found.meta, found.backbone
+    own = meta.get('mmdense') if isinstance(meta.get('mmdense'), dict) else {}
+    statistics = ('running_mean', 'running_var', 'num_batches_tracked')
+    weights = sum(v.numel() for k, v in tensors.items() if not k.endswith(statistics))
+    facts = {'what': str(found), 'method': found.algorithm_type or own.get('algorithm', '')}
+    facts['backbone'] = f'{len(tensors)} tensors, {weights / 1e6:.1f} M parameters'
+    facts['product'] = own.get('product', '')
+    if found.dropped:
+        facts['beside it'] = f'{len(found.dropped)} tensors ({count_by_part(found.dropped)})'
+    facts['queue'] = ', '.join(_queues(found.algorithm or {}))
+    about = {**own, **meta}
+    trained = [f'{name} {about[key]}' for name, key in _PROGRESS.items() if _is_plain(about, key)]
+    facts['trained'] = ', '.join(trained)
+    versions = {name: about.get(key) for name, key in _VERSIONS.items()}
+    # MMEngine's has the commit of the current folder behind it
+    versions = {k: re.sub('[0-9a-f]{40}$', '', str(v)) for k, v in versions.items() if v}
+    facts['written by'] = ', '.join(f'{k} {v}' for k, v in versions.items())
+    when = str(meta.get('time', ''))
+    facts['written'] = re.sub(
+        r'^(\d{4})(\d\d)(\d\d)_(\d\d)(\d\d)(\d\d)$', r'\1-\2-\3 \4:\5:\6', when
+    )
+    # a run is named after its config and the time
+    name = re.sub(r'_\d{8}_\d{6}$', '', str(meta.get('experiment_name', '')))
+    name = re.sub('_whole$', '.py', name)  # see mmdense.engine.training.keep_config
+    facts['config'] = name or ('in the file' if meta.get('cfg') else '')
+    return {name: ' '.join(str(value).split()) for name, value in facts.items() if value}
+
+
+_PROGRESS = {'epoch': 'epoch', 'iteration': 'iter'}
+
+_VERSIONS = {'mmdense': 'version', 'mmengine': 'mmengine_version', 'mmcv': 'mmcv_version'}
+
+
+def _is_plain(meta: dict, key: str) -> bool:
+    return isinstance(meta.get(key), (int, float, str))
+
+
+def _queues(tensors: Dict[str, Tensor]) -> Iterator[str]:
+    """How full each is."""
+    for name, keys in tensors.items():
+        path, _, last = name.rpartition('.')
+        if last == 'keys' and f'{path}.filled' in tensors and keys.dim() == 2:
+            length, filled = keys.size(1), int(tensors[f'{path}.filled'].flatten()[0])
+            yield f'{path} {filled} of {length} keys ({filled / max(length, 1):.0%})'
+        elif f'{name}_ptr' in tensors and keys.dim() == 2:
+            yield f'{name} {keys.size(1)} keys (the file does not say how many are real)'
+
+
+def tensor_health(found: Recognised) -> List[Note]:
+    """Whether the backbone's tensors are those of a training that went well.
+
+    A new network's BatchNorm has means 0 and variances 1, scales 1 (0 where blocks begin as
+    identities) and shifts 0: a file like that was not trained. A channel whose variance is less
+    than a millionth of its layer's median gives the same everywhere.
+    """
+    tensors, notes = found.backbone, []
+    floats = {k: v for k, v in tensors.items() if v.is_floating_point()}
+    bad = [k for k, v in floats.items() if not torch.isfinite(v).all()]
+    if bad:
+        notes.append(
+            Note('error', f'{len(bad)} of {len(tensors)} tensors hold NaN or infinity: {_few(bad)}')
+        )
+        return notes
+    notes.append(Note('ok', f'all {len(tensors)} tensors are finite'))
+    network, missed = missed_tensors(tensors)
+    if missed:
+        notes.append(Note('error', f'not a whole {network}: {len(missed)} missed: {_few(missed)}'))
+    zero = [k for k, v in floats.items() if v.dim() > 1 and not v.any()]
+    if zero:
+        notes.append(Note('warning', f'weights that are 0 throughout: {_few(zero)}'))
+    norms = [k[: -len('running_var')] for k in floats if k.endswith('running_var')]
+    if not norms:
+        text = 'no BatchNorm: its tensors do not show whether it was trained'
+        text += '; try --images' * bool(saved_backbone_config(found.meta))
+        return [*notes, Note('note', text)]
+    return [*notes, *_norm_health(floats, tensors, norms)]
+
+
+def _norm_health(floats: Dict[str, Tensor], tensors: Dict[str, Tensor], norms: List[str]):
+    start = {'running_mean': (0,), 'running_var': (1,), 'weight': (0, 1), 'bias': (0,)}
+    untouched = {
+        kind: sum(_is_constant(floats.get(f'{norm}{kind}'), values) for norm in norms)
+        for kind, values in start.items()
+    }
+    statistics = min(untouched['running_mean'], untouched['running_var'])
+    affine = min(untouched['weight'], untouched['bias'])
+    steps = [int(tensors[k].flatten()[0]) for k in tensors if k.endswith('num_batches_tracked')]
+    if statistics == len(norms):
+        yield Note(
+            'warning',
+            f'NOT TRAINED: the statistics of all {len(norms)} BatchNorms are those of a new '
+            'network',
+        )
+    elif affine == len(norms):
+        yield Note(
+            'warning',
+            f'NOT TRAINED: the scales and shifts of all {len(norms)} BatchNorms are those of a '
+            'new network, though images went through it',
+        )
+    elif statistics or affine:
+        yield Note(
+            'note',
+            f'of {len(norms)} BatchNorms {statistics} have the statistics and {affine} the scales '
+            'of a new network',
+        )
+    else:
+        yield Note('ok', f'trained: all {len(norms)} BatchNorms differ from a new network')
+    if steps and 0 < max(steps) < _SETTLED:
+        yield Note(
+            'warning',
+            f'BatchNorm has seen {max(steps)} steps only: its statistics are not settled',
+        )
+    dead, most = 0, ('', 0.0)
+    total = 0
+    for norm in norms:
+        var = floats[f'{norm}running_var']
+        if not var.dim():
+            continue
+        count = int((var <= 1e-6 * var.max() + 1e-12).sum())
+        dead, total = dead + count, total + len(var)
+        most = max(most, (norm.rstrip('.'), count / max(len(var), 1)), key=lambda pair: pair[1])
+    if dead:
+        yield Note(
+            'warning' if most[1] > 0.25 else 'note',
+            f'{dead} of {total} channels are constant (running_var near 0), most in {most[0]}: '
+            f'{most[1]:.0%}',
+        )
+    else:
+        yield Note('ok', f'none of {total} channels is constant')
+
+
+def _is_constant(tensor: Optional[Tensor], values: Tuple[float, ...]) -> bool:
+    if tensor is None:
+        return False
+    return any(bool((tensor == value).all()) for value in values)
+
+
+def _few(names: List[str]) -> str:
+    return ', '.join(names[:3]) + (', …' if len(names) > 3 else '')

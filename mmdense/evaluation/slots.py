@@ -1,0 +1,217 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from mmdense.checkpoints import read_checkpoint, saved_model_config
+from mmdense.datasets.image_loader import _loader
+from mmdense.models import SlotCon
+from mmdense.registry import MODELS
+from mmdense.utils.errors import CheckpointError, InputError
+
+
+def load_slotcon(checkpoint: str, config: Optional[str] = None) -> SlotCon:
+    """A trained SlotCon with its teacher's weights, in eval mode.
+
+    Args:
+        checkpoint (str): A training checkpoint.
+        config (str, optional): The config of the run. Defaults to the one that
+            MMEngine wrote into the checkpoint, which is read as data: nothing
+            in it runs.
+
+    Returns:
+        SlotCon: On the CPU.
+
+    Raises:
+        CheckpointError: When it is no checkpoint, of another algorithm, holds
+            no config, or does not fit it.
+        InputError: When ``config`` is not SlotCon's.
+    """
+    content = read_checkpoint(checkpoint)
+    content = content if isinstance(content, dict) else {}
+    meta = content.get('meta') if isinstance(content.get('meta'), dict) else {}
+    about = meta.get('mmdense') if isinstance(meta.get('mmdense'), dict) else {}
+    tensors = content.get('state_dict')
+    prefix = 'encoder_k.module.'
+    tensors = tensors if isinstance(tensors, dict) else {}
+    teacher = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+    if about.get('algorithm', 'SlotCon') != 'SlotCon':
+        raise CheckpointError(
+            f'{checkpoint} is of {about["algorithm"]}, which has no prototypes; a checkpoint of '
+            'SlotCon is needed'
+        )
+    if 'grouping.slot_embed.weight' not in teacher:
+        raise CheckpointError(
+            f'{checkpoint} holds no SlotCon with its prototypes: take a checkpoint of the '
+            'training run (epoch_*.pth), not an exported backbone'
+        )
+    if config is None:
+        source = 'its own config'
+        cfg = saved_model_config(meta, checkpoint)
+        if cfg is None:
+            raise CheckpointError(
+                f'{checkpoint} does not say with which model it was trained: give the config of '
+                'the run, --config'
+            )
+    else:
+        source = config
+        cfg = Config.fromfile(config).get('model') or {}
+    with DefaultScope.overwrite_default_scope('mmdense'):
+        if cfg.get('type') not in ('SlotCon', 'mmdense.SlotCon'):
+            raise InputError(f'the model of {source} is {cfg.get("type")}, not SlotCon')
+        model = MODELS.build(cfg)
+    module = model.encoder_k.module
+    got, wanted = (
+        {k: tuple(v.shape) for k, v in tensors.items()}
+        for tensors in (teacher, module.state_dict())
+    )
+    wrong = sorted(k for k in {**wanted, **got} if got.get(k) != wanted.get(k))
+    if wrong:
+        key = wrong[0]
+        raise CheckpointError(
+            f"{checkpoint} does not fit the model of {source}: {len(wrong)} of the teacher's "
+            f'tensors differ, first {key} (file: {got.get(key, "none")}, model: '
+            f'{wanted.get(key, "none")})'
+        )
+    module.load_state_dict(teacher)
+    return model.eval()
+
+
+class Survey(NamedTuple):
+    """How P prototypes are used over a folder.
+
+    Attributes:
+        pixels (Tensor): P, how many are best explained by each.
+        scores (Tensor): P×k, descending: of its k nearest segments the mean
+            cosine of their pixels; −inf where there are fewer.
+        images (Tensor): P×k, which images these are in.
+        readable (List[int]): Images that took part.
+        unreadable (List[Tuple[str, str]]): Path and reason of those that could
+            not be read.
+    """
+
+    pixels: Tensor
+    scores: Tensor
+    images: Tensor
+    readable: List[int]
+    unreadable: List[Tuple[str, str]]
+
+    def entropy(self) -> float:
+        """Of the pixels over the prototypes, in bits: 0 to log2 P."""
+        share = self.pixels[self.pixels > 0] / self.pixels.sum()
+        return float(-(share * share.log2()).sum()) + 0.0  # not −0
+
+
+@torch.no_grad()
+def survey(model: SlotCon, loader: DataLoader, nearest: int = 6) -> Survey:
+    """Counts pixels, and finds the nearest segments of each prototype.
+
+    As the published ``viz_slots.py`` ranks images: by the mean cosine of the
+    prototype and the cells that it is best for; here of pixels, after
+    upsampling, and segments smaller than one cell are left out. Memory does
+    not grow with the images.
+
+    Args:
+        model (SlotCon): In eval mode, on any device.
+        loader (DataLoader): Of :func:`image_loader`.
+        nearest (int): k. Defaults to 6.
+
+    Returns:
+        Survey: On the CPU.
+
+    Raises:
+        DataError: When no image can be read (of the loader's data set).
+    """
+    num = model.encoder_k.module['grouping'].slot_embed.num_embeddings
+    pixels = torch.zeros(num, dtype=torch.float64)
+    scores = torch.full((num, nearest), -torch.inf)
+    images = torch.full((num, nearest), -1)
+    readable, unreadable = [], []
+    for batch in loader:
+        labels, best, cell = _segment(model, batch)
+        for i, sample in enumerate(batch['data_samples']):
+            if sample.unreadable:  # and another image in its place
+                unreadable.append(sample.unreadable[0])
+                continue
+            readable.append(sample.sample_idx)
+            area = labels[i].flatten().bincount(minlength=num).double()
+            total = labels[i].flatten().bincount(best[i].flatten(), minlength=num)
+            mean = (total / area).masked_fill(area < cell, -torch.inf).float()
+            pixels += area
+            scores, order = torch.cat([scores, mean[:, None]], dim=1).topk(nearest, dim=1)
+            images = torch.cat([images, torch.full((num, 1), sample.sample_idx)], dim=1)
+            images = images.gather(1, order)
+    return Survey(pixels, scores, images, readable, unreadable)
+
+
+class Picture(NamedTuple):
+    """An image and the prototypes of its pixels.
+
+    Attributes:
+        path (str): The file.
+        image (np.ndarray): H×W×3 uint8, RGB.
+        labels (np.ndarray): H×W, prototypes.
+    """
+
+    path: str
+    image: np.ndarray
+    labels: np.ndarray
+
+
+@torch.no_grad()
+def segment_images(
+    model: SlotCon, loader: DataLoader, indices: Sequence[int]
+) -> Dict[int, Picture]:
+    """Some of the images again, to be drawn.
+
+    Args:
+        model (SlotCon): As in :func:`survey`.
+        loader (DataLoader): The same.
+        indices (Sequence[int]): Which images of its data set.
+
+    Returns:
+        Dict[int, Picture]: By index.
+    """
+    chosen = Subset(loader.dataset, sorted(set(indices)))
+    pictures = {}
+    for batch in _loader(chosen, loader.batch_size, loader.num_workers):
+        labels, _, _ = _segment(model, batch)
+        images = batch['inputs'].flip(1).permute(0, 2, 3, 1).cpu().numpy()  # BGR to RGB
+        for sample, image, label in zip(batch['data_samples'], images, labels):
+            pictures[sample.sample_idx] = Picture(sample.img_path, image, label.numpy())
+    return pictures
+
+
+@torch.no_grad()
+def group_pixels(
+    model: SlotCon, images: Sequence[np.ndarray], names: Sequence[str]
+) -> List[Picture]:
+    """Images in their own shapes, and the prototypes of their pixels.
+
+    Args:
+        model (SlotCon): In eval mode.
+        images (Sequence[np.ndarray]): Each H×W×3 uint8, RGB.
+        names (Sequence[str]): Of the images.
+
+    Returns:
+        List[Picture]: One an image.
+    """
+    pictures = []
+    for image, name in zip(images, names):
+        bgr = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)
+        labels, _, _ = _segment(model, dict(inputs=bgr[None], data_samples=None))
+        pictures.append(Picture(name, image, labels[0].numpy()))
+    return pictures
+
+
+def _segment(model: SlotCon, batch: dict) -> Tuple[Tensor, Tensor, float]:
+    """Prototypes of pixels and their scores, N×H×W; and pixels in a cell."""
+    size = batch['inputs'].shape[-2:]
+    scores = model.teacher_scores(model.data_preprocessor(batch)['inputs'])
+    labels, best = model.best_prototypes(scores, size)
+    return labels.cpu(), best.double().cpu(), size.numel() / scores.shape[-2:].numel()

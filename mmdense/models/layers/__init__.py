@@ -1,0 +1,16 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from .key_queue import KeyQueue, enqueue, unflatten_queues
+from .momentum_encoder import MomentumEncoder
+from .res_layer_extra_norm import ResLayerExtraNorm
+from .semantic_grouping import SemanticGrouping
+from .teacher_center import TeacherCenter
+
+__all__ = [
+    'KeyQueue',
+    'MomentumEncoder',
+    'ResLayerExtraNorm',
+    'SemanticGrouping',
+    'TeacherCenter',
+    'enqueue',
+    'unflatten_queues',
+]
