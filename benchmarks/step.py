@@ -166,7 +166,7 @@ def pixpro_floor(model, views, args):
 def slotcon_floor(model, views, args):
     parts = both_encoders(model, views, args)
     with torch.no_grad(), common.autocast(args):
-        kept_q = [kept_slots(model._group(model._online(), view)[1]) for view in views]
+        kept_q = [kept_slots(model._group(model.online_network(), view)[1]) for view in views]
         kept_k = [kept_slots(model._group(model.encoder_k.module, view)[1]) for view in views]
     # slots that both views have, and the keys they are told from: (M, R), a direction each
     shared = [(int((q & k).sum()), int(k.sum())) for q, k in zip(kept_q, reversed(kept_k))]

@@ -14,7 +14,7 @@ class RunningTwinHook(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        borrow_statistics(model.encoder_k.module, model._online())
+        borrow_statistics(model.encoder_k.module, model.online_network())
 
 
 def borrow_statistics(twin: nn.Module, online: nn.Module) -> None:

@@ -12,7 +12,7 @@ default_hooks = dict(
     # on SIGTERM and SIGUSR1 saves and ends
     preemption=dict(type='PreemptionHook'),
     # moves the twin once a step of the optimizer, where gradients are accumulated
-    momentum_twin=dict(type='MomentumTwinHook'),
+    momentum_twin=dict(type='MomentumEncoderHook'),
     # reads the losses when a line is logged: to read one is to wait for the device
     loss_log=dict(type='LossLogHook'),
     # skips steps that are not finite, and says where they come from

@@ -78,7 +78,7 @@ def get_model(name: str, pretrained: Union[bool, str] = False, **overrides):
             ``backbone=dict(depth=18), queue_len=4096``.
 
     Returns:
-        DenseSelfSupervisor: The algorithm. ``get_product()`` is its backbone.
+        SelfSupervisor: The algorithm. ``get_product()`` is its backbone.
 
     Raises:
         InputError: For an unknown name, or one without published weights.

@@ -21,7 +21,7 @@ def describe_product(algorithm) -> dict:
     """What a checkpoint of ours says about itself, in ``meta['mmdense']``.
 
     Args:
-        algorithm (DenseSelfSupervisor): The model of the run.
+        algorithm (SelfSupervisor): The model of the run.
 
     Returns:
         dict: ``version``, ``algorithm``, and ``product``, the path of the

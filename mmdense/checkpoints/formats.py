@@ -8,13 +8,14 @@ one more function in ``_FORMATS``. docs/checkpoints.md lists them.
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Set
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmdense.checkpoints.architectures import architecture, first_names, has_prefixes
+from mmdense.models.selfsup import registered_algorithms
 from mmdense.utils.errors import CheckpointError
 
 
@@ -182,13 +183,6 @@ def _rename(tensors: Dict[str, Tensor], names: Dict[str, str]) -> Dict[str, Tens
     return renamed
 
 
-def _go_on(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """The twin's step is in no published file: without one the twin would
-    start as a copy of the student."""
-    tensors['encoder_k.steps'] = torch.tensor(1)
-    return tensors
-
-
 def _mmdense(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """Ours say what the product is; an exported backbone has no prefix."""
     own = meta.get('mmdense')
@@ -202,29 +196,26 @@ def _mmdense(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     return found if found.backbone else None
 
 
-def _openselfsup(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """Training checkpoints of DenseCL's authors, and OpenSelfSup's MoCo: the
-    student is kept. ``backbone`` is ``encoder_q.0`` a second time."""
+def _authors(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """Recognise a training checkpoint that an algorithm's own authors wrote."""
+    for kind in registered_algorithms():
+        for format in kind.AUTHORS:
+            if format.source == 'mmpretrain' or not has_prefixes(tensors, *format.parts):
+                continue
+            once = {k: v for k, v in tensors.items() if not k.startswith(format.duplicates)}
+            state = kind.complete_authors_state(_rename(once, format.names))
+            name = kind.__name__
+            return _split(
+                format.source, tensors, format.product, meta, algorithm=state, algorithm_type=name
+            )
+    return None
+
+
+def _openselfsup_moco(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """Recognise OpenSelfSup's MoCo: the online network is kept."""
     if not has_prefixes(tensors, 'encoder_q.0.', 'encoder_k.0.'):
         return None
-    if 'queue2' not in tensors:
-        return _split('OpenSelfSup MoCo', tensors, 'encoder_q.0.', meta)
-    once = {key: value for key, value in tensors.items() if not key.startswith('backbone.')}
-    return _split(
-        'OpenSelfSup DenseCL',
-        tensors,
-        'encoder_q.0.',
-        meta,
-        algorithm=_go_on(_rename(once, _OPENSELFSUP)),
-        algorithm_type='DenseCL',
-    )
-
-
-_OPENSELFSUP = {
-    'encoder_q.0.': 'backbone.',
-    'encoder_q.1.': 'neck.',
-    'encoder_k.': 'encoder_k.module.',
-}
+    return _split('OpenSelfSup MoCo', tensors, 'encoder_q.0.', meta)
 
 
 def _openmmlab(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
@@ -234,9 +225,17 @@ def _openmmlab(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
         return None
     whole = {}
     if parts - {'backbone', 'head', 'data_preprocessor'}:  # what a classifier has
-        kind = 'DenseCL' if 'queue2' in parts else ''
-        whole = dict(algorithm=tensors, algorithm_type=kind)
+        whole = dict(algorithm=tensors, algorithm_type=_name_of_mmpretrain(parts))
     return _split('mmpretrain', tensors, 'backbone.', meta, **whole)
+
+
+def _name_of_mmpretrain(parts: Set[str]) -> str:
+    """Return the algorithm that such parts of mmpretrain's tensors belong to, or ''."""
+    for kind in registered_algorithms():
+        for format in kind.AUTHORS:
+            if format.source == 'mmpretrain' and parts >= set(format.parts):
+                return kind.__name__
+    return ''
 
 
 _MMPRETRAIN = {'backbone', 'neck', 'head', 'data_preprocessor'} | {
@@ -251,59 +250,6 @@ def _other_scope(meta: dict) -> str:
     match = re.search(r"^default_scope = '(\w+)'", str(meta.get('cfg')), re.MULTILINE)
     scope = match.group(1) if match else ''
     return '' if scope in ('mmdense', 'mmpretrain', 'mmselfsup', 'mmcls') else scope
-
-
-def _pixpro(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """The authors' of PixPro: the student is kept, named as torchvision's."""
-    if not has_prefixes(tensors, 'encoder.', 'encoder_k.', 'projector.linear1.'):
-        return None
-    whole = _go_on(_rename(tensors, _PIXPRO))
-    return _split('PixPro', tensors, 'encoder.', meta, algorithm=whole, algorithm_type='PixPro')
-
-
-_PIXPRO = {
-    'encoder.': 'backbone.',
-    'encoder_k.': 'encoder_k.module.backbone.',
-    'value_transform.weight': 'head.value_transform.weight',
-    'value_transform.bias': 'head.value_transform.bias',
-    **{
-        f'{theirs}.{layer}.': f'{ours}.mlp.{i}.'
-        for theirs, ours in (
-            ('projector', 'neck'),
-            ('projector_k', 'encoder_k.module.neck'),
-            ('projector_instance', 'instance_neck'),
-            ('projector_instance_k', 'encoder_k.module.instance_neck'),
-            ('predictor', 'instance_head.predictor'),
-            ('value_transform', 'head.value_transform'),
-        )
-        for layer, i in (('linear1', 0), ('bn1', 1), ('linear2', 3))
-    },
-}
-
-
-def _slotcon(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """The authors' of SlotCon: the teacher is kept, named as torchvision's."""
-    if not has_prefixes(tensors, 'encoder_k.', 'grouping_k.slot_embed.'):
-        return None
-    whole = _go_on(_rename(tensors, _SLOTCON))
-    if 'center.value' in whole:
-        whole['center.value'] = whole['center.value'].flatten()
-    return _split('SlotCon', tensors, 'encoder_k.', meta, algorithm=whole, algorithm_type='SlotCon')
-
-
-_SLOTCON = {
-    'center': 'center.value',
-    'predictor_slot.': 'head.predictor.',
-    **{
-        f'{theirs}_{branch}.': f'{twin}{ours}.'
-        for branch, twin in (('q', ''), ('k', 'encoder_k.module.'))
-        for theirs, ours in (
-            ('encoder', 'backbone'),
-            ('projector', 'neck'),
-            ('grouping', 'grouping'),
-        )
-    },
-}
 
 
 def _moco(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
@@ -368,7 +314,7 @@ _NO_BACKBONE = (
     *('bbox_head', 'decode_head', 'auxiliary_head', 'model.'),
 )
 
-_FORMATS = (_mmdense, _openselfsup, _pixpro, _slotcon, _moco, _detectron2, _openmmlab)
+_FORMATS = (_mmdense, _authors, _openselfsup_moco, _moco, _detectron2, _openmmlab)
 
 
 def _refusal(tensors: Dict[str, Tensor], meta: dict, name: str) -> str:

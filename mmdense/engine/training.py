@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmdense.checkpoints import latest_whole_checkpoint
-from mmdense.models.selfsup import DenseSelfSupervisor
+from mmdense.models.selfsup import SelfSupervisor
 from mmdense.utils.errors import CONFIG_ERRORS, one_line_errors
 
 from .hooks import check_enough_images
@@ -93,7 +93,7 @@ def start_from_checkpoint(cfg: Config) -> None:
         return
     with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         kind = registry.get(cfg.model.type) if isinstance(cfg.model.type, str) else cfg.model.type
-    if isinstance(kind, type) and issubclass(kind, DenseSelfSupervisor):
+    if isinstance(kind, type) and issubclass(kind, SelfSupervisor):
         cfg.model.init_cfg = dict(type='Pretrained', _scope_='mmdense', checkpoint=cfg.load_from)
         cfg.load_from = None
 

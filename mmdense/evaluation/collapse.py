@@ -1,13 +1,15 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from math import ceil, log
-from typing import Dict, NamedTuple
+"""Measures of collapse, and the thresholds that they are compared with."""
+
+from typing import Any, Dict, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
+
+from mmdense.models.utils.similarity import flatten_rows, negative_similarity, subsample_rows
 
 Values = Dict[str, Tensor]
-
-_ROWS = 1024  # of features, of which statistics are taken
 
 
 class _Sign(NamedTuple):
@@ -56,19 +58,8 @@ SIGNS = [
 ]
 
 
-def _some(x: Tensor) -> Tensor:
-    """Of many rows some, from all over."""
-    return x[:: max(ceil(len(x) / _ROWS), 1)]
-
-
-def _negatives(query: Tensor, key: Tensor, per_image: int) -> Tensor:
-    """Mean cosine of rows of different images; NaN when there is one image."""
-    image = _some(torch.arange(len(query), device=query.device) // per_image)
-    return (_some(query) @ _some(key).t())[image[:, None] != image].mean()
-
-
 def spread(x: Tensor) -> Values:
-    """How features are spread.
+    """Return how features are spread.
 
     Args:
         x (Tensor): M×C, normalised.
@@ -77,7 +68,7 @@ def spread(x: Tensor) -> Values:
         Dict[str, Tensor]: ``std`` in [0, 1] and ``rank`` in [1, min(M, C)], as
         in :class:`HealthMonitorHook`; NaN where a feature is not finite.
     """
-    x = _some(x).double()
+    x = subsample_rows(x).double()
     finite = x.isfinite().all()
     x = torch.where(finite, x, 0.0)  # of NaN there are no eigenvalues
     squares = torch.linalg.eigvalsh(x.t() @ x if x.size(0) > x.size(1) else x @ x.t())
@@ -89,17 +80,47 @@ def spread(x: Tensor) -> Values:
     return {name: torch.where(finite, value, float('nan')) for name, value in values.items()}
 
 
-def match_entropy(match: Tensor) -> Tensor:
-    """Entropy of what the cells of an image are matched with, over its largest value.
+def measure_features(name: str, value: Any) -> Values:
+    """Return the numbers of what an algorithm probes.
 
     Args:
-        match (Tensor): N×S, indices.
+        name (str): Name of the features.
+        value (Any): One of the kinds that
+            :meth:`mmdense.models.selfsup.SelfSupervisor.probe` lists, but for counts.
 
     Returns:
-        Tensor: A scalar in [0, 1], the mean over images; NaN for S = 1.
+        Dict[str, Tensor]: Scalars by name.
     """
-    if match.size(1) == 1:
-        return torch.full((), float('nan'), device=match.device)
-    # each cell's share, so that the mean over cells is the sum over what they are matched with
-    share = (match[:, :, None] == match[:, None]).double().mean(2)  # NxS
-    return -share.log().mean() / log(match.size(1))
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return {name: value}
+    pair = value if isinstance(value, tuple) else (value,)
+    query, *keys = [normalize(_as_grid(x).float(), dim=1) for x in pair]  # NxCxS
+    values = {f'{name}_{key}': x for key, x in spread(flatten_rows(query)).items()}
+    for key in keys:
+        values[f'{name}_positive_similarity'] = (query * key).sum(1).mean()
+        values[f'{name}_negative_similarity'] = negative_similarity(query, key)
+    return values
+
+
+def measure_usage(name: str, counts: Tensor) -> Values:
+    """Return how many prototypes are used.
+
+    Args:
+        name (str): Name of the prototypes.
+        counts (Tensor): P, how often each was used.
+
+    Returns:
+        Dict[str, Tensor]: ``NAME_used``, the exponential of the entropy of the shares, in
+        [1, P], and ``NAME_dead``, the share of prototypes that get less than a hundredth of
+        an equal part.
+    """
+    share = counts.double() / counts.sum()
+    return {
+        f'{name}_used': torch.special.entr(share).sum().exp(),
+        f'{name}_dead': (share < 0.01 / len(counts)).double().mean(),
+    }
+
+
+def _as_grid(x: Tensor) -> Tensor:
+    """Reshape N×C, N×C×S or N×C×H×W to N×C×S."""
+    return x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)

@@ -16,9 +16,10 @@ from runs import tiny_config
 from torch.nn.functional import normalize
 
 from mmdense.engine import HealthMonitorHook
-from mmdense.engine.hooks.health import _pixels, _slots, _Watch
-from mmdense.evaluation.collapse import match_entropy, spread
-from mmdense.models import PixProHead
+from mmdense.evaluation.collapse import measure_usage, spread
+from mmdense.models import PixProHead, SelfSupervisor
+from mmdense.models.heads.slot_contrast_head import count_prototypes, slot_similarities
+from mmdense.models.utils import match_entropy
 from mmdense.utils.errors import InputError, MMDenseError
 
 ALGORITHMS = ['densecl', 'pixpro', 'slotcon', 'detco']
@@ -51,7 +52,7 @@ class Record(Hook):
             self.act(runner.model)
 
     def after_train_iter(self, runner, *_, **__):
-        assert 'loss' not in vars(runner.model.head)
+        assert runner.model.health_monitor is None
         for name, scalar in runner.message_hub.log_scalars.items():
             if name.startswith('train/health_'):
                 self.values.setdefault(name[len('train/health_') :], []).append(
@@ -237,12 +238,12 @@ def test_without_positive():
     other = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.9, 0.9, 0.6, 0.6]])
     z = torch.randn(3, 8, 4, 4)
     z[1] = torch.eye(16)[:8].reshape(8, 4, 4) + 0.01
-    model = SimpleNamespace(head=PixProHead(8))
+    head = PixProHead(8)
     # cells that touch across the corner are close enough
     far = other + torch.tensor([0.2, 0.2, 0.2, 0.2])
     far[1] = other[1]
-    values = _pixels(model, SimpleNamespace(calls=[(z, z, box, far)]), {})
-    assert values['without_positive'] == pytest.approx(2 / 3)
+    values = head.similarities(z, z, box, far)
+    assert values['without_positive']() == pytest.approx(2 / 3)
 
 
 def test_prototypes():
@@ -250,16 +251,19 @@ def test_prototypes():
     slots = torch.randn(2, 10, 8)
     scores = torch.zeros(2, 10, 3, 3)
     scores[:, 4] = 1
-    watch = SimpleNamespace(
-        calls=[((slots, slots, scores, scores),)], projections=[torch.randn(2, 8, 3, 3)]
+    hook = HealthMonitorHook()
+    hook.usage = {}
+    hook._measure(
+        dict(
+            prototypes=count_prototypes(scores),
+            **slot_similarities(slots, slots, scores, scores),
+        )
     )
-    memory = {}
-    values = _slots(None, watch, memory)
-    assert values['prototypes_used'] == 1 and values['prototypes_dead'] == 0.9
-    assert values['slot_positive_similarity'] == pytest.approx(1)
-    watch.calls = [((slots, slots, scores, torch.randn(2, 10, 30, 30)),)]
-    values = _slots(None, watch, memory)
-    assert values['prototypes_used'] > 9 and values['prototypes_dead'] == 0
+    assert hook.values['prototypes_used'] == 1 and hook.values['prototypes_dead'] == 0.9
+    assert hook.values['slot_positive_similarity'] == pytest.approx(1)
+    hook._measure(dict(prototypes=lambda: count_prototypes(torch.randn(2, 10, 30, 30))))
+    assert hook.values['prototypes_used'] > 9 and hook.values['prototypes_dead'] == 0
+    assert measure_usage('p', torch.ones(4))['p_used'] == pytest.approx(4)
 
 
 def test_it_warns_once_until_it_is_over():
@@ -285,17 +289,21 @@ def test_it_warns_once_until_it_is_over():
     assert len(said) == 3
 
 
-def test_it_leaves_the_model_as_it_was():
-    neck, head = torch.nn.Identity(), SimpleNamespace(loss=lambda *x: x)
-    model = torch.nn.Linear(1, 1)
-    model.neck, model.head = neck, head
-    loss = head.loss
-    watch = _Watch(model)
-    assert head.loss(torch.ones(1), 'a') == (torch.ones(1), 'a')
-    neck(torch.ones(2))
-    watch.end()
-    assert head.loss is loss and not neck._forward_hooks
-    assert len(watch.calls) == len(watch.projections) == 1
+def test_probe_costs_nothing_between_checks():
+    class Algorithm(SelfSupervisor, torch.nn.Module):
+        health_monitor = None
+
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+    def fails():
+        raise AssertionError('called without a check')
+
+    model, seen = Algorithm(), []
+    model.probe(dense=fails)
+    model.health_monitor = seen.append
+    model.probe(dense=fails, global_=1)
+    assert seen == [dict(dense=fails, global_=1)]
 
 
 @pytest.mark.parametrize('value', [0, -1, 1.5, True, None])

@@ -17,7 +17,7 @@ from mmdense.engine import (
     KeyQueueLogHook,
     LambdaWarmupHook,
     LossLogHook,
-    MomentumTwinHook,
+    MomentumEncoderHook,
 )
 from mmdense.models import KeyQueue, MomentumEncoder
 from mmdense.utils.errors import InputError
@@ -118,18 +118,18 @@ def train_with_twin(counts, iters):
     wrapper = make_wrapper(model, counts)
     wrapper.initialize_count_status(model, 0, iters)
     runner = make_runner(model, optim_wrapper=wrapper, max_iters=iters)
-    hook = MomentumTwinHook()
+    hook = MomentumEncoderHook()
     hook.before_train(runner)
     if counts == 1:
         model.twin.total_steps = iters  # MMEngine's runner says it
     twins = []
     for runner.iter in range(iters):
         hook.before_train_iter(runner, runner.iter)
-        model.twin.follow(model.student)
+        model.twin.update(model.student)
         twins.append((model.twin.current_momentum(), model.twin.module.weight.clone()))
         wrapper.update_params(model.student(torch.ones(1, 3)).square().sum())
     hook.after_train(runner)
-    assert model.twin.moving
+    assert model.twin.enabled
     return twins
 
 

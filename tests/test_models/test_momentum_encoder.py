@@ -37,16 +37,16 @@ def test_the_twin_begins_with_the_initialisation(algorithm):
 
     def same():
         twin = list(model.encoder_k.module.parameters())
-        return len(twin) > 50 and all(map(torch.equal, twin, model._online().parameters()))
+        return len(twin) > 50 and all(map(torch.equal, twin, model.online_network().parameters()))
 
     assert same() and int(model.encoder_k.steps) == 0
     model(*joined_batch(algorithm), mode='loss')
     assert same() and int(model.encoder_k.steps) == 1
     # one that has moved, such as a checkpoint's, stays
     with torch.no_grad():
-        for p in model._online().parameters():
+        for p in model.online_network().parameters():
             p.add_(1)
-    model.encoder_k.begin(model._online())
+    model.encoder_k.initialize(model.online_network())
     assert not same()
 
 

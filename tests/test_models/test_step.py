@@ -70,11 +70,11 @@ def test_autocast(algorithm):
     # the twin moves in float32, also within autocast
     for m in (model, other):
         with torch.no_grad():
-            for p in m._online().parameters():
+            for p in m.online_network().parameters():
                 p.mul_(1.01)
     with torch.autocast('cpu', torch.bfloat16):
-        model.encoder_k.follow(model._online())
-    other.encoder_k.follow(other._online())
+        model.encoder_k.update(model.online_network())
+    other.encoder_k.update(other.online_network())
     for a, b in zip(model.encoder_k.parameters(), other.encoder_k.parameters()):
         assert torch.equal(a, b)
 

@@ -229,7 +229,7 @@ def test_every_recipe_has_a_batch_for_its_learning_rate(repo):
 
 def test_gradients_accumulate(run, tiny):
     """LARS, a learning rate for all images of a step, and a twin that moves once a step."""
-    hooks = ['MomentumTwinHook', 'LossLogHook']
+    hooks = ['MomentumEncoderHook', 'LossLogHook']
     arguments = tiny(
         'optim_wrapper.accumulative_counts=2',
         'train_cfg.max_epochs=3',

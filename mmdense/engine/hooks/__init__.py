@@ -8,7 +8,7 @@ from .invalid_values import CheckInvalidValuesHook
 from .key_queue_log import KeyQueueLogHook
 from .lambda_warmup import LambdaWarmupHook
 from .loss_log import LossLogHook
-from .momentum_twin import MomentumTwinHook
+from .momentum_encoder import MomentumEncoderHook
 from .preemption import PreemptionHook
 from .progress_bar import ProgressBarHook
 from .unreadable_images import UnreadableImagesHook, check_enough_images
@@ -23,7 +23,7 @@ __all__ = [
     'KeyQueueLogHook',
     'LambdaWarmupHook',
     'LossLogHook',
-    'MomentumTwinHook',
+    'MomentumEncoderHook',
     'PreemptionHook',
     'ProgressBarHook',
     'UnreadableImagesHook',

@@ -12,7 +12,7 @@ from mmdense.registry import HOOKS
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.randomness import seed_all
 
-from .momentum_twin import accumulated
+from .momentum_encoder import accumulated
 
 
 @HOOKS.register_module()

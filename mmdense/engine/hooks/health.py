@@ -1,34 +1,32 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Whether what a run learns is worth something: collapse shows in its features, not in its loss."""
+"""Monitor whether features are worth something: collapse shows in them, not in the loss."""
 
 from collections import Counter, defaultdict
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
-from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch import Tensor
 
-from mmdense.evaluation.collapse import SIGNS, Values, _negatives, _some, match_entropy, spread
-from mmdense.models.heads import InfoNCEHead, PixelHead, SlotContrastHead
-from mmdense.models.heads.slot_contrast_head import kept_slots
-from mmdense.models.utils import cell_distances
+from mmdense.evaluation.collapse import SIGNS, Values, measure_features, measure_usage
+from mmdense.models.selfsup import SelfSupervisor
 from mmdense.registry import HOOKS
 from mmdense.utils.checks import check_counts
 
 
 @HOOKS.register_module()
 class HealthMonitorHook(Hook):
-    r"""Logs whether features collapse, and warns in words when they do.
+    r"""Log whether features collapse, and warn when they do.
 
-    Every ``interval`` iterations the first process looks at what the head and
-    its loss are given, and hands these numbers to every log backend, as
-    ``train/health_*``. Of the student's features, normalised to length 1,
-    ``global`` (a vector an image; the mean of its cells where there is no
-    such head) and ``dense`` (of cells; ``local``, of patches, in DetCo):
+    Every ``interval`` iterations the first process measures what the algorithm
+    hands to :meth:`~mmdense.models.selfsup.SelfSupervisor.probe`, and hands
+    these numbers to every log backend, as ``train/health_*``. The features are
+    those of the online network, normalised to length 1: ``global`` (a vector an
+    image; the mean over its locations where the algorithm has no such vector),
+    ``dense`` (of locations) and ``local`` (of sets of patches):
 
     - ``{global,dense,local}_std``: standard deviation of a channel, mean over
       channels, times √C: 1 is spread over the sphere, 0 is constant
@@ -38,29 +36,28 @@ class HealthMonitorHook(Hook):
       <https://arxiv.org/abs/2210.02885>`_), at least 1, at most the number of
       channels and of rows (1024 of them are taken).
     - ``…_positive_similarity``, ``…_negative_similarity``: mean cosine of
-      student and teacher, of positive pairs, and of different images of the
-      batch. In SlotCon of slots (``slot_…``), before the predictor; in PixPro
-      before the propagation.
-    - DenseCL: ``match_entropy`` of the cells that an image's queries are matched
-      with, over ln S: 1 is each another, 0 is all the same.
-    - SlotCon: ``prototypes_used``, the exponential of the entropy of the
-      teacher's assignment of cells to prototypes, from 1 to P, and
-      ``prototypes_dead``, the share of prototypes that get less than a hundredth
-      of their part. Both over about the last ten looks.
-    - PixPro: ``without_positive``, the share of images whose views have no
-      positive pair.
+      queries and keys, of positive pairs, and of different images of the
+      batch. Of slots (``slot_…``) before the predictor; of pixels before the
+      propagation; of several stages those of the last one.
+    - ``match_entropy`` of the locations that an image's queries are matched
+      with, over ln S: 1 where each has another match, 0 where all have the same.
+    - ``prototypes_used``, the exponential of the entropy of the assignment of
+      locations to prototypes, from 1 to P, and ``prototypes_dead``, the share of
+      prototypes that get less than a hundredth of an equal part. Both over about
+      the last ten checks.
+    - ``without_positive``, the share of images whose views have no positive pair.
 
-    In DetCo they are those of the last stage. How full a queue is says :class:`KeyQueueLogHook`.
+    :class:`KeyQueueLogHook` logs how full a queue is.
 
-    It warns when a value is beyond its bound at two looks in a row, and again
-    only when it has come back in between: std below 0.05, rank below 1.8,
-    fewer than 1.5 prototypes used, half of the images without a positive pair.
+    It warns when a value violates its threshold at two checks in a row, and
+    again only when the value has recovered in between: std below 0.05, rank
+    below 1.8, fewer than 1.5 prototypes used, half of the images without a
+    positive pair.
 
-    Between two looks it costs nothing; a look waits once for the device. With
-    ``compile`` the neck runs uncompiled at a look.
+    Between two checks it costs nothing; a check waits once for the device.
 
     Args:
-        interval (int): Iterations between two looks, from 1. Defaults to 50.
+        interval (int): Iterations between two checks, from 1. Defaults to 50.
     """
 
     def __init__(self, interval: int = 50) -> None:
@@ -68,24 +65,33 @@ class HealthMonitorHook(Hook):
         self.interval = interval
 
     def before_train(self, runner: Runner) -> None:
-        """Finds out what there is to see."""
-        self.model = get_ori_model(runner.model)
-        kinds = {InfoNCEHead: _contrast, PixelHead: _pixels, SlotContrastHead: _slots}
-        head = getattr(self.model, 'head', None)
-        self.look = next((look for kind, look in kinds.items() if isinstance(head, kind)), None)
-        if not is_main_process():
-            self.look = None
-        self.watch: Optional[_Watch] = None
-        self.memory: Values = {}
-        self.beyond: Counter = Counter()  # looks in a row
+        """Find the algorithm to monitor."""
+        model = get_ori_model(runner.model)
+        monitored = isinstance(model, SelfSupervisor) and is_main_process()
+        self.model = model if monitored else None
+        self.values: Optional[Values] = None
+        self.usage: Values = {}  # counts of earlier checks, by name
+        self.beyond: Counter = Counter()  # violations in a row, by value
         self.warned: set = set()
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None
     ) -> None:
-        """Begins to watch."""
-        if self.look is not None and self.every_n_train_iters(runner, self.interval):
-            self.watch = _Watch(self.model)
+        """Start a check, when one is due."""
+        if self.model is not None and self.every_n_train_iters(runner, self.interval):
+            self.model.health_monitor = self._measure
+
+    @torch.no_grad()
+    def _measure(self, features: Dict[str, Any]) -> None:
+        """Measure what the algorithm probes."""
+        self.values = {}
+        for name, value in features.items():
+            name, value = name.rstrip('_'), _evaluate(value)
+            if isinstance(value, Tensor) and value.dim() == 1:
+                self.usage[name] = value.double() + 0.9 * self.usage.get(name, 0)
+                self.values.update(measure_usage(name, self.usage[name]))
+            else:
+                self.values.update(measure_features(name, value))
 
     def after_train_iter(
         self,
@@ -94,19 +100,24 @@ class HealthMonitorHook(Hook):
         data_batch: Optional[dict] = None,
         outputs: Optional[dict] = None,
     ) -> None:
-        """Looks."""
-        if self.watch is None:
+        """Log the numbers of a check, and compare them with their thresholds."""
+        if self.model is not None:
+            self.model.health_monitor = None
+        if self.values is None:
             return
-        watch, self.watch = self.watch, None
-        watch.end()
-        with torch.no_grad():
-            values = self.look(self.model, watch, self.memory)
+        values, self.values = self.values, None
         numbers = torch.stack([value.double() for value in values.values()]).tolist()
         found = dict(zip(values, numbers))
-        found = {name: value for name, value in found.items() if value == value}  # without a pair
+        # NaN: there was no pair
+        found = {name: value for name, value in found.items() if value == value}
         for name, value in found.items():
             runner.message_hub.update_scalar(f'train/health_{name}', value)
         self._judge(runner, found)
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the algorithm as it was."""
+        if self.model is not None:
+            self.model.health_monitor = None
 
     def _judge(self, runner: Runner, values: Dict[str, float]) -> None:
         news = defaultdict(list)  # by what they mean
@@ -134,118 +145,6 @@ def _learning_rate(runner: Runner) -> float:
     return max(group['lr'] for group in runner.optim_wrapper.optimizer.param_groups)
 
 
-class _Watch:
-    """Notes what the neck gives and the head's loss gets, in one iteration."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.head, self.neck = model.head, model.neck
-        self.calls: List[tuple] = []
-        self.projections: List[Any] = []
-        self.name = 'total_loss' if hasattr(self.head, 'total_loss') else 'loss'
-        self.own = self.name in vars(self.head)  # a compiled one
-        self.loss = getattr(self.head, self.name)
-        setattr(self.head, self.name, self._note)
-        # compiled without a hook, it would call none
-        self.compiled = vars(self.neck).pop('_compiled_call_impl', None)
-        self.handle = self.neck.register_forward_hook(self._note_projections)
-
-    def _note(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.calls.append(_detached((*args, *kwargs.values())))
-        return self.loss(*args, **kwargs)
-
-    def _note_projections(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self.projections.append(_detached(output))
-
-    def end(self) -> None:
-        """Leaves all as it was."""
-        if self.own:
-            setattr(self.head, self.name, self.loss)
-        else:
-            delattr(self.head, self.name)
-        if self.compiled is not None:
-            self.neck._compiled_call_impl = self.compiled
-        self.handle.remove()
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().float() if value.is_floating_point() else value
-    return tuple(map(_detached, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _contrast(model: nn.Module, watch: _Watch, memory: Values) -> Values:
-    """Of DenseCL (a global and a dense loss) and DetCo (by stage and pairing)."""
-    kinds = ['global', 'dense']
-    if hasattr(model, 'pairings'):
-        names = dict(gg='global', ll='local')
-        kinds = [names.get(pairing) for _ in model.stages for pairing in model.pairings]
-    num_images = len(watch.calls[0][0])
-    values = {}
-    for kind, (query, key, *_) in zip(kinds, watch.calls):  # the last stage is the last
-        if kind:
-            pairs = dict(
-                **spread(query),
-                positive_similarity=(query * key).sum(1).mean(),
-                negative_similarity=_negatives(query, key, len(query) // num_images),
-            )
-            values.update({f'{kind}_{name}': value for name, value in pairs.items()})
-    match = getattr(model, 'last_match', None)
-    if match is not None:
-        values['match_entropy'] = match_entropy(match)
-    return values
-
-
-def _pixels(model: nn.Module, watch: _Watch, memory: Values) -> Values:
-    """Of PixPro and PixContrast."""
-    z, target, box, target_box = watch.calls[0]
-    query, key = (normalize(x.flatten(2), dim=1) for x in (z, target))  # NxCxS
-    distance = cell_distances(box, target_box, z.shape[2:], target.shape[2:])
-    positive = distance < model.head.pos_ratio  # NxSxT
-    similarity = torch.bmm(query.transpose(1, 2), key)
-    return dict(
-        **_of_maps(z),
-        dense_positive_similarity=torch.where(positive, similarity, 0).sum() / positive.sum(),
-        dense_negative_similarity=_negatives(_rows(query), _rows(key), query.size(2)),
-        without_positive=(~positive.flatten(1).any(1)).float().mean(),
-    )
-
-
-def _slots(model: nn.Module, watch: _Watch, memory: Values) -> Values:
-    """Of SlotCon."""
-    directions = watch.calls[0]
-    slots_q, slots_k, scores_q, scores_k = directions[0]
-    kept_k = kept_slots(scores_k)
-    both = kept_slots(scores_q) & kept_k
-    query, key = (normalize(x, dim=2) for x in (slots_q, slots_k))  # NxPxC
-    image = torch.arange(len(both), device=both.device)[:, None].expand_as(both)
-    others = _some(image[both])[:, None] != _some(image[kept_k])
-    negative = _some(query[both]) @ _some(key[kept_k]).t()
-
-    num_prototypes = scores_k.size(1)
-    best = torch.cat([scores.argmax(1).flatten() for *_, scores in directions])
-    usage = torch.bincount(best, minlength=num_prototypes).double()
-    usage = usage + 0.9 * memory.get('usage', torch.zeros_like(usage))
-    memory['usage'] = usage
-    share = usage / usage.sum()
-    return dict(
-        **_of_maps(watch.projections[0]),
-        slot_positive_similarity=(query * key).sum(2)[both].mean(),
-        slot_negative_similarity=negative[others].mean(),
-        prototypes_used=torch.special.entr(share).sum().exp(),
-        prototypes_dead=(share < 0.01 / num_prototypes).double().mean(),
-    )
-
-
-def _of_maps(z: Tensor) -> Values:
-    """N×C×H×W projections: of images, which are the mean of their cells, and of cells."""
-    features = {'global': z.mean((2, 3)), 'dense': _rows(z.flatten(2))}
-    return {
-        f'{kind}_{name}': value
-        for kind, x in features.items()
-        for name, value in spread(normalize(x, dim=1)).items()
-    }
-
-
-def _rows(cells: Tensor) -> Tensor:
-    """N×C×S to (N·S)×C."""
-    return cells.transpose(1, 2).flatten(0, 1)
+def _evaluate(value: Any) -> Any:
+    """Call a function of :meth:`SelfSupervisor.probe`; leave everything else as it is."""
+    return value() if callable(value) and not isinstance(value, Tensor) else value

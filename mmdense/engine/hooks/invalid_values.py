@@ -352,10 +352,10 @@ def _left_as_it_is(model: nn.Module) -> Iterator[None]:
     """A forward pass in it changes no buffer, no twin and no random number; nothing is compiled."""
     buffers = [(b, b.clone()) for b in model.buffers()]
     twins = [m for m in model.modules() if isinstance(m, MomentumEncoder)]
-    moving = [twin.moving for twin in twins]
+    moving = [twin.enabled for twin in twins]
     compiled = [(m, m.__dict__.pop('_compiled_call_impl', None)) for m in model.modules()]
     for twin in twins:
-        twin.moving = False
+        twin.enabled = False
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices):
@@ -366,7 +366,7 @@ def _left_as_it_is(model: nn.Module) -> Iterator[None]:
 
 def _put_all_back(twins, moving, compiled, buffers) -> None:
     for twin, moves in zip(twins, moving):
-        twin.moving = moves
+        twin.enabled = moves
     for module, call in compiled:
         if call is not None:
             module._compiled_call_impl = call

@@ -9,7 +9,7 @@ from mmpretrain.utils import get_ori_model
 from mmdense.models.layers import KeyQueue, MomentumEncoder
 from mmdense.registry import HOOKS
 
-from .momentum_twin import accumulated
+from .momentum_encoder import accumulated
 
 
 @HOOKS.register_module()

@@ -7,7 +7,7 @@ from mmpretrain.utils import get_ori_model
 from mmdense.registry import HOOKS
 from mmdense.utils.errors import InputError
 
-from .momentum_twin import accumulated
+from .momentum_encoder import accumulated
 
 
 @HOOKS.register_module()

@@ -15,7 +15,7 @@ from mmdense.datasets.workers import outlive_signals
 from mmdense.registry import HOOKS
 
 from .checkpoint import CheckpointHook
-from .momentum_twin import accumulated
+from .momentum_encoder import accumulated
 from .progress_bar import ProgressBarHook
 
 

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from mmdense.models.losses import pixel_consistency, pixel_contrast
 from mmdense.models.necks import ProjectionMLP
-from mmdense.models.utils import cell_distances, in_float32
+from mmdense.models.utils import cell_distances, in_float32, negative_similarity
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero, check_below_one, check_counts
 from mmdense.utils.errors import InputError
@@ -47,8 +47,36 @@ class PixelHead(BaseModule):
         distance = cell_distances(box, target_box, z.shape[2:], target.shape[2:])  # NxSxT
         return self.compare(z, _cells(target), positive=distance < self.pos_ratio)
 
+    def similarities(self, z: Tensor, target: Tensor, box: Tensor, target_box: Tensor) -> dict:
+        """Return what the health monitor logs of one direction, as functions.
+
+        Args:
+            z (Tensor): N×C×H×W, as in :meth:`loss`.
+            target (Tensor): N×C×H'×W'.
+            box (Tensor): N×4.
+            target_box (Tensor): N×4.
+
+        Returns:
+            Dict[str, Callable]: Mean cosine of positive pairs and of different images, and the
+            share of images without a positive pair.
+        """
+
+        def find_positives() -> Tensor:
+            return cell_distances(box, target_box, z.shape[2:], target.shape[2:]) < self.pos_ratio
+
+        def compare_positives() -> Tensor:
+            positive = find_positives()
+            cosine = torch.bmm(_cells(z).float().transpose(1, 2), _cells(target).float())
+            return torch.where(positive, cosine, 0).sum() / positive.sum()
+
+        return dict(
+            dense_positive_similarity=compare_positives,
+            dense_negative_similarity=lambda: negative_similarity(_cells(z), _cells(target)),
+            without_positive=lambda: (~find_positives().flatten(1).any(1)).float().mean(),
+        )
+
     def compare(self, z: Tensor, target: Tensor, positive: Tensor) -> Tensor:
-        """The loss, given N×S×T positive pairs and N×C×T normalised targets."""
+        """Return the loss, given N×S×T positive pairs and N×C×T normalised targets."""
         raise NotImplementedError
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Optional, Tuple, Union
+from typing import Callable, Dict, Optional, Tuple, Union
 
 import torch
 from mmengine.dist import all_gather, get_rank
@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from mmdense.models.losses import slot_contrast
 from mmdense.models.utils import gather_rows
+from mmdense.models.utils.similarity import mean_of_others
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero
 
@@ -140,6 +141,50 @@ def kept_slots(scores: Tensor) -> Tensor:
     """
     best = scores.argmax(1).flatten(1)  # NxS
     return torch.zeros_like(scores[:, :, 0, 0], dtype=torch.bool).scatter_(1, best, True)
+
+
+@torch.no_grad()
+def count_prototypes(*scores: Tensor) -> Tensor:
+    """Return how many locations each of P prototypes is the best of.
+
+    Args:
+        scores (tuple[Tensor]): Each N×P×H×W.
+
+    Returns:
+        Tensor: P counts.
+    """
+    best = torch.cat([score.argmax(1).flatten() for score in scores])
+    return torch.bincount(best, minlength=scores[0].size(1))
+
+
+def slot_similarities(
+    slots_q: Tensor, slots_k: Tensor, scores_q: Tensor, scores_k: Tensor
+) -> Dict[str, Callable[[], Tensor]]:
+    """Return what the health monitor logs of the slots of one direction, as functions.
+
+    Args:
+        slots_q (Tensor): N×P×C, as in :meth:`SlotContrastHead.loss`.
+        slots_k (Tensor): N×P×C.
+        scores_q (Tensor): N×P×H×W.
+        scores_k (Tensor): N×P×H×W.
+    """
+
+    def compare_positives() -> Tensor:
+        both = kept_slots(scores_q) & kept_slots(scores_k)
+        query, key = (normalize(x.float(), dim=2) for x in (slots_q, slots_k))
+        return (query * key).sum(2)[both].mean()
+
+    def compare_negatives() -> Tensor:
+        kept_k = kept_slots(scores_k)
+        both = kept_slots(scores_q) & kept_k
+        image = torch.arange(len(both), device=both.device)[:, None].expand_as(both)
+        query, key = (normalize(x.float(), dim=2) for x in (slots_q, slots_k))
+        return mean_of_others(query[both], key[kept_k], image[both], image[kept_k])
+
+    return dict(
+        slot_positive_similarity=compare_positives,
+        slot_negative_similarity=compare_negatives,
+    )
 
 
 def true_rows(mask: Tensor, number: int) -> Tensor:

@@ -11,12 +11,12 @@ from mmdense.utils.errors import InputError
 
 
 class MomentumEncoder(ExponentialMovingAverage):
-    r"""The momentum twin: a moving average of the online network's parameters.
+    r"""Average the parameters of the online network over its steps.
 
     The interface and state dict are those of MMEngine's averaged models
     (``module.*``, ``steps``), with two differences. The average covers the
-    parameters ONLY: BatchNorm's buffers are the twin's own, gathered in its
-    own forward passes in train mode, as in MoCo, PixPro and SlotCon (MMEngine
+    parameters ONLY: the BatchNorm buffers are its own, gathered in its own
+    forward passes in train mode, as in MoCo, PixPro and SlotCon (MMEngine
     copies the online network's over them). And all parameters are updated in
     one fused call.
 
@@ -31,9 +31,9 @@ class MomentumEncoder(ExponentialMovingAverage):
     .. math:: \alpha(k) = \alpha_{end} + (\alpha - \alpha_{end})
               (\cos(\pi k / K) + 1) / 2
 
-    While gradients are accumulated over several iterations, the twin moves in
-    the first of them, once for each step of the optimizer:
-    :class:`mmdense.engine.MomentumTwinHook` sets ``moving``.
+    While gradients are accumulated over several iterations, the average is
+    updated in the first of them, once for each step of the optimizer:
+    :class:`mmdense.engine.MomentumEncoderHook` sets ``enabled``.
 
     Args:
         model (nn.Module): The online network, copied.
@@ -45,7 +45,7 @@ class MomentumEncoder(ExponentialMovingAverage):
             takes the ``max_iters`` that MMEngine's runner publishes.
 
     Attributes:
-        moving (bool): Whether :meth:`follow` moves the twin.
+        enabled (bool): Whether :meth:`update` updates the average.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class MomentumEncoder(ExponentialMovingAverage):
         super().__init__(model, momentum=momentum)
         self.end_momentum = end_momentum
         self.total_steps = total_steps
-        self.moving = True
+        self.enabled = True
         self._steps = None
 
     def current_momentum(self) -> float:
-        r""":math:`\alpha` of the next update."""
+        r"""Return :math:`\alpha` of the next update."""
         if self.end_momentum is None:
             return self.momentum
         total = self.total_steps or MessageHub.get_current_instance().get_info('max_iters')
@@ -76,31 +76,30 @@ class MomentumEncoder(ExponentialMovingAverage):
                 'the momentum schedule needs the number of steps of the run: set total_steps, or '
                 "train by MMEngine's runner, which knows it"
             )
-        weight = (cos(pi * min(self.count() / total, 1)) + 1) / 2
+        weight = (cos(pi * min(self.num_updates() / total, 1)) + 1) / 2
         return self.end_momentum + (self.momentum - self.end_momentum) * weight
 
-    def follow(self, model: nn.Module) -> None:
-        """:meth:`update_parameters`, unless the optimizer has not stepped since."""
-        if self.moving or self.count() == 0:
+    def update(self, model: nn.Module) -> None:
+        """Call :meth:`update_parameters`, unless the optimizer has not stepped since."""
+        if self.enabled or self.num_updates() == 0:
             self.update_parameters(model)
 
-    def begin(self, model: nn.Module) -> None:
-        """Copies ``model``, if the twin has not moved yet.
+    def initialize(self, model: nn.Module) -> None:
+        """Copy ``model``, unless the average was updated before.
 
-        (The online network is initialised after it was copied in
-        ``__init__``.)
+        The weights of the online network are initialized after ``__init__`` copied them.
         """
-        if self.count() == 0:
+        if self.num_updates() == 0:
             self._approach(model, 1.0)
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Moves the twin towards ``model``; the first call copies it.
+        """Move the average towards ``model``; the first call copies it.
 
         Args:
             model (nn.Module): The online network, structured as the one given
                 to ``__init__``.
         """
-        self._approach(model, 1.0 if self.count() == 0 else self.current_momentum())
+        self._approach(model, 1.0 if self.num_updates() == 0 else self.current_momentum())
         self.steps += 1
         self._steps += 1
 
@@ -108,8 +107,8 @@ class MomentumEncoder(ExponentialMovingAverage):
     def _approach(self, model: nn.Module, alpha: float) -> None:
         torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), alpha)
 
-    def count(self) -> int:
-        """``steps``, without waiting for the device at every call."""
+    def num_updates(self) -> int:
+        """Return ``steps`` without waiting for the device at every call."""
         if self._steps is None:
             self._steps = int(self.steps)
         return self._steps

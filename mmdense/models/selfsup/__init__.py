@@ -1,8 +1,32 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from .base import DenseSelfSupervisor
-from .densecl import DenseCL
-from .detco import DetCo
-from .pixpro import PixPro
-from .slotcon import SlotCon
+"""Algorithms. Every file of this folder is imported, so that a new one needs no line here."""
 
-__all__ = ['DenseCL', 'DenseSelfSupervisor', 'DetCo', 'PixPro', 'SlotCon']
+from importlib import import_module
+from pkgutil import iter_modules
+
+from .base import (
+    AuthorsFormat,
+    RunFacts,
+    SelfSupervisor,
+    Setting,
+    Views,
+    registered_algorithms,
+)
+from .momentum import MomentumSelfSupervisor
+
+for _module in iter_modules(__path__):
+    import_module(f'{__name__}.{_module.name}')
+
+_algorithms = {kind.__name__: kind for kind in registered_algorithms()}
+globals().update(_algorithms)
+
+__all__ = [
+    'AuthorsFormat',
+    'MomentumSelfSupervisor',
+    'RunFacts',
+    'SelfSupervisor',
+    'Setting',
+    'Views',
+    'registered_algorithms',
+    *_algorithms,
+]

@@ -1,80 +1,177 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Dict, List, Optional, Tuple, Union
+"""Define the contract between an algorithm and the rest of mmdense.
+
+docs/add_an_algorithm.md explains it with an example.
+"""
+
+from inspect import Parameter, signature
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import torch
-from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 
-from mmdense.models.layers import KeyQueue, MomentumEncoder, unflatten_queues
+from mmdense.models.layers import KeyQueue, unflatten_queues
+from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
 
-class DenseSelfSupervisor(BaseSelfSupervisor):
-    """What the algorithms here have in common.
+class Views(NamedTuple):
+    """Describe the views that ``loss()`` takes of every image.
+
+    Attributes:
+        groups (tuple[int]): Number of views of each size, the largest size first: ``(2, 6)``
+            for SwAV's multi-crop. The sizes themselves are in the recipe's pipeline.
+        trained (tuple[int], optional): Number of views of each size that a step computes
+            gradients of. None: all of them.
+        boxes (bool): Whether ``data_samples[i].view_boxes`` is needed.
+        patches (bool): Whether the last group holds sets of patches, see
+            :class:`mmdense.datasets.JigsawPatches`.
+        proposals (bool): Whether ``data_samples[i].proposals`` is needed, see
+            :class:`mmdense.datasets.LoadProposals`.
+    """
+
+    groups: Tuple[int, ...] = (2,)
+    trained: Optional[Tuple[int, ...]] = None
+    boxes: bool = False
+    patches: bool = False
+    proposals: bool = False
+
+    @property
+    def count(self) -> int:
+        """Return the number of views of an image."""
+        return sum(self.groups)
+
+
+class RunFacts(NamedTuple):
+    """Hold what the rules for small data depend on.
+
+    Attributes:
+        images (int): Number of images in the data set.
+        batch (int): Images in a step, over all processes.
+        steps (int): Steps of the run.
+        recipe (Config): Config of the recipe that the settings start from.
+        init (str): Checkpoint that the run starts from; '' without one.
+        init_shapes (dict): Shape of every tensor of the algorithm in that checkpoint, by our
+            names; empty where it holds a backbone alone.
+    """
+
+    images: int
+    batch: int
+    steps: int
+    recipe: Any
+    init: str = ''
+    init_shapes: Mapping[str, Tuple[int, ...]] = {}
+
+
+class Setting(NamedTuple):
+    """Hold one setting of a run with its reason.
+
+    Attributes:
+        name (str): Name in the table that `mmdense plan` prints.
+        value (Any): Value in that table.
+        reason (str): One sentence that says why.
+        config (dict): Keys of the config, with dots, and their values; those that begin with
+            ``pipeline`` are places in the training pipeline. Empty where the inherited config
+            has the value already.
+    """
+
+    name: str
+    value: Any
+    reason: str
+    config: Dict[str, Any] = {}
+
+
+class AuthorsFormat(NamedTuple):
+    """Describe the checkpoints of an algorithm that other code writes.
+
+    Attributes:
+        source (str): Name of that code, such as 'OpenSelfSup DenseCL'. With 'mmpretrain' the
+            tensors have our names already.
+        parts (tuple[str]): Beginnings of tensor names; a file of this format has all of them.
+        product (str): Beginning of the names of the product's tensors.
+        names (dict[str, str]): Beginnings of their names and of ours. A name that begins with
+            none of them stays.
+        duplicates (tuple[str]): Beginnings of the names of tensors that the file holds twice.
+    """
+
+    source: str
+    parts: Tuple[str, ...]
+    product: str
+    names: Dict[str, str] = {}
+    duplicates: Tuple[str, ...] = ()
+
+
+class SelfSupervisor:
+    """Make an algorithm known to the rest of mmdense.
+
+    A mixin. It goes before mmpretrain's ``BaseSelfSupervisor``, before one of mmpretrain's own
+    algorithms, or before MMEngine's ``BaseModel`` (an algorithm that holds its detector). What
+    it gives: weights of any source, channels last, ``torch.compile``, one-line errors, and the
+    declarations below, which export, transfer, health monitor and planner read.
 
     Args:
-        backbone (dict): The backbone.
+        backbone (dict, optional): The backbone.
         neck (dict, optional): The neck.
         head (dict, optional): The head.
-        pretrained (str, optional): Checkpoint whose backbone to start from, from
-            any writer. To go on from a checkpoint of the whole algorithm, use
-            ``load_from`` of tools/train.py, or
+        pretrained (str, optional): Checkpoint of any source whose backbone to start from. To
+            continue from a checkpoint of the complete algorithm, use ``load_from`` of
+            tools/train.py, or
             ``init_cfg=dict(type='Pretrained', _scope_='mmdense', checkpoint=...)``.
         data_preprocessor (dict, optional): Defaults to
             :class:`mmdense.models.SelfSupDataPreprocessor`.
-        channels_last (bool): Whether the networks and the views have their
-            channels last in memory, as CPUs and tensor cores take them. Names
-            and shapes stay as they are. Defaults to True.
-        compile (bool | dict): Whether ``torch.compile`` compiles backbones and
-            necks, of student and twin, and the head's loss, at the first step;
-            a dict has its arguments (``dynamic`` defaults to False). Defaults
-            to False.
-        init_cfg (dict or list[dict], optional): As everywhere.
+        channels_last (bool): Whether the networks and the views have their channels last in
+            memory, as CPUs and tensor cores take them. Names and shapes stay as they are.
+            Defaults to True.
+        compile (bool | dict): Whether ``torch.compile`` compiles the networks and the head's
+            loss at the first step; a dict has its arguments (``dynamic`` defaults to False).
+            Defaults to False.
+        kwargs: Arguments of the class that the mixin goes before.
 
     Attributes:
-        product (str): Path of the sub-module that a run is for, ``backbone``
-            or the twin's. Export, transfer and evaluation take that one.
+        product (str): Path of the sub-module that a run is for. Export, transfer and
+            evaluation take that one.
+        views (Views): The views that ``loss()`` takes.
+        recipe (str | dict | None): For an algorithm of another package: the config that
+            `mmdense pretrain` adapts to the data, as a path (from the file of the class) or a
+            name such as ``mmdense::densecl/densecl_r50_coco.py``; or a dict with ``_base_`` and
+            what differs from it. Algorithms of mmdense name theirs in their metafile.
+        AUTHORS (tuple[AuthorsFormat]): Checkpoints of other code that hold the algorithm.
     """
 
-    product = 'backbone'
+    product: str = 'backbone'
+    views: Views = Views()
+    recipe: Union[None, str, dict] = None
+    AUTHORS: Tuple[AuthorsFormat, ...] = ()
 
     def __init__(
         self,
-        backbone: dict,
+        backbone: Optional[dict] = None,
         neck: Optional[dict] = None,
         head: Optional[dict] = None,
         pretrained: Optional[str] = None,
         data_preprocessor: Optional[dict] = None,
         channels_last: bool = True,
         compile: Union[bool, dict] = False,
-        init_cfg: Optional[Union[dict, list]] = None,
-        **unknown,
+        **kwargs,
     ) -> None:
-        if unknown:
-            name = type(self).__name__
-            raise TypeError(f'{name} got an unexpected argument: {", ".join(sorted(unknown))}')
+        _check_arguments(type(self).__name__, super().__init__, kwargs)
         if pretrained is not None:
             if not isinstance(backbone, dict):
                 raise InputError('pretrained needs a backbone that is built here, from a dict')
             fill = dict(type='mmdense.SelfSupPretrained', checkpoint=pretrained)
             backbone = dict(backbone, init_cfg=fill)
         if data_preprocessor is None or isinstance(data_preprocessor, dict):
-            # Named in full: the look-up must not depend on the default scope.
+            # The complete name: the look-up must not depend on the default scope.
             data_preprocessor = dict(data_preprocessor or {})
             data_preprocessor.setdefault('type', 'mmdense.SelfSupDataPreprocessor')
-        super().__init__(
-            backbone=backbone,
-            neck=neck,
-            head=head,
-            data_preprocessor=data_preprocessor,
-            init_cfg=init_cfg,
-        )
+        parts = dict(backbone=backbone, neck=neck, head=head)
+        parts = {name: part for name, part in parts.items() if part is not None}
+        super().__init__(**parts, data_preprocessor=data_preprocessor, **kwargs)
         self.channels_last = channels_last
-        if channels_last:  # before the twin copies it; what is built later has 1×1 kernels alone
-            for p in self.parameters():
-                if p.dim() == 4:  # Module.to() would stop at five dimensions
-                    p.data = p.data.contiguous(memory_format=torch.channels_last)
+        if channels_last:  # before a momentum encoder copies the networks
+            _use_channels_last(self)
         self.compile_options = _compile_options(compile)
+        self.health_monitor: Optional[Callable[[Dict[str, Any]], None]] = None
 
     def forward(
         self,
@@ -82,7 +179,7 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
         data_samples: Optional[list] = None,
         mode: str = 'tensor',
     ):
-        """As mmpretrain's."""
+        """Run mmpretrain's ``forward()``, with views that have their channels last."""
         if mode == 'loss' and data_samples and 'deferred' in data_samples[0]:
             raise InputError(
                 "the views come without their colours and blur (MultiView's device_augment): the "
@@ -97,81 +194,112 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
             self.compile_options = None
         return super().forward(inputs, data_samples, mode)
 
-    def compile_parts(self, **options) -> None:
-        """Compiles in place: what the state dict calls them stays as it is.
+    def probe(self, **features: Any) -> None:
+        """Hand features to the health monitor. It does nothing unless a check is due.
+
+        ``loss()`` calls it once. A trailing ``_`` of a name is left out. A value may be a
+        function without arguments that returns one of these; it is called only when a check is
+        due, without gradients:
+
+        - ``(query, key)``: features and their positives, each N×C (a vector an image), N×C×S
+          or N×C×H×W. The monitor logs ``NAME_std``, ``NAME_rank``, ``NAME_positive_similarity``
+          and ``NAME_negative_similarity``.
+        - a tensor of these shapes: ``NAME_std`` and ``NAME_rank``.
+        - a vector of P counts, how often each of P prototypes was used: ``NAME_used`` and
+          ``NAME_dead``, over about the last ten checks.
+        - a scalar: ``NAME``.
 
         Args:
-            options: Of ``torch.compile``.
+            features (Any): By name: ``global_``, ``dense``, ``local``, ``prototypes``, or any
+                other. :class:`mmdense.engine.HealthMonitorHook` documents the numbers.
         """
-        for part in (*self._online().children(), *self.encoder_k.module.children()):
+        if self.health_monitor is not None:
+            self.health_monitor(features)
+
+    def trained_parts(self) -> List[nn.Module]:
+        """Return the networks that ``torch.compile`` compiles."""
+        parts = (getattr(self, name, None) for name in ('backbone', 'neck'))
+        return [part for part in parts if part is not None]
+
+    def compile_parts(self, **options) -> None:
+        """Compile the networks and the head's loss in place; the state dict keeps its names.
+
+        Args:
+            options: Arguments of ``torch.compile``.
+        """
+        for part in self.trained_parts():
             part.compile(**options)
-        self.head.loss = torch.compile(self.head.loss, **options)
-
-    def init_weights(self) -> None:
-        """As everywhere. The twin begins here, not only at the first step: what is evaluated or
-        shown before that may be its backbone."""
-        super().init_weights()
-        self.encoder_k.begin(self._online())
-
-    def _online(self) -> nn.Module:
-        """What has a momentum twin."""
-        return nn.Sequential(self.backbone, self.neck)
+        head = getattr(self, 'head', None)
+        if head is not None:
+            head.loss = torch.compile(head.loss, **options)
 
     def get_product(self) -> nn.Module:
-        """The module that :attr:`product` names."""
+        """Return the module that :attr:`product` names."""
         return self.get_submodule(self.product)
 
     def extract_feat(self, inputs: Tensor) -> Tuple[Tensor, ...]:
-        """The product's maps of N×3×H×W images."""
+        """Return the product's maps of N×3×H×W images."""
         return self.get_product()(inputs)
 
-    def check_views(self, inputs: List[Tensor], num_views: int) -> None:
-        """Says in one line what is wrong with a batch of views.
+    def check_views(self, inputs: List[Tensor]) -> None:
+        """Check a batch of views against :attr:`views`.
 
         Args:
             inputs (List[Tensor]): Views, each N×3×H×W.
-            num_views (int): How many there must be.
 
         Raises:
-            InputError: When there are not ``num_views`` of equal N.
+            InputError: When there are not as many as :attr:`views` says, of equal N.
         """
-        name = type(self).__name__
-        if not isinstance(inputs, (list, tuple)) or len(inputs) != num_views:
+        name, count = type(self).__name__, self.views.count
+        if not isinstance(inputs, (list, tuple)) or len(inputs) != count:
             got = len(inputs) if isinstance(inputs, (list, tuple)) else 1
             raise InputError(
-                f'{name} needs {num_views} views of every image, got {got}; check num_views of '
+                f'{name} needs {count} views of every image, got {got}; check num_views of '
                 'MultiView in the training pipeline'
             )
         shapes = [tuple(view.shape) for view in inputs]
         if any(len(shape) != 4 or shape[0] != shapes[0][0] for shape in shapes):
             raise InputError(f'{name} needs views N×3×H×W of equal N, got {shapes}')
 
-    def as_new_run(self, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """A checkpoint's tensors, for the start of another run.
+    @classmethod
+    def small_data_rules(cls, facts: RunFacts) -> List[Setting]:
+        """Return the settings of the algorithm that depend on the data.
 
-        The twin keeps its weights, and its schedule begins anew, as those of
-        the learning rate do: at the end of the last run it stood still.
+        The planner asks for them; the learning rate, the schedule and the size of the views
+        have rules of their own.
 
         Args:
-            tensors (Dict[str, Tensor]): Named as here; queues also as in
-                mmpretrain and OpenSelfSup.
+            facts (RunFacts): The run.
+        """
+        return []
+
+    @classmethod
+    def complete_authors_state(cls, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Return an authors' tensors, renamed already, with what their files lack or shape
+        otherwise."""
+        return tensors
+
+    def as_new_run(self, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Return a checkpoint's tensors for the start of another run.
+
+        Args:
+            tensors (Dict[str, Tensor]): Named as here; queues also as in mmpretrain and
+                OpenSelfSup.
 
         Returns:
             Dict[str, Tensor]: All of them, named as here.
         """
         tensors = dict(tensors)
         unflatten_queues(self, tensors)
-        for name, part in self.named_modules():
-            if isinstance(part, MomentumEncoder) and f'{name}.steps' in tensors:
-                # 1 where the file's twin was ever updated: at 0 it would become the student's copy
-                tensors[f'{name}.steps'] = tensors[f'{name}.steps'].clamp(max=1)
         return tensors
 
     def fit_queues(
         self, wanted: Dict[str, Tensor], offered: Dict[str, Tensor]
     ) -> Dict[str, Tensor]:
-        """``wanted``, where the queues of a checkpoint are as long as it has them:
-        another length is no mistake, the newest keys are taken."""
+        """Return ``wanted`` with the queues as long as the checkpoint has them.
+
+        Another length is no mistake: the newest keys are taken.
+        """
         wanted = dict(wanted)
         for name, part in self.named_modules():
             keys = offered.get(f'{name}.keys') if isinstance(part, KeyQueue) else None
@@ -184,12 +312,35 @@ class DenseSelfSupervisor(BaseSelfSupervisor):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def registered_algorithms() -> List[type]:
+    """Return all algorithms of the registry, those of other packages included, by name."""
+    kinds = {kind for kind in MODELS.module_dict.values() if isinstance(kind, type)}
+    found = [kind for kind in kinds if issubclass(kind, SelfSupervisor)]
+    return sorted(found, key=lambda kind: kind.__name__)
+
+
+def _check_arguments(name: str, init: Callable, kwargs: Dict[str, Any]) -> None:
+    """Raise a TypeError for an argument that the class behind the mixin does not take."""
+    accepted = signature(init).parameters
+    if any(p.kind is Parameter.VAR_KEYWORD for p in accepted.values()):
+        return
+    unknown = sorted(set(kwargs) - set(accepted))
+    if unknown:
+        raise TypeError(f'{name} got an unexpected argument: {", ".join(unknown)}')
+
+
+def _use_channels_last(module: nn.Module) -> None:
+    for p in module.parameters():
+        if p.dim() == 4:  # Module.to() would stop at five dimensions
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+
+
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def _compile_options(compile: Union[bool, dict]) -> Optional[dict]:
-    """Arguments of ``torch.compile``, or None.
+    """Return the arguments of ``torch.compile``, or None where nothing is to be compiled.
 
     Raises:
         InputError: When they are no arguments, or PyTorch cannot compile here.

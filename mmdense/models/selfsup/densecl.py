@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from math import ceil
 from typing import Dict, List, Optional, Tuple
 
 import torch
@@ -6,17 +7,18 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mmdense.models.layers import KeyQueue, MomentumEncoder, enqueue
-from mmdense.models.utils import gather_cells, match_cells, shuffled_forward
+from mmdense.models.utils import gather_cells, match_cells, match_entropy, shuffled_forward
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_fractions
 from mmdense.utils.errors import InputError
 
-from .base import DenseSelfSupervisor
+from .base import AuthorsFormat, RunFacts, Setting, Views
+from .momentum import MomentumSelfSupervisor
 
 
 @MODELS.register_module()
-class DenseCL(DenseSelfSupervisor):
-    """DenseCL: contrast of whole images and of matched cells.
+class DenseCL(MomentumSelfSupervisor):
+    """Contrast images, and their matched locations (DenseCL).
 
     `Dense Contrastive Learning for Self-Supervised Visual Pre-Training
     <https://arxiv.org/abs/2011.09157>`_ (CVPR 2021). Arguments and state dict
@@ -29,17 +31,29 @@ class DenseCL(DenseSelfSupervisor):
         head (dict): :class:`mmdense.models.heads.InfoNCEHead`.
         queue_len (int): Keys K in each of the two queues. Defaults to 65536.
         feat_dim (int): Channels C of the projections. Defaults to 128.
-        momentum (float): Of the twin, one minus the paper's. Defaults to
-            0.001 (the paper's 0.999).
+        momentum (float): Momentum of the momentum encoder, one minus the
+            paper's. Defaults to 0.001 (the paper's 0.999).
         loss_lambda (float): λ in [0, 1], weight of the dense loss; the global
             one gets 1 − λ. Defaults to 0.5.
         kwargs: ``pretrained``, ``data_preprocessor`` and ``init_cfg`` of
-            :class:`DenseSelfSupervisor`.
-
-    Attributes:
-        last_match (Tensor): N×S, which of the key's cells the last batch's were
-            matched with; from the first step on.
+            :class:`SelfSupervisor`.
     """
+
+    views = Views(trained=(1,))
+    AUTHORS = (
+        AuthorsFormat(
+            source='OpenSelfSup DenseCL',
+            parts=('encoder_q.0.', 'encoder_k.0.', 'queue2'),
+            product='encoder_q.0.',
+            names={
+                'encoder_q.0.': 'backbone.',
+                'encoder_q.1.': 'neck.',
+                'encoder_k.': 'encoder_k.module.',
+            },
+            duplicates=('backbone.',),  # encoder_q.0 again
+        ),
+        AuthorsFormat(source='mmpretrain', parts=('queue2',), product='backbone.'),
+    )
 
     def __init__(
         self,
@@ -56,7 +70,7 @@ class DenseCL(DenseSelfSupervisor):
         super().__init__(backbone, neck, head, **kwargs)
         if neck is None or head is None:
             raise InputError('DenseCL needs a neck and a head')
-        self.encoder_k = MomentumEncoder(self._online(), momentum)
+        self.encoder_k = MomentumEncoder(self.online_network(), momentum)
         self.loss_lambda = loss_lambda
         self.queue = KeyQueue(feat_dim, queue_len)
         self.queue2 = KeyQueue(feat_dim, queue_len)  # dense keys
@@ -64,7 +78,7 @@ class DenseCL(DenseSelfSupervisor):
     def loss(
         self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs
     ) -> Dict[str, Tensor]:
-        """One step of DenseCL (paper, section 3).
+        """Compute the losses of one step (paper, section 3).
 
         Args:
             inputs (List[Tensor]): Two views of every image, each N×3×H×W.
@@ -74,39 +88,58 @@ class DenseCL(DenseSelfSupervisor):
             Dict[str, Tensor]: ``loss_single`` and ``loss_dense``, weighted by
             1 − λ and λ; their sum is the paper's loss (equation 4).
         """
-        self.check_views(inputs, 2)
+        self.check_views(inputs)
         view_q, view_k = inputs
 
         # queries: maps, NxC, NxCxS
         map_q, q, grid_q, _ = self._encode(self.backbone, self.neck, view_q)
 
-        # keys, from the momentum twin: NxC, NxCxS, NxC
+        # keys, from the momentum encoder: NxC, NxCxS, NxC
         with torch.no_grad():
-            self.encoder_k.follow(self._online())
+            self.encoder_k.update(self.online_network())
             map_k, k, grid_k, mean_k = shuffled_forward(
                 lambda x: self._encode(*self.encoder_k.module, x),
                 view_k,
-                seed=self.encoder_k.count(),
+                seed=self.encoder_k.num_updates(),
             )
-            # each query cell's key is the cell most similar in the backbone
+            # the key of a query location is the location most similar in the backbone
             match = match_cells(map_q, map_k)  # NxS
-            self.last_match = match
             positive = gather_cells(grid_k, match)  # NxCxS
 
         loss_single = self.head.loss(q, k, self.queue.keys)
         loss_dense = self.head.loss(_rows(grid_q), _rows(positive), self.queue2.keys)
 
         enqueue((self.queue, k), (self.queue2, mean_k))
+        self.probe(
+            global_=(q, k),
+            dense=(grid_q, positive),
+            match_entropy=lambda: match_entropy(match),
+        )
 
         return dict(
             loss_single=(1 - self.loss_lambda) * loss_single,
             loss_dense=self.loss_lambda * loss_dense,
         )
 
+    @classmethod
+    def small_data_rules(cls, facts: RunFacts) -> List[Setting]:
+        """Return the queues' length, and when the dense loss starts: in a short run from random
+        weights it waits until features are there to match locations by."""
+        when, reason, hooks = 'from the start', "the recipe's", []
+        if facts.init:
+            reason = 'features are there to match locations by'
+        elif facts.steps < 20_000:
+            start = min(1000, ceil(facts.steps / 4))
+            when = f'from step {start}'
+            reason = 'until then locations would be matched by random features'
+            hooks = [dict(type='LambdaWarmupHook', start_iters=start)]
+        rule = Setting('dense loss', when, reason, {'custom_hooks': hooks})
+        return [*super().small_data_rules(facts), rule]
+
     @staticmethod
     def _encode(backbone: nn.Module, neck: nn.Module, x: Tensor) -> Tuple[Tensor, ...]:
-        """The backbone's map on the neck's grid (no gradient) and the neck's
-        three outputs, all normalised over channels."""
+        """Return the backbone's map on the neck's grid (no gradient) and the neck's three outputs,
+        all normalised over channels."""
         maps = backbone(x)
         vector, dense, dense_mean = neck(maps)
         with torch.no_grad():
@@ -114,6 +147,6 @@ class DenseCL(DenseSelfSupervisor):
         return tuple(normalize(y.float(), dim=1) for y in (feat, vector, dense, dense_mean))
 
 
-def _rows(cells: Tensor) -> Tensor:
-    """N×C×S to (N·S)×C."""
-    return cells.transpose(1, 2).flatten(0, 1)
+def _rows(grid: Tensor) -> Tensor:
+    """Flatten N×C×S to (N·S)×C."""
+    return grid.transpose(1, 2).flatten(0, 1)

@@ -10,12 +10,13 @@ from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero
 from mmdense.utils.errors import InputError
 
-from .base import DenseSelfSupervisor
+from .base import AuthorsFormat, Views
+from .momentum import MomentumSelfSupervisor
 
 
 @MODELS.register_module()
-class PixPro(DenseSelfSupervisor):
-    """PixPro and PixContrast: cells of two views that show the same place.
+class PixPro(MomentumSelfSupervisor):
+    """Compare the locations of two views that show the same place (PixPro, PixContrast).
 
     `Propagate Yourself: Exploring Pixel-Level Consistency for Unsupervised
     Visual Representation Learning <https://arxiv.org/abs/2011.10043>`_ (CVPR
@@ -33,15 +34,42 @@ class PixPro(DenseSelfSupervisor):
             :class:`mmdense.models.heads.InstanceConsistencyHead`.
         instance_weight (float): Weight of the instance branch, above 0; 1 in
             the paper. Defaults to 1.
-        momentum (float): Of the twin at the first step, one minus the paper's.
-            Defaults to 0.01 (the paper's 0.99).
-        end_momentum (float, optional): At the last step, along a cosine.
+        momentum (float): Momentum of the momentum encoder at the first step, one minus the
+            paper's. Defaults to 0.01 (the paper's 0.99).
+        end_momentum (float, optional): Momentum at the last step, along a cosine.
             Defaults to 0 (the paper's 1). None: constant.
         total_steps (int, optional): Steps of the whole run. None takes those of
             MMEngine's runner.
         kwargs: ``pretrained``, ``data_preprocessor`` and ``init_cfg`` of
-            :class:`DenseSelfSupervisor`.
+            :class:`SelfSupervisor`.
     """
+
+    views = Views(boxes=True)
+    AUTHORS = (
+        AuthorsFormat(
+            source='PixPro',
+            parts=('encoder.', 'encoder_k.', 'projector.linear1.'),
+            product='encoder.',
+            names={
+                'encoder.': 'backbone.',
+                'encoder_k.': 'encoder_k.module.backbone.',
+                'value_transform.weight': 'head.value_transform.weight',
+                'value_transform.bias': 'head.value_transform.bias',
+                **{
+                    f'{theirs}.{layer}.': f'{ours}.mlp.{i}.'
+                    for theirs, ours in (
+                        ('projector', 'neck'),
+                        ('projector_k', 'encoder_k.module.neck'),
+                        ('projector_instance', 'instance_neck'),
+                        ('projector_instance_k', 'encoder_k.module.instance_neck'),
+                        ('predictor', 'instance_head.predictor'),
+                        ('value_transform', 'head.value_transform'),
+                    )
+                    for layer, i in (('linear1', 0), ('bn1', 1), ('linear2', 3))
+                },
+            },
+        ),
+    )
 
     def __init__(
         self,
@@ -65,12 +93,12 @@ class PixPro(DenseSelfSupervisor):
         self.instance_neck = instance_neck and MODELS.build(instance_neck)
         self.instance_head = instance_head and MODELS.build(instance_head)
         self.instance_weight = instance_weight
-        self.encoder_k = MomentumEncoder(self._online(), momentum, end_momentum, total_steps)
+        self.encoder_k = MomentumEncoder(self.online_network(), momentum, end_momentum, total_steps)
 
     def loss(
         self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs
     ) -> Dict[str, Tensor]:
-        """One step (paper, section 3).
+        """Compute the losses of one step (paper, section 3).
 
         Args:
             inputs (List[Tensor]): Two views of every image, each N×3×H×W.
@@ -80,18 +108,18 @@ class PixPro(DenseSelfSupervisor):
             Dict[str, Tensor]: ``loss_pixel``, and with the instance branch
             ``loss_instance``, weighted; both are the sum of two directions.
         """
-        self.check_views(inputs, 2)
+        self.check_views(inputs)
         view_1, view_2 = inputs
         box_1, box_2 = view_boxes(data_samples, 2, like=view_1)  # Nx4
 
-        # student: projections NxCxHxW, and of the instance branch
-        online = self._online()
+        # online network: projections NxCxHxW, and of the instance branch
+        online = self.online_network()
         z_1, instance_z_1 = self._project(online, view_1)
         z_2, instance_z_2 = self._project(online, view_2)
 
-        # teacher
+        # momentum encoder
         with torch.no_grad():
-            self.encoder_k.follow(online)
+            self.encoder_k.update(online)
             t_1, instance_t_1 = self._project(self.encoder_k.module, view_1)
             t_2, instance_t_2 = self._project(self.encoder_k.module, view_2)
 
@@ -103,10 +131,16 @@ class PixPro(DenseSelfSupervisor):
             loss_1 = self.instance_head.loss(instance_z_1, instance_t_2)
             loss_2 = self.instance_head.loss(instance_z_2, instance_t_1)
             losses['loss_instance'] = self.instance_weight * (loss_1 + loss_2)
+
+        self.probe(
+            global_=lambda: z_1.mean((2, 3)),
+            dense=z_1,
+            **self.head.similarities(z_1, t_2, box_1, box_2),
+        )
         return losses
 
-    def _online(self) -> nn.ModuleDict:
-        """As the base's, by name."""
+    def online_network(self) -> nn.ModuleDict:
+        """Return backbone, neck and instance neck by name."""
         parts = dict(backbone=self.backbone, neck=self.neck, instance_neck=self.instance_neck)
         return nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
 

@@ -6,6 +6,7 @@ from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from mmdense.models.heads.slot_contrast_head import count_prototypes, slot_similarities
 from mmdense.models.layers import MomentumEncoder, SemanticGrouping, TeacherCenter
 from mmdense.models.losses import group_distillation
 from mmdense.models.utils import align_maps, view_boxes
@@ -13,12 +14,13 @@ from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero, check_fractions
 from mmdense.utils.errors import InputError
 
-from .base import DenseSelfSupervisor
+from .base import AuthorsFormat, RunFacts, Setting, Views
+from .momentum import MomentumSelfSupervisor, power_of_two
 
 
 @MODELS.register_module()
-class SlotCon(DenseSelfSupervisor):
-    """SlotCon: cells are grouped by prototypes, and the groups contrasted.
+class SlotCon(MomentumSelfSupervisor):
+    """Group locations by prototypes, and contrast the groups (SlotCon).
 
     `Self-Supervised Visual Representation Learning with Semantic Grouping
     <https://arxiv.org/abs/2205.15288>`_ (NeurIPS 2022). The product is the
@@ -36,17 +38,38 @@ class SlotCon(DenseSelfSupervisor):
         center_momentum (float): In [0, 1]. Defaults to 0.9.
         group_weight (float): Weight w in [0, 1] of the grouping loss; the slot
             loss gets 1 − w. Defaults to 0.5.
-        momentum (float): Of the twin at the first step, one minus the paper's.
+        momentum (float): Momentum of the teacher at the first step, one minus the paper's.
             Defaults to 0.01 (the paper's 0.99).
-        end_momentum (float, optional): At the last step, along a cosine.
+        end_momentum (float, optional): Momentum at the last step, along a cosine.
             Defaults to 0 (the paper's 1). None: constant.
         total_steps (int, optional): Steps of the whole run. None takes those of
             MMEngine's runner.
         kwargs: ``pretrained``, ``data_preprocessor`` and ``init_cfg`` of
-            :class:`DenseSelfSupervisor`.
+            :class:`SelfSupervisor`.
     """
 
     product = 'encoder_k.module.backbone'
+    views = Views(boxes=True)
+    AUTHORS = (
+        AuthorsFormat(
+            source='SlotCon',
+            parts=('encoder_k.', 'grouping_k.slot_embed.'),
+            product='encoder_k.',
+            names={
+                'center': 'center.value',
+                'predictor_slot.': 'head.predictor.',
+                **{
+                    f'{theirs}_{branch}.': f'{prefix}{ours}.'
+                    for branch, prefix in (('q', ''), ('k', 'encoder_k.module.'))
+                    for theirs, ours in (
+                        ('encoder', 'backbone'),
+                        ('projector', 'neck'),
+                        ('grouping', 'grouping'),
+                    )
+                },
+            },
+        ),
+    )
 
     def __init__(
         self,
@@ -71,7 +94,7 @@ class SlotCon(DenseSelfSupervisor):
         self.grouping = SemanticGrouping(
             num_prototypes, self.neck.out_channels, teacher_temperature
         )
-        self.encoder_k = MomentumEncoder(self._online(), momentum, end_momentum, total_steps)
+        self.encoder_k = MomentumEncoder(self.online_network(), momentum, end_momentum, total_steps)
         self.center = TeacherCenter(num_prototypes, center_momentum)
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
@@ -80,7 +103,7 @@ class SlotCon(DenseSelfSupervisor):
     def loss(
         self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs
     ) -> Dict[str, Tensor]:
-        """One step (paper, section 3).
+        """Compute the losses of one step (paper, section 3).
 
         Args:
             inputs (List[Tensor]): Two views of every image, each N×3×H×W.
@@ -91,20 +114,20 @@ class SlotCon(DenseSelfSupervisor):
             of two directions, weighted by w and 1 − w; their sum is the
             paper's loss (equation 7).
         """
-        self.check_views(inputs, 2)
+        self.check_views(inputs)
         view_1, view_2 = inputs
         box_1, box_2 = view_boxes(data_samples, 2, like=view_1)  # Nx4
 
         # student: slots NxPxC, scores NxPxHxW
-        online = self._online()
-        slots_q1, scores_q1 = self._group(online, view_1)
-        slots_q2, scores_q2 = self._group(online, view_2)
+        online = self.online_network()
+        slots_q1, scores_q1, z_1 = self._group(online, view_1)
+        slots_q2, scores_q2, _ = self._group(online, view_2)
 
         # teacher
         with torch.no_grad():
-            self.encoder_k.follow(online)
-            slots_k1, scores_k1 = self._group(self.encoder_k.module, view_1)
-            slots_k2, scores_k2 = self._group(self.encoder_k.module, view_2)
+            self.encoder_k.update(online)
+            slots_k1, scores_k1, _ = self._group(self.encoder_k.module, view_1)
+            slots_k2, scores_k2, _ = self._group(self.encoder_k.module, view_2)
 
         # the same place is assigned to the same prototypes
         loss_group = self._distil(
@@ -112,9 +135,15 @@ class SlotCon(DenseSelfSupervisor):
         ) + self._distil(align_maps(scores_q2, box_2, box_1), align_maps(scores_k1, box_1, box_2))
         self.center.update(scores_k1, scores_k2)
 
-        # a slot that both views have is told from all other slots
+        # a slot that both views have is contrasted with all other slots
         loss_slot = self.head.total_loss(
             (slots_q1, slots_k2, scores_q1, scores_k2), (slots_q2, slots_k1, scores_q2, scores_k1)
+        )
+        self.probe(
+            global_=lambda: z_1.mean((2, 3)),
+            dense=z_1,
+            prototypes=lambda: count_prototypes(scores_k2, scores_k1),
+            **slot_similarities(slots_q1, slots_k2, scores_q1, scores_k2),
         )
         return dict(
             loss_group=self.group_weight * loss_group,
@@ -127,13 +156,13 @@ class SlotCon(DenseSelfSupervisor):
         data_samples: Optional[list] = None,
         mode: str = 'tensor',
     ):
-        """As mmpretrain's, and with ``mode='predict'``: see :meth:`predict`."""
+        """Run mmpretrain's ``forward()``; with ``mode='predict'`` run :meth:`predict`."""
         if mode == 'predict':
             return self.predict(inputs, data_samples)
         return super().forward(inputs, data_samples, mode)
 
     def predict(self, inputs: Tensor, data_samples: Optional[list] = None) -> list:
-        """Segments images without labels: the prototype of every pixel.
+        """Segment images without labels: return the prototype of every pixel.
 
         Args:
             inputs (Tensor): N×3×H×W, one view of every image, normalised as in
@@ -169,7 +198,7 @@ class SlotCon(DenseSelfSupervisor):
 
     @torch.no_grad()
     def teacher_scores(self, inputs: Tensor) -> Tensor:
-        """The teacher's cosines of cells and prototypes.
+        """Return the teacher's cosines of locations and prototypes.
 
         Args:
             inputs (Tensor): N×3×H×W.
@@ -182,7 +211,7 @@ class SlotCon(DenseSelfSupervisor):
 
     @staticmethod
     def best_prototypes(scores: Tensor, size: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
-        """Upsamples scores bilinearly; then the best prototype of every pixel.
+        """Upsample scores bilinearly, and return the best prototype of every pixel.
 
         Args:
             scores (Tensor): N×P×h×w.
@@ -205,13 +234,32 @@ class SlotCon(DenseSelfSupervisor):
                 labels = torch.where(better, index + start, labels)
         return labels, best
 
-    def _online(self) -> nn.ModuleDict:
-        """As the base's, by name."""
+    @classmethod
+    def small_data_rules(cls, facts: RunFacts) -> List[Setting]:
+        """Return the number of prototypes; a checkpoint to start from decides it."""
+        number = choose_prototypes(facts.images, facts.recipe.model.num_prototypes)
+        reason = 'one for each eight images, 16 to 256'
+        shape = facts.init_shapes.get('grouping.slot_embed.weight')
+        if shape:
+            number, reason = shape[0], f'as {facts.init} has them'
+        return [Setting('prototypes', number, reason, {'model.num_prototypes': number})]
+
+    @classmethod
+    def complete_authors_state(cls, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Flatten the center, and add what the base adds."""
+        if 'center.value' in tensors:
+            tensors['center.value'] = tensors['center.value'].flatten()
+        return super().complete_authors_state(tensors)
+
+    def online_network(self) -> nn.ModuleDict:
+        """Return backbone, neck and grouping by name."""
         return nn.ModuleDict(dict(backbone=self.backbone, neck=self.neck, grouping=self.grouping))
 
     @staticmethod
-    def _group(encoder: nn.ModuleDict, x: Tensor) -> Tuple[Tensor, Tensor]:
-        return encoder['grouping'](encoder['neck'](encoder['backbone'](x)))
+    def _group(encoder: nn.ModuleDict, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Return slots N×P×C, scores N×P×H×W and projections N×C×H×W."""
+        z = encoder['neck'](encoder['backbone'](x))
+        return (*encoder['grouping'](z), z)
 
     def _distil(self, student: Tensor, teacher: Tensor) -> Tensor:
         return group_distillation(
@@ -221,3 +269,11 @@ class SlotCon(DenseSelfSupervisor):
             self.student_temperature,
             self.teacher_temperature,
         )
+
+
+def choose_prototypes(images: int, usual: int) -> int:
+    """Return the number of prototypes for a number of images.
+
+    It is one for each eight images, from 16 to the recipe's ``usual``; 2048 from a million.
+    """
+    return 2048 if images >= 10**6 else min(max(power_of_two(images / 8), 16), usual)

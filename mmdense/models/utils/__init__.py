@@ -16,6 +16,7 @@ from .geometry import (
 from .map_channels import map_channels
 from .patches import split_patches
 from .shuffled_bn import shuffled_forward
+from .similarity import match_entropy, negative_similarity
 
 __all__ = [
     'align_maps',
@@ -29,6 +30,8 @@ __all__ = [
     'is_flipped',
     'map_channels',
     'match_cells',
+    'match_entropy',
+    'negative_similarity',
     'overlap_in_view',
     'shuffled_forward',
     'split_patches',

@@ -1,0 +1,44 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Dict, List, Optional
+
+from mmpretrain.models import SimSiam as _SimSiam
+from torch import Tensor
+
+from mmdense.registry import MODELS
+
+from .base import SelfSupervisor
+
+
+@MODELS.register_module()
+class SimSiam(SelfSupervisor, _SimSiam):
+    """Predict one view's projection from the other's, without negatives (SimSiam).
+
+    `Exploring Simple Siamese Representation Learning <https://arxiv.org/abs/2011.10566>`_ (CVPR
+    2021). The algorithm is mmpretrain's, which computes what the authors' code computes; losses
+    and weights are equal to 1e-5.
+
+    Args:
+        backbone (dict): Any backbone that returns feature maps; the last one is used.
+        neck (dict): The projector, ``mmpretrain.NonLinearNeck``.
+        head (dict): ``mmpretrain.LatentPredictHead`` with the predictor.
+        kwargs: Arguments of :class:`SelfSupervisor`.
+    """
+
+    def loss(
+        self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs
+    ) -> Dict[str, Tensor]:
+        """Compute the loss of one step (paper, algorithm 1).
+
+        Args:
+            inputs (List[Tensor]): Two views of every image, each N×3×H×W.
+            data_samples (list, optional): Not used.
+
+        Returns:
+            Dict[str, Tensor]: ``loss``, a scalar in [-1, 1].
+        """
+        self.check_views(inputs)
+        # projections: NxC
+        z_1, z_2 = (self.neck(self.backbone(view))[0] for view in inputs)
+        loss = 0.5 * (self.head.loss(z_1, z_2) + self.head.loss(z_2, z_1))
+        self.probe(global_=(z_1, z_2))
+        return dict(loss=loss)
