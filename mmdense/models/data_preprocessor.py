@@ -7,7 +7,7 @@ from mmdense.registry import MODELS
 
 @MODELS.register_module()
 class SelfSupDataPreprocessor(_SelfSupDataPreprocessor):
-    """mmpretrain's ``SelfSupDataPreprocessor``, which first finishes the views
+    """Finish the views on the device, then run mmpretrain's ``SelfSupDataPreprocessor``
     that :class:`~mmdense.datasets.MultiView` with ``device_augment`` has left
     to the device. The host does not wait for the copy of the views.
 
@@ -21,7 +21,7 @@ class SelfSupDataPreprocessor(_SelfSupDataPreprocessor):
         super().__init__(*args, non_blocking=non_blocking, **kwargs)
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Moves, finishes and normalises a batch.
+        """Move, finish and normalise a batch.
 
         Args:
             data (dict): ``inputs``, a list of views N×3×H×W uint8, BGR, or one

@@ -9,7 +9,7 @@ from mmdense.utils.checks import check_above_zero
 
 @MODELS.register_module()
 class InfoNCEHead(BaseModule):
-    """Contrast with a queue of negatives: :func:`mmdense.models.losses.info_nce`.
+    """Contrast queries with a queue of negatives: :func:`mmdense.models.losses.info_nce`.
 
     Args:
         temperature (float): τ, above 0. Defaults to 0.2, MoCo v2's and
@@ -22,7 +22,7 @@ class InfoNCEHead(BaseModule):
         self.temperature = temperature
 
     def loss(self, query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
-        """Mean loss of M normalised queries.
+        """Return the mean loss of M normalised queries.
 
         Args:
             query (Tensor): M×C.

@@ -15,12 +15,11 @@ from mmdense.utils.errors import InputError
 
 
 class PixelHead(BaseModule):
-    """What PixPro's and PixContrast's heads have in common: cells are a positive
-    pair when they are close in the image.
+    """Find positive pairs, locations that are close in the image, for PixPro and PixContrast.
 
     Args:
         pos_ratio (float): Largest distance of the centres of a positive pair,
-            in diagonals of the larger cell (exclusive). Defaults to 0.7.
+            in diagonals of the larger grid cell (exclusive). Defaults to 0.7.
         init_cfg (dict or list[dict], optional): As everywhere.
     """
 
@@ -33,7 +32,7 @@ class PixelHead(BaseModule):
 
     @in_float32
     def loss(self, z: Tensor, target: Tensor, box: Tensor, target_box: Tensor) -> Tensor:
-        """One direction, from a view of the student to the teacher's other.
+        """Compute one direction, from a view of the student to the other view of the teacher.
 
         Args:
             z (Tensor): N×C×H×W, the student's projections.
@@ -45,7 +44,7 @@ class PixelHead(BaseModule):
             Tensor: A scalar.
         """
         distance = cell_distances(box, target_box, z.shape[2:], target.shape[2:])  # NxSxT
-        return self.compare(z, _cells(target), positive=distance < self.pos_ratio)
+        return self.compare(z, _grid(target), positive=distance < self.pos_ratio)
 
     def similarities(self, z: Tensor, target: Tensor, box: Tensor, target_box: Tensor) -> dict:
         """Return what the health monitor logs of one direction, as functions.
@@ -66,12 +65,12 @@ class PixelHead(BaseModule):
 
         def compare_positives() -> Tensor:
             positive = find_positives()
-            cosine = torch.bmm(_cells(z).float().transpose(1, 2), _cells(target).float())
+            cosine = torch.bmm(_grid(z).float().transpose(1, 2), _grid(target).float())
             return torch.where(positive, cosine, 0).sum() / positive.sum()
 
         return dict(
             dense_positive_similarity=compare_positives,
-            dense_negative_similarity=lambda: negative_similarity(_cells(z), _cells(target)),
+            dense_negative_similarity=lambda: negative_similarity(_grid(z), _grid(target)),
             without_positive=lambda: (~find_positives().flatten(1).any(1)).float().mean(),
         )
 
@@ -82,7 +81,7 @@ class PixelHead(BaseModule):
 
 @MODELS.register_module()
 class PixContrastHead(PixelHead):
-    """Plain contrast of cells, PixPro's predecessor in the same paper:
+    """Contrast locations, the predecessor of PixPro in the same paper:
     :func:`mmdense.models.losses.pixel_contrast`.
 
     `Propagate Yourself <https://arxiv.org/abs/2011.10043>`_ (CVPR 2021),
@@ -99,21 +98,21 @@ class PixContrastHead(PixelHead):
         self.temperature = temperature
 
     def compare(self, z: Tensor, target: Tensor, positive: Tensor) -> Tensor:
-        """As in :class:`PixelHead`."""
-        return pixel_contrast(_cells(z), target, positive, self.temperature)
+        """Return the loss, see :class:`PixelHead`."""
+        return pixel_contrast(_grid(z), target, positive, self.temperature)
 
 
 @MODELS.register_module()
 class PixProHead(PixelHead):
-    r"""Pixel-to-propagation consistency.
+    r"""Compare propagated pixels with the teacher's (pixel-to-propagation consistency).
 
     `Propagate Yourself <https://arxiv.org/abs/2011.10043>`_ (CVPR 2021),
-    section 3.2: each of the student's cells is replaced by what similar cells
+    section 3.2: each of the student's locations is replaced by what similar locations
     of its view pass on to it (equations 3 and 4),
 
     .. math:: y_i = \sum_j \max(\cos(z_i, z_j), \mathrm{clamp})^p \, g(z_j)
 
-    and that is made alike to the teacher's cells in the same place
+    and that is compared with the teacher's locations in the same place
     (:func:`mmdense.models.losses.pixel_consistency`).
 
     Args:
@@ -157,7 +156,7 @@ class PixProHead(PixelHead):
             raise InputError(f'num_layers must be 0, 1 or 2, got {num_layers!r}')
 
     def propagate(self, z: Tensor) -> Tensor:
-        """Pixel propagation.
+        """Propagate each location's value to similar locations.
 
         Args:
             z (Tensor): N×C×H×W, projections.
@@ -165,20 +164,20 @@ class PixProHead(PixelHead):
         Returns:
             Tensor: N×C×H×W, not normalised.
         """
-        value, cells = _cells(self.value_transform(z)), _cells(z)  # NxCxS
-        similarity = torch.bmm(cells.transpose(1, 2), cells).clamp(min=self.clamp)  # NxSxS
+        value, grid = _grid(self.value_transform(z)), _grid(z)  # NxCxS
+        similarity = torch.bmm(grid.transpose(1, 2), grid).clamp(min=self.clamp)  # NxSxS
         if self.power < 1:
             similarity = similarity + 1e-6  # whose power has a finite derivative
         return torch.bmm(value, similarity.pow(self.power)).view_as(z)
 
     def compare(self, z: Tensor, target: Tensor, positive: Tensor) -> Tensor:
-        """As in :class:`PixelHead`."""
-        return pixel_consistency(_cells(self.propagate(z)), target, positive)
+        """Return the loss, see :class:`PixelHead`."""
+        return pixel_consistency(_grid(self.propagate(z)), target, positive)
 
 
 @MODELS.register_module()
 class InstanceConsistencyHead(BaseModule):
-    """PixPro's optional instance branch: whole images are made alike too.
+    """Compare images, not only locations (the optional instance branch of PixPro).
 
     The predictor works on the map, before the average pool (so does the
     published code). Section 3.4 of https://arxiv.org/abs/2011.10043.
@@ -193,7 +192,7 @@ class InstanceConsistencyHead(BaseModule):
         self.predictor = MODELS.build(predictor)
 
     def loss(self, z: Tensor, target: Tensor) -> Tensor:
-        """−2·cosine, one direction.
+        """Return −2·cosine, one direction.
 
         Args:
             z (Tensor): N×C×H×W, the student's projections.
@@ -207,6 +206,6 @@ class InstanceConsistencyHead(BaseModule):
         return -2 * (query * key).sum(1).mean()
 
 
-def _cells(maps: Tensor) -> Tensor:
-    """N×C×H×W to N×C×S, each cell normalised."""
+def _grid(maps: Tensor) -> Tensor:
+    """Flatten N×C×H×W to N×C×S, and normalise each location."""
     return normalize(maps.flatten(2), dim=1)

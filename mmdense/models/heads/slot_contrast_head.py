@@ -17,11 +17,11 @@ from mmdense.utils.checks import check_above_zero
 
 @MODELS.register_module()
 class SlotContrastHead(BaseModule):
-    """Contrast of the slots that both views have, against those of all images.
+    """Contrast the slots that both views have with those of all images.
 
     SlotCon (https://arxiv.org/abs/2205.15288), section 3.3.
 
-    How many slots there are is different in every step, and the predictor's
+    The number of slots is different in every step, and the predictor's
     BatchNorm must see them alone: the host waits once in a step for the device
     to count them.
 
@@ -44,7 +44,7 @@ class SlotContrastHead(BaseModule):
         self.predictor = MODELS.build(predictor)
 
     def loss(self, slots_q: Tensor, slots_k: Tensor, scores_q: Tensor, scores_k: Tensor) -> Tensor:
-        """One direction, from a view of the student to the teacher's other.
+        """Compute one direction, from a view of the student to the other view of the teacher.
 
         Args:
             slots_q (Tensor): N×P×C, the student's, not normalised.
@@ -59,7 +59,7 @@ class SlotContrastHead(BaseModule):
         return self.total_loss((slots_q, slots_k, scores_q, scores_k))
 
     def total_loss(self, *directions: Tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        """The sum of several directions, with one exchange between processes.
+        """Return the sum of several directions, with one exchange between processes.
 
         Args:
             directions (tuple[Tensor]): Each the arguments of :meth:`loss`.
@@ -107,7 +107,7 @@ class SlotContrastHead(BaseModule):
         return sum(losses)
 
     def predict(self, slots: Tensor, number: int) -> Tensor:
-        """The predictor, by its running statistics where rows are too few.
+        """Run the predictor, with its running statistics where rows are too few.
 
         BatchNorm has no statistics of fewer than two rows, of this process or,
         when it is synchronised, of all.
@@ -131,7 +131,7 @@ class SlotContrastHead(BaseModule):
 
 @torch.no_grad()
 def kept_slots(scores: Tensor) -> Tensor:
-    """Which prototypes are the best of at least one cell.
+    """Return whether a prototype is the best of at least one location.
 
     Args:
         scores (Tensor): N×P×H×W.
@@ -188,8 +188,8 @@ def slot_similarities(
 
 
 def true_rows(mask: Tensor, number: int) -> Tensor:
-    """Where a mask is true. Unlike ``nonzero`` it does not ask the device how
-    often.
+    """Return the indices where a mask is true, without asking the device for their number as
+    ``nonzero`` does.
 
     Args:
         mask (Tensor): Bool, of any shape; counted flat.

@@ -11,11 +11,11 @@ from mmdense.utils.errors import InputError
 
 
 class KeyQueue(nn.Module):
-    """First-in-first-out dictionary of keys from past batches.
+    """Keep keys of past batches, first in, first out.
 
     From MoCo (https://arxiv.org/abs/1911.05722, section 3.2), used by every
     algorithm here that contrasts against a queue. All of its state is
-    buffers, so that a resumed run goes on where it stopped, and advancing it
+    buffers, so that a resumed run continues where it stopped, and advancing it
     needs no synchronisation with the device.
 
     Args:
@@ -44,7 +44,7 @@ class KeyQueue(nn.Module):
         return self.keys.size(1)
 
     def enqueue(self, keys: Tensor) -> None:
-        """Replaces the oldest keys by this batch's, of all processes; for
+        """Replace the oldest keys by this batch's, of all processes; for
         several queues at once see :func:`enqueue`.
 
         Args:
@@ -65,7 +65,7 @@ class KeyQueue(nn.Module):
             )
 
     def _push(self, keys: Tensor) -> None:
-        """Replaces the oldest keys by these."""
+        """Replace the oldest keys by these."""
         num_keys = keys.size(0)
         if num_keys > self.queue_len:
             raise InputError(
@@ -99,8 +99,7 @@ class KeyQueue(nn.Module):
 
 @torch.no_grad()
 def enqueue(*pairs: Tuple[KeyQueue, Tensor]) -> None:
-    """:meth:`KeyQueue.enqueue` for several queues, in one exchange between the
-    processes.
+    """Replace the oldest keys of several queues, in one exchange between the processes.
 
     Args:
         pairs (tuple[KeyQueue, Tensor]): A queue and its keys N×C; N is the
@@ -116,7 +115,7 @@ def enqueue(*pairs: Tuple[KeyQueue, Tensor]) -> None:
 
 
 def unflatten_queues(module: nn.Module, state_dict: dict, prefix: str = '') -> None:
-    """Renames other packages' queues in a state dict, in place.
+    """Rename other packages' queues in a state dict, in place.
 
     MoCo, OpenSelfSup and mmpretrain keep a queue as two flat buffers, ``NAME``
     and ``NAME_ptr``. They become the buffers of the :class:`KeyQueue` called

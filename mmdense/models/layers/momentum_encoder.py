@@ -41,7 +41,7 @@ class MomentumEncoder(ExponentialMovingAverage):
             Defaults to 0.001.
         end_momentum (float, optional): :math:`\alpha_{end}`, in [0, 1).
             None keeps ``momentum`` constant.
-        total_steps (int, optional): K, the updates of the whole run. None
+        total_steps (int, optional): K, the updates of the complete run. None
             takes the ``max_iters`` that MMEngine's runner publishes.
 
     Attributes:

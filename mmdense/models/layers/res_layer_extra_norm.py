@@ -10,7 +10,7 @@ from mmdense.registry import MODELS
 
 @MODELS.register_module()
 class ResLayerExtraNorm(BaseModule):
-    """mmdet's ``ResLayer`` and a norm after it, for ``roi_head.shared_head``.
+    """Add a norm after mmdet's ``ResLayer``, for ``roi_head.shared_head``.
 
     A C4 detector runs the last stage of its ResNet on regions, in the RoI head.
     Where all BatchNorm is trained, one more norm follows that stage (MoCo,

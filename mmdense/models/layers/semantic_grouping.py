@@ -13,7 +13,7 @@ from mmdense.utils.checks import check_above_zero, check_counts
 
 @MODELS.register_module()
 class SemanticGrouping(BaseModule):
-    r"""Assigns cells to prototypes, and pools each prototype's cells to a slot.
+    r"""Assign locations to prototypes, and pool the locations of each prototype to a slot.
 
     SlotCon (https://arxiv.org/abs/2205.15288), equations 1 and 2:
 
@@ -38,7 +38,7 @@ class SemanticGrouping(BaseModule):
 
     @in_float32
     def scores(self, z: Tensor) -> Tensor:
-        """Cosines of cells and prototypes.
+        """Return the cosines of locations and prototypes.
 
         Args:
             z (Tensor): N×C×H×W, not normalised.
@@ -51,7 +51,7 @@ class SemanticGrouping(BaseModule):
 
     @in_float32
     def forward(self, z: Tensor) -> Tuple[Tensor, Tensor]:
-        """Groups a batch of maps.
+        """Group a batch of maps.
 
         Args:
             z (Tensor): N×C×H×W, not normalised.

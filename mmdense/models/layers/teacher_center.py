@@ -7,7 +7,7 @@ from mmdense.utils.checks import check_fractions
 
 
 class TeacherCenter(nn.Module):
-    """Moving average of a teacher's scores, which is subtracted from them so
+    """Keep the moving average of a teacher's scores, which is subtracted from them so
     that no prototype takes everything.
 
     From DINO (https://arxiv.org/abs/2104.14294), equation 4, and SlotCon
@@ -29,7 +29,7 @@ class TeacherCenter(nn.Module):
 
     @torch.no_grad()
     def update(self, *scores: Tensor) -> None:
-        """Moves the center towards the mean of this batch, of all processes.
+        """Move the center towards the mean of this batch, of all processes.
 
         Args:
             scores (Tensor): One or more N×P×…, the teacher's.

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Losses: pure functions of tensors, without state."""
+"""Compute losses: pure functions of tensors, without state."""
 
 from .group_distillation import group_distillation
 from .info_nce import info_nce

@@ -13,7 +13,7 @@ def group_distillation(
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.07,
 ) -> Tensor:
-    r"""Makes the student assign a place to the prototypes as the teacher does.
+    r"""Teach the student to assign a place to the prototypes as the teacher does.
 
     SlotCon (https://arxiv.org/abs/2205.15288), equation 4, one direction; the
     centering is DINO's (https://arxiv.org/abs/2104.14294):
@@ -23,14 +23,14 @@ def group_distillation(
 
     Args:
         student (Tensor): N×P×…, cosines to the P prototypes.
-        teacher (Tensor): The same of the teacher, cell by cell in the same
-            place. Gets no gradient.
+        teacher (Tensor): The same of the teacher, location by location in the
+            same place. Gets no gradient.
         center (Tensor): P, subtracted from the teacher's.
         student_temperature (float): τ_s.
         teacher_temperature (float): τ_t; the smaller, the sharper.
 
     Returns:
-        Tensor: A scalar, the mean over all cells.
+        Tensor: A scalar, the mean over all locations.
     """
     center = center.view(-1, *[1] * (teacher.dim() - 2))
     target = softmax((teacher.detach() - center) / teacher_temperature, dim=1)

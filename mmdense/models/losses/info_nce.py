@@ -13,7 +13,7 @@ _BLOCK = {'cpu': (2048, 2048), 'cuda': (2048, 8192)}
 
 
 class _StreamedInfoNCE(torch.autograd.Function):
-    """InfoNCE of each row, one block of the M×K logits at a time.
+    """Compute the InfoNCE of each row, one block of the M×K logits at a time.
 
     The loss of a row and its gradient need the same softmax, so forward
     computes both while a block is at hand, rescaling what it has summed when
@@ -67,7 +67,7 @@ class _StreamedInfoNCE(torch.autograd.Function):
 
 @in_float32
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2) -> Tensor:
-    r"""InfoNCE of queries against one positive key each and a shared queue.
+    r"""Return the InfoNCE of queries against one positive key each and a shared queue.
 
     .. math:: L = -\frac{1}{M} \sum_i \log
         \frac{\exp(q_i \cdot k_i / \tau)}

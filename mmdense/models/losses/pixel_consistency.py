@@ -7,7 +7,7 @@ from mmdense.models.utils import in_float32
 
 @in_float32
 def pixel_consistency(query: Tensor, key: Tensor, positive: Tensor) -> Tensor:
-    r"""Makes cells that show the same place alike.
+    r"""Make locations that show the same place alike.
 
     PixPro (https://arxiv.org/abs/2011.10043), equation 5, one direction:
 

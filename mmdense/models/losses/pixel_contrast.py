@@ -9,16 +9,16 @@ from mmdense.models.utils import in_float32
 def pixel_contrast(
     query: Tensor, key: Tensor, positive: Tensor, temperature: float = 0.3
 ) -> Tensor:
-    r"""InfoNCE between the cells of two views of one image.
+    r"""Return the InfoNCE between the locations of two views of one image.
 
     PixContrast (https://arxiv.org/abs/2011.10043), equation 2, one direction:
 
     .. math:: L_i = -\log \frac{\sum_{j \in P_i} e^{\langle q_i, k_j \rangle / \tau}}
               {\sum_{j} e^{\langle q_i, k_j \rangle / \tau}}
 
-    where :math:`P_i` are the cells of the other view that show the same place
-    as cell i, and the other cells of that view are its negatives. Mean over the
-    cells of an image that have a positive (those in the intersection of the
+    where :math:`P_i` are the locations of the other view that show the same place
+    as location i, and the other locations of that view are its negatives. Mean over the
+    locations of an image that have a positive (those in the intersection of the
     views), then over images; an image without one counts as 0.
 
     Args:
@@ -31,7 +31,7 @@ def pixel_contrast(
         Tensor: A scalar of at least 0.
     """
     logits = torch.bmm(query.transpose(1, 2), key) / temperature  # NxSxT
-    # A finite floor and not −∞: cells without a positive are left out below, and their gradient
+    # A finite floor and not −∞: locations without a positive are left out below, and their gradient
     # must not be NaN.
     among_positives = logits.masked_fill(~positive, torch.finfo(logits.dtype).min)
     loss = logits.logsumexp(2) - among_positives.logsumexp(2)  # NxS

@@ -15,7 +15,7 @@ def slot_contrast(
     temperature: float = 0.2,
     num_positives: Optional[float] = None,
 ) -> Tensor:
-    r"""InfoNCE of slots against the slots of all images.
+    r"""Return the InfoNCE of slots against the slots of all images.
 
     SlotCon (https://arxiv.org/abs/2205.15288), equation 6, one direction,
     times 2τ as in the published code:

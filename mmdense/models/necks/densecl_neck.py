@@ -11,10 +11,10 @@ from mmdense.utils.errors import InputError
 
 @MODELS.register_module()
 class DenseCLNeck(BaseModule):
-    """DenseCL's two projection heads, global and dense, in parallel.
+    """Project maps globally and densely, in parallel (the two heads of DenseCL).
 
     Global: average pool, FC, ReLU, FC. Dense: 1×1 convolution, ReLU, 1×1
-    convolution on every cell. From `Dense Contrastive Learning for
+    convolution on every location. From `Dense Contrastive Learning for
     Self-Supervised Visual Pre-Training
     <https://arxiv.org/abs/2011.09157>`_, section 3.2. Parameter names are
     mmpretrain's and the authors'.
@@ -59,7 +59,7 @@ class DenseCLNeck(BaseModule):
         )
 
     def forward(self, x: Tuple[Tensor, ...]) -> Tuple[Tensor, Tensor, Tensor]:
-        """Projects the last of the backbone's maps; nothing is normalised.
+        """Project the last of the backbone's maps; nothing is normalised.
 
         Args:
             x (Tuple[Tensor]): Maps of the backbone; the last is
@@ -67,7 +67,7 @@ class DenseCLNeck(BaseModule):
 
         Returns:
             Tuple[Tensor, Tensor, Tensor]: The global vector N×C, the dense
-            vectors N×C×S (S cells, flattened), and their mean N×C, which is
+            vectors N×C×S (S locations, flattened), and their mean N×C, which is
             what enters the dense queue (section 3.3).
         """
         x = x[-1]

@@ -11,7 +11,7 @@ from mmdense.utils.errors import InputError
 
 @MODELS.register_module()
 class DetCoNeck(BaseModule):
-    """DetCo's heads: for each stage of the backbone a global and a local one.
+    """Project each stage of the backbone with a global and a local head (DetCo).
 
     Global: average pool, FC, ReLU, FC. Local: the pooled features of an image's
     patches, concatenated, then FC, ReLU, FC. No weights are shared. `DetCo
@@ -52,7 +52,7 @@ class DetCoNeck(BaseModule):
             )
 
     def forward(self, maps: Sequence[Tensor]) -> List[Tensor]:
-        """Projects whole images.
+        """Project images.
 
         Args:
             maps (Sequence[Tensor]): Of each stage, N×C_i×H_i×W_i.
@@ -63,7 +63,7 @@ class DetCoNeck(BaseModule):
         return [head(_pool(x)) for head, x in zip(self.heads_global, maps)]
 
     def forward_local(self, maps: Sequence[Tensor]) -> List[Tensor]:
-        """Projects the patches of images, all of an image together.
+        """Project the patches of images, all of an image together.
 
         Args:
             maps (Sequence[Tensor]): Of each stage, (N·grid²)×C_i×h_i×w_i, image
@@ -79,7 +79,7 @@ class DetCoNeck(BaseModule):
 
 
 def _pool(x: Tensor) -> Tensor:
-    """N×C×H×W to N×C."""
+    """Pool N×C×H×W to N×C."""
     return x.mean((2, 3))
 
 

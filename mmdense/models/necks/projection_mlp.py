@@ -12,7 +12,7 @@ from mmdense.utils.errors import InputError
 
 @MODELS.register_module()
 class ProjectionMLP(BaseModule):
-    """The MLP that projects features, on every cell of a map or on vectors.
+    """Project features by an MLP, on every location of a map or on vectors.
 
     All layers but the last are followed by a norm and an activation. With two
     layers, BN and ReLU it is PixPro's projector and predictor
@@ -70,7 +70,7 @@ class ProjectionMLP(BaseModule):
         self.mlp = nn.Sequential(*layers)
 
     def forward(self, x: Union[Tensor, Sequence[Tensor]]) -> Tensor:
-        """Projects; nothing is normalised.
+        """Project; nothing is normalised.
 
         Args:
             x (Tensor | Sequence[Tensor]): N×in_channels×H×W (M×in_channels

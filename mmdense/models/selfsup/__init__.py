@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Algorithms. Every file of this folder is imported, so that a new one needs no line here."""
+"""Import the algorithms: every file of this folder, so that a new one needs no line here."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Algorithms with a momentum encoder."""
+"""Define algorithms with a momentum encoder."""
 
 from typing import Dict, List, Tuple
 

@@ -42,7 +42,7 @@ class SlotCon(MomentumSelfSupervisor):
             Defaults to 0.01 (the paper's 0.99).
         end_momentum (float, optional): Momentum at the last step, along a cosine.
             Defaults to 0 (the paper's 1). None: constant.
-        total_steps (int, optional): Steps of the whole run. None takes those of
+        total_steps (int, optional): Steps of the complete run. None takes those of
             MMEngine's runner.
         kwargs: ``pretrained``, ``data_preprocessor`` and ``init_cfg`` of
             :class:`SelfSupervisor`.

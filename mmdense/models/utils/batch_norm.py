@@ -12,9 +12,9 @@ def _norms(backbone: nn.Module) -> List[_BatchNorm]:
 
 @torch.no_grad()
 def calibrate(backbone: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Gives BatchNorm the statistics of some images, equally weighted.
+    """Give BatchNorm the statistics of some images, equally weighted.
 
-    A random backbone without them would be worse than it has to be.
+    A random backbone without these statistics would be worse than it has to be.
 
     Args:
         backbone (nn.Module): Left in eval mode.

@@ -8,27 +8,27 @@ from .float32 import in_float32
 @torch.no_grad()
 @in_float32
 def match_cells(feat_q: Tensor, feat_k: Tensor) -> Tensor:
-    """For every cell of the query's map, the most similar cell of the key's.
+    """Return the most similar location of the key's map for every location of the query's.
 
     DenseCL (https://arxiv.org/abs/2011.09157), equation 3. No gradient flows
     through the match.
 
     Args:
-        feat_q (Tensor): N×C×S, cells flattened, normalised over C.
+        feat_q (Tensor): N×C×S, locations flattened, normalised over C.
         feat_k (Tensor): N×C×T, likewise.
 
     Returns:
-        Tensor: N×S, indices into the T cells.
+        Tensor: N×S, indices into the T locations.
     """
     return torch.bmm(feat_q.transpose(1, 2), feat_k).argmax(dim=2)
 
 
 def gather_cells(feat: Tensor, index: Tensor) -> Tensor:
-    """The cells of a map that an index names.
+    """Return the locations of a map that an index names.
 
     Args:
-        feat (Tensor): N×C×T, cells flattened.
-        index (Tensor): N×S, indices into the T cells.
+        feat (Tensor): N×C×T, locations flattened.
+        index (Tensor): N×S, indices into the T locations.
 
     Returns:
         Tensor: N×C×S.

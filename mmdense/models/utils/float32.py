@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def in_float32(function: Callable) -> Callable:
-    """Decorates what is too delicate for half precision: autocast is off in it,
+    """Decorate a function that is too delicate for half precision: autocast is off in it,
     and half-precision tensors among its arguments come in as float32.
 
     Cosines divided by a small temperature, sums over thousands of exponentials,
     norms: bfloat16 knows 0.9 to two digits, and the square of a float16 above
-    255 is infinite. They cost next to nothing beside the backbone.
+    255 is infinite. They cost next to nothing compared with the backbone.
 
     Args:
         function (Callable): Takes at least one tensor, not nested in another

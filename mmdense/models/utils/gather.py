@@ -8,7 +8,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> List[Tensor]:
-    """Rows of all processes, which may have differently many.
+    """Return the rows of all processes, which may have different numbers of rows.
 
     Args:
         rows (Tensor): R×C.

@@ -1,9 +1,9 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""From the boxes of two views to what their cells have to do with each other.
+"""Relate the locations of two views by their boxes.
 
 A view is a signed box ``(x0, y0, x1, y1)`` of its image, in [0, 1] by width and
 height; x0 > x1 says that it is mirrored, y0 > y1 that it is upside down. A
-view's map has S = H·W cells, numbered row by row. Nothing here has a gradient
+view's map has S = H·W locations, numbered row by row. Nothing here has a gradient
 but :func:`align_maps`, which has one for the maps. All arithmetic on boxes is
 in this file; transforms of images make the boxes.
 """
@@ -20,7 +20,7 @@ Grid = Tuple[int, int]
 
 
 def view_boxes(data_samples: Sequence, num_views: int, like: Tensor) -> List[Tensor]:
-    """The boxes of a batch's views, from its data samples.
+    """Return the boxes of a batch's views from its data samples.
 
     Args:
         data_samples (Sequence[DataSample]): N, each with ``view_boxes``, V×4,
@@ -46,16 +46,16 @@ def view_boxes(data_samples: Sequence, num_views: int, like: Tensor) -> List[Ten
     if any(box.shape != (num_views, 4) for box in boxes):
         shapes = sorted({tuple(box.shape) for box in boxes})
         raise InputError(f'view_boxes must be {num_views}×4, one box a view, got {shapes}')
-    # one copy to the device for the whole batch
+    # one copy to the device for the batch
     return list(torch.stack(boxes, dim=1).float().to(like.device, non_blocking=True))
 
 
 def cell_centres(box: Tensor, grid: Grid) -> Tensor:
-    """Where the centres of a view's cells are in the image.
+    """Return the centers of a view's grid cells in the image.
 
     Args:
         box (Tensor): N×4, signed boxes.
-        grid (tuple[int, int]): Rows H and columns W of cells.
+        grid (tuple[int, int]): Rows H and columns W of the grid.
 
     Returns:
         Tensor: N×(H·W)×2, (x, y) in the coordinates of the box.
@@ -67,7 +67,7 @@ def cell_centres(box: Tensor, grid: Grid) -> Tensor:
 
 
 def from_view(points: Tensor, box: Tensor) -> Tensor:
-    """Points of a view, in fractions of its sides, to image coordinates.
+    """Map points of a view, in fractions of its sides, to image coordinates.
 
     Args:
         points (Tensor): N×M×2, (x, y); the view is [0, 1]².
@@ -81,16 +81,16 @@ def from_view(points: Tensor, box: Tensor) -> Tensor:
 
 
 def to_view(points: Tensor, box: Tensor) -> Tensor:
-    """The inverse of :func:`from_view`: image coordinates to fractions of a
+    """Invert :func:`from_view`: map image coordinates to fractions of a
     view's sides, outside [0, 1] for points that the view does not show."""
     start, end = box[:, None, :2], box[:, None, 2:]
     return (points - start) / (end - start)
 
 
 def cell_distances(box_q: Tensor, box_k: Tensor, grid_q: Grid, grid_k: Grid) -> Tensor:
-    """Distance of every cell of one view to every cell of the other.
+    """Return the distance of every location of one view to every location of the other.
 
-    Between centres in the image, divided by the larger of the two cells'
+    It is between centers in the image, divided by the larger of the two grid cells'
     diagonals. PixPro (https://arxiv.org/abs/2011.10043), equation 1.
 
     Args:
@@ -98,7 +98,7 @@ def cell_distances(box_q: Tensor, box_k: Tensor, grid_q: Grid, grid_k: Grid) -> 
         grid_q, grid_k (tuple[int, int]): Cells, S and T in all.
 
     Returns:
-        Tensor: N×S×T, 0 for cells in the same place.
+        Tensor: N×S×T, 0 for locations in the same place.
     """
     centre_q, centre_k = cell_centres(box_q, grid_q), cell_centres(box_k, grid_k)
     dx = centre_q[:, :, None, 0] - centre_k[:, None, :, 0]
@@ -109,13 +109,13 @@ def cell_distances(box_q: Tensor, box_k: Tensor, grid_q: Grid, grid_k: Grid) -> 
 
 
 def _cell_diagonal(box: Tensor, grid: Grid) -> Tensor:
-    """N."""
+    """Return the N diagonals of a view's grid cell in the image."""
     width, height = (box[:, 2] - box[:, 0]) / grid[1], (box[:, 3] - box[:, 1]) / grid[0]
     return torch.hypot(width, height)
 
 
 def is_flipped(box: Tensor) -> Tuple[Tensor, Tensor]:
-    """Whether views are mirrored, and whether they are upside down.
+    """Return whether views are mirrored, and whether they are upside down.
 
     Args:
         box (Tensor): N×4, signed boxes.
@@ -127,7 +127,7 @@ def is_flipped(box: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def overlap_in_view(box: Tensor, other: Tensor) -> Tensor:
-    """The part of a view that another view shows too.
+    """Return the part of a view that another view shows too.
 
     Args:
         box (Tensor): N×4, signed boxes of the view.
@@ -150,7 +150,7 @@ def overlap_in_view(box: Tensor, other: Tensor) -> Tensor:
 
 
 def align_maps(maps: Tensor, box: Tensor, other: Tensor) -> Tensor:
-    """What two views share, cut out of one view's maps: cell by cell the same
+    """Cut what two views share out of one view's maps: location by location the same
     place as ``align_maps`` of the other's.
 
     SlotCon (https://arxiv.org/abs/2205.15288), section 3.2: RoIAlign of the
@@ -167,13 +167,13 @@ def align_maps(maps: Tensor, box: Tensor, other: Tensor) -> Tensor:
     """
     height, width = maps.shape[2:]
     overlap = overlap_in_view(box, other)
-    # Above the map's size by one rounding, RoIAlign would take 2×2 samples a cell, and not one.
+    # Above the map's size by one rounding, RoIAlign would take 2×2 samples a grid cell, not one.
     x, y = (
         (overlap[:, i::2] * side).clamp(min=0, max=side) for i, side in enumerate((width, height))
     )
     index = torch.arange(len(maps), dtype=box.dtype, device=box.device)
     regions = torch.stack([index, x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
-    # in the boxes' precision: half would move them by a hundredth of a cell
+    # in the boxes' precision: half would move them by a hundredth of a grid cell
     maps = maps.to(box.dtype)
     aligned = roi_align(maps, regions, (height, width), sampling_ratio=-1, aligned=True)
     mirrored, upside_down = (f[:, None, None, None] for f in is_flipped(box))

@@ -9,7 +9,7 @@ from mmdense.utils.errors import InputError
 
 @torch.no_grad()
 def map_channels(backbone: nn.Module, size: int = 64) -> Tuple[int, ...]:
-    """How many channels each of a backbone's maps has, by trying.
+    """Infer the channels of each map of a backbone by a trial run.
 
     Args:
         backbone (nn.Module): Returns one or more maps; is left as it was.

@@ -5,7 +5,7 @@ from mmdense.utils.errors import InputError
 
 
 def split_patches(strips: Tensor, grid: int) -> Tensor:
-    """Patches of the strips that :class:`~mmdense.datasets.JigsawPatches` makes.
+    """Split the strips that :class:`~mmdense.datasets.JigsawPatches` makes.
 
     Args:
         strips (Tensor): N×C×P×(grid²·P), patches of P×P side by side.

@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 def shuffled_forward(
     encode: Callable[..., Tuple[Tensor, ...]], *inputs: Tensor, seed: int
 ) -> Tuple[Tensor, ...]:
-    """Encodes keys with BatchNorm statistics of images from all processes.
+    """Encode keys with BatchNorm statistics of images from all processes.
 
     Shuffling BN of MoCo (https://arxiv.org/abs/1911.05722, section 3.3): a key
     must not share its BatchNorm batch with its query, or the statistics give
@@ -56,7 +56,7 @@ def _exchange(
     receive: Tensor,
     received: List[int],
 ) -> List[Tensor]:
-    """Rows to other processes, and theirs to this one, in one call.
+    """Exchange rows with other processes in one call.
 
     Args:
         tensors (Sequence[Tensor]): N×…, all alike.

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Statistics of features that the health monitor logs."""
+"""Compute the statistics of features that the health monitor logs."""
 
 from math import ceil, log
 
