@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What frozen features are measured by: nearest neighbours, and a linear probe."""
+"""Measure frozen features by nearest neighbours and by a linear probe."""
 
 import logging
 from typing import Optional
@@ -13,15 +13,15 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from mmdense.utils.checks import check_above_zero, check_counts
 
-_BLOCK = 1024  # of queries, of which similarities are in memory
+_BLOCK = 1024  # queries per similarity matrix
 
 
 class NearestNeighbours:
-    """The classes of the most similar labelled features, weighted by similarity.
+    """Predict the classes of the most similar labelled features, weighted by similarity.
 
     As the k-NN of `InstDisc <https://arxiv.org/abs/1805.01978>`_, section 3.4,
     and `DINO <https://arxiv.org/abs/2104.14294>`_, appendix F.1: the k largest
-    cosines vote with weights exp(cosine / temperature). With cells of maps this
+    cosines vote with weights exp(cosine / temperature). With locations of maps this
     propagates labels from image to image.
 
     Args:
@@ -49,7 +49,7 @@ class NearestNeighbours:
         self.k, self.temperature = min(k, len(labels)), temperature
 
     def __call__(self, features: Tensor) -> Tensor:
-        """M×C features to M×K shares of the votes, in [0, 1]."""
+        """Map M×C features to M×K shares of the votes, in [0, 1]."""
         scores = []
         for queries in normalize(features, dim=1).split(_BLOCK):
             similarity, nearest = (queries @ self.bank.t()).topk(self.k, dim=1)
@@ -59,7 +59,7 @@ class NearestNeighbours:
 
 
 class LinearProbe:
-    r"""Multinomial logistic regression on standardised features.
+    r"""Fit a multinomial logistic regression to standardised features.
 
     Minimises mean cross-entropy + λ/2 ‖W‖² (the bias is free) by L-BFGS, from
     zero, along the principal axes, each scaled by its curvature: some tens of
@@ -124,17 +124,17 @@ class LinearProbe:
         return (features.double() - self.mean) / self.std
 
     def __call__(self, features: Tensor) -> Tensor:
-        """M×C features to M×K logits, float64."""
+        """Map M×C features to M×K logits, float64."""
         return self._inputs(features) @ self.weight[:-1] + self.weight[-1]
 
 
 def _with_bias(axes: Tensor) -> Tensor:
-    """C×C to (C+1)×(C+1), which leaves the last as it is."""
+    """Extend C×C to (C+1)×(C+1), which leaves the last as it is."""
     return torch.block_diag(axes, axes.new_ones(1, 1))
 
 
 def _fit(x: Tensor, labels: Tensor, variances: Tensor, num_classes: int, decay: float) -> Tensor:
-    """Weights (C+1)×K of inputs M×(C+1) along their principal axes, the last the bias."""
+    """Return weights (C+1)×K of inputs M×(C+1) along their principal axes, the last the bias."""
     decays = torch.full_like(variances, decay)
     decays[-1] = 0
     scale = (variances / num_classes + decays).rsqrt()

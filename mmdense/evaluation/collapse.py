@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Measures of collapse, and the thresholds that they are compared with."""
+"""Measure collapse, and define the thresholds."""
 
 from typing import Any, Dict, NamedTuple
 
@@ -13,11 +13,11 @@ Values = Dict[str, Tensor]
 
 
 class _Sign(NamedTuple):
-    """When to warn of a value, and in which words."""
+    """Define when to warn of a value, and the words of the warning."""
 
-    name: str  # what the value's name ends with
+    name: str  # the end of the value's name
     bound: float
-    over: float  # where what was warned of is over: above the bound for values that get too low
+    over: float  # hysteresis: the warning clears once the value crosses this
     meaning: str
     advice: str
 
@@ -44,7 +44,7 @@ SIGNS = [
         'prototypes_used',
         1.5,
         2.5,
-        'collapse: nearly all cells are assigned to one prototype',
+        'collapse: nearly all locations are assigned to one prototype',
         'Try a lower learning rate or a longer warm-up, a smaller center_momentum or a larger '
         'teacher_temperature',
     ),

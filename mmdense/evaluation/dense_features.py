@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What frozen dense features are worth, in seconds instead of a fine-tuning run."""
+"""Measure frozen dense features, in seconds instead of a fine-tuning run."""
 
 import os.path as osp
 from contextlib import contextmanager
@@ -22,13 +22,13 @@ from .feature_maps import stage_maps
 from .labelled_data import LabelledBoxes, LabelledImage, LabelledMaps
 
 METHODS = dict(knn=NearestNeighbours, linear=LinearProbe)
-_BANK = 20_000  # labelled cells, at most
+_BANK = 20_000  # labelled locations, at most
 
 
 def check_arguments(
     methods: Sequence[str], size: int, max_images: Optional[int], stage: int
 ) -> None:
-    """Of :func:`evaluate_features`.
+    """Check the arguments of :func:`evaluate_features`.
 
     Raises:
         InputError: With the first that cannot be.
@@ -52,9 +52,9 @@ def evaluate_features(
     max_images: Optional[int] = 50,
     stage: int = -1,
 ) -> Dict[str, float]:
-    """Measures a backbone's maps by classifiers of their cells.
+    """Measure a backbone's maps by classifiers of their locations.
 
-    The classifiers see the labelled cells (or patches) of ``data.train``, at
+    The classifiers see the labelled locations (or patches) of ``data.train``, at
     most 20,000 of them, equally many of each image and drawn by its name; what
     they say of ``data.test`` is measured at the pixels (or patches).
 
@@ -113,7 +113,7 @@ def evaluate_features(
         features, labels = (torch.cat(parts) for parts in zip(*found))
         if len(labels) == 0:
             raise DataError(
-                f'no cell of the {len(train)} training images is labelled: is ignore_index right?'
+                f'no location of the {len(train)} training images is labelled: is ignore_index right?'
             )
         images = torch.repeat_interleave(torch.tensor([len(y) for _, y in found]))
         device = next((p.device for p in backbone.parameters()), features.device)
@@ -130,15 +130,17 @@ def evaluate_features(
 
 
 def _some(images: List[LabelledImage], count: Optional[int]) -> List[LabelledImage]:
-    """As many, evenly spaced."""
+    """Return ``count`` images, evenly spaced."""
     if count is None or len(images) <= count:
         return images
     return [images[i * len(images) // count] for i in range(count)]
 
 
 def _share(images: List[LabelledImage], work: Callable) -> list:
-    """``work`` of each image, in their order, shared by all processes; an error is all of
-    theirs, or the others would wait for ever."""
+    """Return ``work`` of each image, in order, shared by all processes.
+
+    An error of one process is raised in all, or the others would wait for ever.
+    """
     found, error = [], None
     try:
         found = [work(image) for image in images[get_rank() :: get_world_size()]]
@@ -159,7 +161,7 @@ def calibrate_on(
     max_images: Optional[int] = 50,
     **_,
 ) -> None:
-    """Gives the BatchNorm of a random backbone the statistics of the training images, in place.
+    """Give the BatchNorm of a random backbone the statistics of the training images, in place.
 
     Arguments are those of :func:`evaluate_features`.
     """
@@ -168,7 +170,7 @@ def calibrate_on(
 
 
 def _inputs(preprocessor: nn.Module, pixels: np.ndarray, size: int) -> Tensor:
-    """1×3×h×w of an image H×W×3, scaled down to ``size``."""
+    """Return the input 1×3×h×w of an image H×W×3, scaled down to ``size``."""
     height, width = pixels.shape[:2]
     scale = size / max(height, width)
     if scale < 1:
@@ -181,7 +183,7 @@ def _inputs(preprocessor: nn.Module, pixels: np.ndarray, size: int) -> Tensor:
 def _features(
     backbone: nn.Module, preprocessor: nn.Module, pixels: np.ndarray, size: int, stage: int
 ) -> Tensor:
-    """C×h×w of an image H×W×3."""
+    """Return the features C×h×w of an image H×W×3."""
     maps = stage_maps(backbone, [_inputs(preprocessor, pixels, size)])
     if not -len(maps) <= stage < len(maps):
         raise InputError(
@@ -193,7 +195,7 @@ def _features(
 
 @contextmanager
 def _without_benchmark() -> Iterator[None]:
-    """cuDNN would try all it has for each size of image."""
+    """Switch off the benchmark of cuDNN, which would run for each size of image."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:

@@ -11,7 +11,7 @@ from mmdense.utils.errors import DataError, InputError
 
 
 def read_images(paths: Sequence[str], size: int) -> List[np.ndarray]:
-    """Image files, upright, in their own aspect ratios.
+    """Read image files, upright, in their own aspect ratios.
 
     Args:
         paths (Sequence[str]): The files.
@@ -34,7 +34,7 @@ def read_images(paths: Sequence[str], size: int) -> List[np.ndarray]:
 
 
 def fit_image(image: np.ndarray, size: int) -> np.ndarray:
-    """Scales an image.
+    """Scale an image.
 
     Args:
         image (np.ndarray): H×W×3 uint8, BGR.
@@ -50,7 +50,7 @@ def fit_image(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def to_inputs(images: Sequence[np.ndarray], preprocessor: nn.Module) -> List[Tensor]:
-    """Images as a backbone takes them.
+    """Return images as a backbone takes them.
 
     Args:
         images (Sequence[np.ndarray]): Each H×W×3 uint8, RGB.
@@ -65,7 +65,7 @@ def to_inputs(images: Sequence[np.ndarray], preprocessor: nn.Module) -> List[Ten
 
 @torch.no_grad()
 def stage_maps(backbone: nn.Module, inputs: Sequence[Tensor]) -> List[List[Tensor]]:
-    """The output of each stage, whatever the backbone itself returns.
+    """Return the output of each stage, whatever the backbone itself returns.
 
     Args:
         backbone (nn.Module): Of mmpretrain: a ResNet or one that is built like

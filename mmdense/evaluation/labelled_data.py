@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Labelled images that features are evaluated on: label maps, or boxes."""
+"""Read labelled images that features are evaluated on: label maps, or boxes."""
 
 import json
 import os.path as osp
@@ -27,24 +27,24 @@ Cells = Tuple[Tensor, Tensor]
 
 
 class LabelledImage(NamedTuple):
-    """An image, and where its label is (a file) or what it is (boxes and classes)."""
+    """Hold an image, and its label: a file, or boxes and classes."""
 
     path: str
     label: Any
 
 
 class _Labelled:
-    """What label maps and boxes have in common.
+    """Split and read images with label maps or boxes.
 
     Attributes:
-        train (List[LabelledImage]): What classifiers are made from, in the
+        train (List[LabelledImage]): Images that classifiers are fitted to, in the
             order of the paths.
-        test (List[LabelledImage]): What they are measured on.
+        test (List[LabelledImage]): Images that classifiers are measured on.
         num_classes (int): K.
     """
 
     def _set(self, train: List[LabelledImage], test: Optional[List[LabelledImage]]) -> None:
-        """Sorts them; without ``test`` it is every fourth image of ``train``."""
+        """Sort the images; without ``test`` take every fourth image of ``train``."""
         train = sorted(train)
         if test is None:
             if len(train) < 2:
@@ -60,7 +60,7 @@ class _Labelled:
         self.train, self.test = train, sorted(test)
 
     def read(self, image: LabelledImage) -> Tuple[np.ndarray, Any]:
-        """The pixels, H×W×3 uint8, BGR, and the label.
+        """Return the pixels, H×W×3 uint8, BGR, and the label.
 
         Raises:
             DataError: When one of them cannot be read, or they do not fit.
@@ -79,7 +79,7 @@ _VAL = dict(img_path='img_dir/val', seg_map_path='ann_dir/val')
 
 @DATASETS.register_module()
 class LabelledMaps(_Labelled):
-    """Images with label maps, in folders as mmseg has them.
+    """Read images with label maps, in folders as mmseg has them.
 
     Args:
         data_root (str): What the folders are relative to.
@@ -145,7 +145,7 @@ class LabelledMaps(_Labelled):
         return found
 
     def _label(self, image: LabelledImage, shape: Tuple[int, int]) -> Tensor:
-        """H×W, int64, -1 where pixels do not count."""
+        """Return H×W labels, int64, -1 where pixels do not count."""
         try:
             with Image.open(image.label) as file:
                 labels = np.asarray(file).astype(np.int64)
@@ -169,9 +169,9 @@ class LabelledMaps(_Labelled):
         return torch.from_numpy(labels)
 
     def cells(self, features: Tensor, labels: Tensor) -> Cells:
-        """The labelled cells of a map.
+        """Return the labelled locations of a map.
 
-        A cell has the class of most of its labelled pixels; where less than
+        A location has the class of most of its labelled pixels; where less than
         half of its pixels are labelled it has none.
 
         Args:
@@ -183,7 +183,7 @@ class LabelledMaps(_Labelled):
         """
         (height, width), (h, w), end = labels.shape, features.shape[1:], self.num_classes + 1
         rows, columns = torch.arange(height) * h // height, torch.arange(width) * w // width
-        # pixels of each cell and class, the last of which is void
+        # pixels of each location and class, the last of which is void
         pairs = (rows[:, None] * w + columns) * end + labels % end
         counts = torch.bincount(pairs.flatten(), minlength=h * w * end).reshape(h * w, end)
         labelled = counts[:, :-1].sum(1)
@@ -191,7 +191,7 @@ class LabelledMaps(_Labelled):
         return features.flatten(1).t()[valid.to(features.device)], counts[valid, :-1].argmax(1)
 
     def confusion(self, classifier: Classifier, features: Tensor, labels: Tensor) -> Tensor:
-        """Of the pixels of an image that count: scores of cells, bilinearly between.
+        """Return the confusion of the pixels that count: scores of locations, bilinearly between.
 
         Args:
             classifier (Classifier): M×C to M×K.
@@ -208,7 +208,7 @@ class LabelledMaps(_Labelled):
 
     @staticmethod
     def metrics(confusion: Tensor) -> Dict[str, float]:
-        """In per cent: ``mIoU``, the mean over the classes that occur, and ``aAcc``, the share of
+        """Return, in per cent: ``mIoU``, the mean over the classes that occur, and ``aAcc``, the share of
         right pixels."""
         right, true, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
         occurs = true > 0
@@ -221,7 +221,7 @@ class LabelledMaps(_Labelled):
 
 @DATASETS.register_module()
 class LabelledBoxes(_Labelled):
-    """Images with boxes, as Pascal VOC or COCO has them: patches to classify.
+    """Read images with boxes, as Pascal VOC or COCO has them: patches to classify.
 
     The features of a patch are the mean of the map inside the box (RoIAlign,
     4×4 samples). To the K-1 classes comes background, the last: as many boxes
@@ -330,7 +330,7 @@ class LabelledBoxes(_Labelled):
         return LabelledImage(osp.join(self.folders[0], name), large)
 
     def _label(self, image: LabelledImage, shape: Tuple[int, int]) -> Cells:
-        """Boxes M×4 (x0, y0, x1, y1) in [0, 1] of the image, and their classes."""
+        """Return boxes M×4 (x0, y0, x1, y1) in [0, 1] of the image, and their classes."""
         height, width = shape
         boxes = torch.tensor([box for _, box in image.label], dtype=torch.float32)
         boxes = boxes / torch.tensor([width, height, width, height])
@@ -346,7 +346,7 @@ class LabelledBoxes(_Labelled):
         return torch.cat([boxes, background]), torch.tensor(kinds)
 
     def cells(self, features: Tensor, labels: Cells) -> Cells:
-        """The features of patches.
+        """Return the features of patches.
 
         Args:
             features (Tensor): C×h×w.
@@ -363,13 +363,13 @@ class LabelledBoxes(_Labelled):
         ], kinds
 
     def confusion(self, classifier: Classifier, features: Tensor, labels: Cells) -> Tensor:
-        """Of the patches of an image; arguments as those of :meth:`LabelledMaps.confusion`."""
+        """Return the confusion of the patches of an image; the arguments are those of :meth:`LabelledMaps.confusion`."""
         patches, kinds = self.cells(features, labels)
         return count_pairs(kinds, classifier(patches).argmax(1).cpu(), self.num_classes)
 
     @staticmethod
     def metrics(confusion: Tensor) -> Dict[str, float]:
-        """In per cent: ``accuracy``, and ``balanced_accuracy``, the mean over the classes that
+        """Return, in per cent: ``accuracy``, and ``balanced_accuracy``, the mean over the classes that
         occur; background is one of them."""
         right, true = confusion.diag(), confusion.sum(1)
         recall = (right / true)[true > 0].double()
@@ -380,7 +380,7 @@ class LabelledBoxes(_Labelled):
 
 
 def _background(boxes: Tensor, seed: int) -> Tensor:
-    """Boxes of the sizes of others, at random places where they meet little of them."""
+    """Return boxes of the sizes of others, at random places where they meet little of them."""
     rng = np.random.default_rng(seed)
     places = torch.from_numpy(rng.random((len(boxes), 20, 2))).float()  # of each 20 to choose from
     sizes = (boxes[:, 2:] - boxes[:, :2])[:, None]
@@ -392,7 +392,7 @@ def _background(boxes: Tensor, seed: int) -> Tensor:
 
 
 def count_pairs(true: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
-    """How often each pair of classes occurs.
+    """Count how often each pair of classes occurs.
 
     Args:
         true (Tensor): Integers of any shape, in [0, K).

@@ -14,10 +14,10 @@ from mmdense.utils.errors import DataError, InputError
 
 @METRICS.register_module()
 class UnsupervisedIoU(BaseMetric):
-    """IoU of groups that have no names: they are matched to the classes first.
+    """Measure the IoU of groups that have no names: they are matched to the classes first.
 
     The usual protocol (IIC, https://arxiv.org/abs/1807.06653; PiCIE,
-    https://arxiv.org/abs/2103.17070): over the whole data set, the one-to-one
+    https://arxiv.org/abs/2103.17070): over the complete data set, the one-to-one
     matching of groups and classes that gets most pixels right, found by the
     Hungarian method. There is one matching for all images.
 
@@ -61,7 +61,7 @@ class UnsupervisedIoU(BaseMetric):
         self.many_to_one = many_to_one
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Counts the pixels of a batch.
+        """Count the pixels of a batch.
 
         Args:
             data_batch (dict): Not used.
@@ -80,7 +80,7 @@ class UnsupervisedIoU(BaseMetric):
             self.results.append((pairs.cpu().numpy(), counts.cpu().numpy()))
 
     def compute_metrics(self, results: list) -> Dict[str, float]:
-        """Matches, and measures.
+        """Match the groups, and measure the IoU.
 
         Args:
             results (list): Of every image: pairs (group, class), 2×M, and how
@@ -121,13 +121,13 @@ class UnsupervisedIoU(BaseMetric):
         )
 
     def _match(self, matrix: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        """Of groups×classes pixels: the groups that get a class, and which."""
+        """Return the groups that get a class, and that class, from groups×classes pixels."""
         if self.many_to_one:
             return np.arange(len(matrix)), matrix.argmax(axis=1)
         return linear_sum_assignment(matrix, maximize=True)
 
     def _labels(self, sample: dict) -> Tuple[Tensor, Tensor]:
-        """The group and the class of the pixels that count, both flat."""
+        """Return the group and the class of the pixels that count, both flat."""
         name = sample.get('img_path', 'a sample')
         for key in ('pred_sem_seg', 'gt_sem_seg'):
             if key not in sample:

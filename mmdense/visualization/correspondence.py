@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Which cells of two views a backbone takes for the same place, drawn and counted.
+"""Draw and count the locations of two views that a backbone takes for the same place.
 
 A view is a signed box ``(x0, y0, x1, y1)`` of its image, in [0, 1] by width and
 height; x0 > x1 says that it is mirrored. Cells are numbered row by row.
@@ -26,13 +26,13 @@ Box = Sequence[float]
 
 
 class Matches(NamedTuple):
-    """What :func:`match_views` found for N pairs of views.
+    """Hold the matches that :func:`match_views` found for N pairs of views.
 
     Attributes:
-        match (Tensor): N×S, for every cell of view a the most similar of the T
-            cells of view b.
+        match (Tensor): N×S, for every location of view a the most similar of the T
+            locations of view b.
         similarity (Tensor): N×S, the cosine of the two.
-        grid_a (tuple[int, int]): Rows and columns of cells in view a, S in all.
+        grid_a (tuple[int, int]): Rows and columns of the grid of view a, S in all.
         grid_b (tuple[int, int]): Those of view b, T in all.
     """
 
@@ -44,7 +44,7 @@ class Matches(NamedTuple):
 
 @torch.no_grad()
 def match_views(backbone: nn.Module, view_a: Tensor, view_b: Tensor) -> Matches:
-    """Matches cells by the last map of a backbone, as DenseCL does.
+    """Match locations by the last map of a backbone, as DenseCL does.
 
     Args:
         backbone (nn.Module): Returns a map N×C×h×w or a sequence of them; its
@@ -65,7 +65,7 @@ def match_views(backbone: nn.Module, view_a: Tensor, view_b: Tensor) -> Matches:
 
 
 def cut_view(image: Image.Image, box: Box, size: int) -> Image.Image:
-    """The view that a box describes, size×size pixels.
+    """Cut the view that a box describes, size×size pixels.
 
     Args:
         image (Image.Image): A photograph.
@@ -85,7 +85,7 @@ def cut_view(image: Image.Image, box: Box, size: int) -> Image.Image:
 def draw_view_pair(
     image: Image.Image, size: int, random: np.random.RandomState
 ) -> Tuple[Tuple[Box, Box], Tuple[Image.Image, Image.Image]]:
-    """Two views that share a third of the first or more.
+    """Draw two views at random that share a third of the first or more.
 
     Each is a square of 55 to 90 % of the image's short side, mirrored half of
     the time.
@@ -115,20 +115,20 @@ def _random_box(image: Image.Image, random: np.random.RandomState) -> Box:
 def true_places(
     box_a: Box, box_b: Box, grid_a: Tuple[int, int], grid_b: Tuple[int, int]
 ) -> Tuple[Tensor, Tensor]:
-    """Where the cells of view a really are in view b.
+    """Return the true places of the locations of view a in view b.
 
     Args:
         box_a (Box): Signed box of view a.
         box_b (Box): Signed box of view b.
-        grid_a (tuple[int, int]): Rows and columns of view a, S cells.
+        grid_a (tuple[int, int]): Rows and columns of view a, S locations.
         grid_b (tuple[int, int]): Those of view b.
 
     Returns:
-        tuple[Tensor, Tensor]: S×2, (x, y) of the centre of every cell of a, in
-        cells of b; and S, whether that lies within b.
+        tuple[Tensor, Tensor]: S×2, (x, y) of the center of every location of a, in
+        grid cells of b; and S, whether that lies within b.
     """
     box_a, box_b = torch.tensor([[box_a], [box_b]], dtype=torch.float64)
-    # cells of a → image → cells of b
+    # grid of a → image → grid of b
     size_b = torch.tensor(grid_b[::-1], dtype=torch.float64)
     in_b = to_view(cell_centres(box_a, grid_a), box_b)[0] * size_b
     return in_b, ((in_b >= 0) & (in_b <= size_b)).all(dim=1)
@@ -137,15 +137,15 @@ def true_places(
 def match_errors(
     match: Tensor, box_a: Box, box_b: Box, grid_a: Tuple[int, int], grid_b: Tuple[int, int]
 ) -> Tensor:
-    """How far matches are from the truth.
+    """Return the distance of matches from the truth.
 
     Args:
-        match (Tensor): S, indices into the cells of view b.
+        match (Tensor): S, indices into the locations of view b.
         box_a, box_b, grid_a, grid_b: As in :func:`true_places`.
 
     Returns:
-        Tensor: S, distance between the centre of the matched cell and the true
-        place, in cells of b; NaN for cells that are not in view b.
+        Tensor: S, distance between the center of the matched location and the true
+        place, in grid cells of b; NaN for locations that are not in view b.
     """
     places, visible = true_places(box_a, box_b, grid_a, grid_b)
     errors = (_centres_in_cells(grid_b)[match.cpu()] - places).norm(dim=1)
@@ -153,11 +153,11 @@ def match_errors(
 
 
 class Panel(NamedTuple):
-    """One backbone's matches between the same two views.
+    """Hold the matches of one backbone between two views.
 
     Attributes:
         title (str): Written above.
-        match (Tensor): S, indices into the cells of view b.
+        match (Tensor): S, indices into the locations of view b.
         similarity (Tensor): S, the colour of the line.
         errors (Tensor): S, from :func:`match_errors`; decides how it is drawn.
     """
@@ -179,9 +179,9 @@ def draw_correspondence(
     max_lines: int = 16,
     path: Optional[str] = None,
 ) -> Figure:
-    """Two views, lines between matched cells, once for every backbone.
+    """Draw two views and lines between matched locations, once for every backbone.
 
-    The cells drawn are the same in all panels: those of view a that are in view
+    The locations drawn are the same in all panels: those of view a that are in view
     b too, spread evenly when they are more than ``max_lines``. A line is solid
     when it ends within ``tolerance`` of the true place, else dashed.
 
@@ -189,10 +189,10 @@ def draw_correspondence(
         view_a (np.ndarray): H×W×3 uint8, RGB.
         view_b (np.ndarray): H'×W'×3 uint8, RGB.
         panels (Sequence[Panel]): From left to right.
-        grid_a (tuple[int, int]): Rows and columns of cells in view a.
+        grid_a (tuple[int, int]): Rows and columns of the grid of view a.
         grid_b (tuple[int, int]): Those of view b.
-        title (str): Of the whole picture.
-        tolerance (float): In cells. Defaults to 1.
+        title (str): Title of the picture.
+        tolerance (float): In grid cells. Defaults to 1.
         max_lines (int): Per panel. Defaults to 16.
         path (str, optional): Also save it there; the suffix is the format.
 
@@ -227,7 +227,7 @@ def draw_correspondence(
                 right,
             )
     bar = figure.colorbar(colours, ax=axes, fraction=0.03, pad=0.02)
-    bar.set_label('similarity of the two cells (cosine)', fontsize=12)
+    bar.set_label('similarity of the two locations (cosine)', fontsize=12)
     near = f'ends within {tolerance:g} cell of the true place'
     figure.legend(
         handles=[
@@ -245,13 +245,13 @@ def draw_correspondence(
 
 
 def _centres_in_cells(grid: Tuple[int, int]) -> Tensor:
-    """S×2, (x, y) of the centres of a grid's cells: 0.5, 1.5, …"""
+    """Return the centers of a grid's cells, S×2, (x, y): 0.5, 1.5, …"""
     whole = torch.tensor([[0, 0, grid[1], grid[0]]], dtype=torch.float64)
     return cell_centres(whole, grid)[0]
 
 
 def _spread(errors: Tensor, max_lines: int) -> Tensor:
-    """Indices of at most so many of the cells that are in both views."""
+    """Return the indices of at most so many of the locations that are in both views."""
     cells = torch.nonzero(~errors.isnan()).flatten()
     if len(cells) <= max_lines:
         return cells
@@ -259,12 +259,12 @@ def _spread(errors: Tensor, max_lines: int) -> Tensor:
 
 
 def _cell_size(view: np.ndarray, grid: Tuple[int, int]) -> Tensor:
-    """(width, height) of a cell in pixels."""
+    """Return (width, height) of a grid cell in pixels."""
     return torch.tensor([view.shape[1] / grid[1], view.shape[0] / grid[0]])
 
 
 def _draw_line(figure, start, end, colour, right) -> None:
-    """A line across two axes; ``start`` and ``end`` are (axes, point)."""
+    """Draw a line across two axes; ``start`` and ``end`` are (axes, point)."""
     width = 2.4 if right else 1.4
     # Black in white: seen on any photograph.
     outline = [

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What each stage of a backbone sees: its features as colours, pretrained beside random.
+"""Draw the features of each stage of a backbone as colours, pretrained next to random.
 
 The colours are the first three principal components, as in `DINOv2
 <https://arxiv.org/abs/2304.07193>`_, figure 1, here without a threshold that
@@ -19,7 +19,7 @@ from .slots import _short_name
 
 
 class Stage(NamedTuple):
-    """The features of one stage, to be drawn.
+    """Hold the features of one stage, to be drawn.
 
     Attributes:
         colours (List[np.ndarray]): Of each image, h×w×3 in [0, 1].
@@ -33,7 +33,7 @@ class Stage(NamedTuple):
 
 
 def pca_colours(maps: Sequence[Tensor], normalized: bool = False) -> Stage:
-    """Features to colours: red is the first principal component.
+    """Turn features into colours: red is the first principal component.
 
     One analysis for all images, so that equal colours mean similar features.
     A component goes from 0 at its 1st percentile to 1 at its 99th, beyond
@@ -54,7 +54,7 @@ def pca_colours(maps: Sequence[Tensor], normalized: bool = False) -> Stage:
     count = sum(map(len, cells))
     mean = sum(x.sum(dim=0) for x in cells) / count
     cells = [x - mean for x in cells]
-    # By the C×C covariance: the cells of all images together can be many.
+    # By the C×C covariance: all images together can have many locations.
     variances, axes = torch.linalg.eigh(sum(x.T @ x for x in cells) / count)
     variances, axes = variances.flip(0)[:3].clamp(min=0), axes.flip(1)[:, :3]
     total = sum(x.square().sum() for x in cells) / count
@@ -65,7 +65,7 @@ def pca_colours(maps: Sequence[Tensor], normalized: bool = False) -> Stage:
     scores = [(x @ axes).numpy() for x in cells]
     every = np.concatenate(scores)
     low, high = np.percentile(every, (1, 99), axis=0)
-    same = high <= low  # all but a few cells are equal: these few count
+    same = high <= low  # all but a few locations are equal: these few count
     low, high = np.where(same, every.min(axis=0), low), np.where(same, every.max(axis=0), high)
     colours = []
     for score, m in zip(scores, maps):
@@ -85,13 +85,13 @@ def draw_levels(
     title: str = '',
     path: Optional[str] = None,
 ) -> Figure:
-    """Each image, and beside it a row for each network and a column for each stage.
+    """Draw each image, and next to it a row for each network and a column for each stage.
 
     Args:
         images (Sequence[np.ndarray]): Each H×W×3 uint8, RGB.
         names (Sequence[str]): Of the images, paths or others.
         networks (Dict[str, Sequence[Stage]]): Name to stages, as many of each.
-        title (str): Of the whole picture.
+        title (str): Title of the picture.
         path (str, optional): Also save it there; the suffix is the format.
 
     Returns:
@@ -139,7 +139,7 @@ def draw_levels(
 
 
 def _panel(figure: Figure, cell, pixels: np.ndarray, shape: Tuple[int, ...]):
-    """Pixels as they are, stretched over an image of a shape (H, W, …)."""
+    """Draw pixels as they are, stretched over an image of a shape (H, W, …)."""
     axis = figure.add_subplot(cell)
     axis.imshow(pixels, extent=(0, shape[1], shape[0], 0), interpolation='nearest')
     axis.set_xticks([])

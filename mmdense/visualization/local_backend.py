@@ -9,8 +9,10 @@ from mmdense.registry import VISBACKENDS
 
 @VISBACKENDS.register_module()
 class LocalVisBackend(_LocalVisBackend):
-    """MMEngine's, under which a run outlives a full disk: a line that cannot be
-    written to ``scalars.json`` is left out, and the log says so once."""
+    """Write scalars as MMEngine's backend does, also when the disk is full.
+
+    A line that cannot be written to ``scalars.json`` is left out, and the log says so once.
+    """
 
     _complete = True
 
@@ -20,7 +22,7 @@ class LocalVisBackend(_LocalVisBackend):
         except OSError as e:
             if self._complete:
                 print_log(
-                    f'cannot write to {file_path}: {e.strerror or e}; training goes on, and lines '
+                    f'cannot write to {file_path}: {e.strerror or e}; training continues, and lines '
                     'are left out of it',
                     logger='current',
                     level=logging.ERROR,

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What SlotCon's prototypes stand for, counted and drawn.
+"""Draw the groups of prototypes.
 
 A segment is the set of pixels of one image whose best prototype is the same.
 """
@@ -19,7 +19,7 @@ from mmdense.evaluation.slots import Picture, Survey
 
 
 def prototype_colours(pixels: Tensor) -> np.ndarray:
-    """One colour a prototype; those that are used most differ most.
+    """Return one colour a prototype; those that are used most differ most.
 
     Args:
         pixels (Tensor): P, as in :class:`Survey`.
@@ -36,7 +36,7 @@ def prototype_colours(pixels: Tensor) -> np.ndarray:
 
 
 def paint_groups(picture: Picture, colours: np.ndarray) -> np.ndarray:
-    """An image in grey under the colours of its pixels' prototypes, with white borders.
+    """Paint an image in grey under the colours of its pixels' prototypes, with white borders.
 
     Args:
         picture (Picture): The image.
@@ -54,14 +54,14 @@ def paint_groups(picture: Picture, colours: np.ndarray) -> np.ndarray:
 def draw_groups(
     pictures: Sequence[Picture], colours: np.ndarray, title: str = '', path: Optional[str] = None
 ) -> Figure:
-    """Every image, and beside it the same coloured by prototype.
+    """Draw every image, and next to it the same image coloured by prototype.
 
     Segments of 2 % of an image or more bear the number of their prototype.
 
     Args:
         pictures (Sequence[Picture]): One or more.
         colours (np.ndarray): P×3, of :func:`prototype_colours`.
-        title (str): Of the whole picture.
+        title (str): Title of the picture.
         path (str, optional): Also save it there; the suffix is the format.
 
     Returns:
@@ -107,14 +107,14 @@ def draw_nearest(
     title: str = '',
     path: Optional[str] = None,
 ) -> Figure:
-    """A row for each prototype: its nearest segments, the rest dimmed.
+    """Draw a row for each prototype: its nearest segments, the rest dimmed.
 
     Args:
         found (Survey): Says which segments.
         prototypes (Sequence[int]): Rows, from top to bottom.
         pictures (Dict[int, Picture]): The images of these segments.
         colours (np.ndarray): P×3, of :func:`prototype_colours`.
-        title (str): Of the whole picture.
+        title (str): Title of the picture.
         path (str, optional): Also save it there; the suffix is the format.
 
     Returns:
@@ -151,7 +151,7 @@ def draw_nearest(
 
 
 def _grid(rows: int, columns: int, width: float, height: float, title: str):
-    """A figure of so many inches with axes that have no ticks."""
+    """Make a figure of so many inches with axes that have no ticks."""
     figure = Figure(figsize=(width, height), dpi=110, layout='constrained')
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13)
@@ -169,7 +169,7 @@ def _saved(figure: Figure, path: Optional[str]) -> Figure:
 
 
 def _borders(labels: np.ndarray) -> np.ndarray:
-    """H×W, whether another label begins to the right or below."""
+    """Return H×W, whether another label begins to the right or below."""
     borders = np.zeros(labels.shape, dtype=bool)
     borders[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     borders[:-1] |= labels[:-1] != labels[1:]

@@ -17,9 +17,10 @@ OPTIONS = ('lr', 'momentum', 'weight_decay', 'trust_coefficient', 'eps', 'maximi
 
 @OPTIMIZERS.register_module()
 class LARS(Optimizer):
-    """SGD with momentum and a step of its own size for each weight tensor
-    (https://arxiv.org/abs/1708.03888), as PixPro (https://arxiv.org/abs/2011.10043)
-    and SlotCon (https://arxiv.org/abs/2205.15288) use it::
+    """Run SGD with momentum and an adapted step size for each weight tensor.
+
+    LARS (https://arxiv.org/abs/1708.03888), as PixPro (https://arxiv.org/abs/2011.10043) and
+    SlotCon (https://arxiv.org/abs/2205.15288) use it::
 
         g = grad + weight_decay · w
         g = g · trust_coefficient · ‖w‖ / (‖g‖ + eps)      (as it is, if a norm is 0)
@@ -73,7 +74,7 @@ class LARS(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict) -> None:
-        """Adds parameters; keys that the dict lacks have the optimizer's values.
+        """Add parameters; keys that the dict lacks have the optimizer's values.
 
         Raises:
             InputError: If a value is out of its range or not a number.
@@ -83,7 +84,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Optional[Callable] = None) -> Optional[Tensor]:
-        """One step for every parameter that has a gradient.
+        """Make one step for every parameter that has a gradient.
 
         Args:
             closure (Callable, optional): Computes the loss and the gradients
@@ -126,7 +127,7 @@ class LARS(Optimizer):
         eps: float,
         maximize: bool,
     ) -> None:
-        """The step of parameters of one device and dtype; ``adapt``: with decay and factor."""
+        """Make the step of parameters of one device and dtype; ``adapt``: with decay and factor."""
         grads = [p.grad for p in params]
         if maximize:
             grads = torch._foreach_neg(grads)

@@ -12,8 +12,10 @@ from mmdense.utils.errors import InputError
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(_ParamScheduler):
-    """Learning rate of PixPro (https://arxiv.org/abs/2011.10043) and SlotCon
-    (https://arxiv.org/abs/2205.15288): up on a straight line, down on a cosine.
+    """Warm up the learning rate linearly, then lower it along a cosine.
+
+    The schedule of PixPro (https://arxiv.org/abs/2011.10043) and SlotCon
+    (https://arxiv.org/abs/2205.15288).
 
     At step t of T, with a warm-up of W steps::
 
@@ -38,7 +40,7 @@ class WarmupCosineLR(_ParamScheduler):
         last_step (int): t of the step before, when resuming without a state.
             Defaults to -1.
         by_epoch (bool): Defaults to True. The papers' is a step per iteration:
-            ``convert_to_iter_based=True`` beside lengths in epochs.
+            ``convert_to_iter_based=True`` next to lengths in epochs.
         verbose (bool): Whether to print each value. Defaults to False.
 
     Raises:
@@ -82,7 +84,7 @@ class WarmupCosineLR(_ParamScheduler):
         by_epoch: bool = True,
         **kwargs,
     ) -> 'WarmupCosineLR':
-        """The same with a step per iteration: MMEngine calls this for a config
+        """Build the schedule with a step per iteration: MMEngine calls this for a config
         with ``convert_to_iter_based=True``.
 
         Args:
@@ -97,8 +99,10 @@ class WarmupCosineLR(_ParamScheduler):
         return cls(*args, end=end, warmup=warmup, begin=begin, by_epoch=False, **kwargs)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Goes on where the run stopped, along this run's curve: its length and
-        warm-up are those of the config, not of the checkpoint."""
+        """Continue where the run stopped, along the curve of this run.
+
+        The length and the warm-up are those of the config, not of the checkpoint.
+        """
         own = {name: getattr(self, name) for name in ('begin', 'end', 'warmup')}
         super().load_state_dict({**state_dict, **own})
         # a run that was over took no step at its end
@@ -108,7 +112,7 @@ class WarmupCosineLR(_ParamScheduler):
             group['lr'] = lr
 
     def _get_value(self) -> List[float]:
-        """The learning rate of each group at step ``last_step``."""
+        """Return the learning rate of each group at step ``last_step``."""
         t = self.last_step
         if t < self.warmup:
             factor = self.start_factor + (1 - self.start_factor) * t / self.warmup

@@ -37,7 +37,7 @@ class ResLayerExtraNorm(BaseModule):
         self.norm = build_norm_layer(norm_cfg, convs[-1].out_channels)[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stage, then the norm.
+        """Run the stage, then the norm.
 
         Args:
             x (Tensor): Features of M regions, M×C_in×H×W.
