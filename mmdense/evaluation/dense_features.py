@@ -113,7 +113,7 @@ def evaluate_features(
         features, labels = (torch.cat(parts) for parts in zip(*found))
         if len(labels) == 0:
             raise DataError(
-                f'no location of the {len(train)} training images is labelled: is ignore_index right?'
+                f'no location of the {len(train)} training images is labelled: check ignore_index'
             )
         images = torch.repeat_interleave(torch.tensor([len(y) for _, y in found]))
         device = next((p.device for p in backbone.parameters()), features.device)

@@ -208,8 +208,8 @@ class LabelledMaps(_Labelled):
 
     @staticmethod
     def metrics(confusion: Tensor) -> Dict[str, float]:
-        """Return, in per cent: ``mIoU``, the mean over the classes that occur, and ``aAcc``, the share of
-        right pixels."""
+        """Return, in per cent, ``mIoU``, the mean over the classes that occur, and ``aAcc``, the
+        share of right pixels."""
         right, true, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
         occurs = true > 0
         iou = right[occurs] / (true + predicted - right)[occurs]
@@ -363,14 +363,14 @@ class LabelledBoxes(_Labelled):
         ], kinds
 
     def confusion(self, classifier: Classifier, features: Tensor, labels: Cells) -> Tensor:
-        """Return the confusion of the patches of an image; the arguments are those of :meth:`LabelledMaps.confusion`."""
+        """Return the confusion of the patches of an image, see :meth:`LabelledMaps.confusion`."""
         patches, kinds = self.cells(features, labels)
         return count_pairs(kinds, classifier(patches).argmax(1).cpu(), self.num_classes)
 
     @staticmethod
     def metrics(confusion: Tensor) -> Dict[str, float]:
-        """Return, in per cent: ``accuracy``, and ``balanced_accuracy``, the mean over the classes that
-        occur; background is one of them."""
+        """Return, in per cent, ``accuracy`` and ``balanced_accuracy``, the mean over the classes
+        that occur; background is one of them."""
         right, true = confusion.diag(), confusion.sum(1)
         recall = (right / true)[true > 0].double()
         return dict(

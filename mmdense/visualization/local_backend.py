@@ -22,8 +22,8 @@ class LocalVisBackend(_LocalVisBackend):
         except OSError as e:
             if self._complete:
                 print_log(
-                    f'cannot write to {file_path}: {e.strerror or e}; training continues, and lines '
-                    'are left out of it',
+                    f'cannot write to {file_path}: {e.strerror or e}; training continues, and '
+                    'lines are left out of it',
                     logger='current',
                     level=logging.ERROR,
                 )
