@@ -4,7 +4,7 @@
     python benchmarks/input.py --data-root /path/to/images
     python benchmarks/input.py mocov2 --device-augment [--device cuda]
 
-Ours are the pipelines of configs/_base_/datasets as they are; mmpretrain's those of its shipped
+Ours are the pipelines of configs/_base_/views as they are; mmpretrain's those of its shipped
 configs; lightly's its transforms, with PIL's loading. The floors are the decoders alone. All use
 one thread and take turns, the same images each.
 
@@ -43,9 +43,9 @@ PIPELINES = dict(
 
 
 def our_config(name):
-    """The training pipeline of configs/_base_/datasets, a list of dicts."""
-    path = common.CONFIGS / '_base_' / 'datasets' / f'{name}.py'
-    return Config.fromfile(str(path)).train_dataloader.dataset.pipeline
+    """Return the training pipeline of a file in configs/_base_/views, a list of dicts."""
+    path = common.CONFIGS / '_base_' / 'views' / f'{name}.py'
+    return Config.fromfile(str(path)).train_pipeline
 
 
 def build(pipeline, scope):

@@ -1,7 +1,8 @@
 # What `make demo` runs: minutes on two CPU cores, for a picture, not for transfer.
 _base_ = [
     '../_base_/models/densecl_r50.py',
-    '../_base_/datasets/mocov2.py',
+    '../_base_/views/mocov2.py',
+    '../_base_/datasets/unlabeled.py',
     '../_base_/schedules/sgd_coslr_200e.py',
     '../_base_/default_runtime.py',
 ]
@@ -18,6 +19,7 @@ train_pipeline = _base_.train_pipeline
 train_pipeline[1]['transforms'][0][0]['scale'] = 96
 
 train_dataloader = dict(
+    batch_size=32,
     num_workers=2,
     dataset=dict(data_root='work_dirs/demo/photographs', pipeline=train_pipeline),
 )

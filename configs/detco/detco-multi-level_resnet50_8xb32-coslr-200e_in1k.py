@@ -1,9 +1,11 @@
 # Ablation: every stage, whole images only
 _base_ = [
     '../_base_/models/detco_r50.py',
-    '../_base_/datasets/in1k_mocov2.py',
+    '../_base_/views/mocov2.py',
+    '../_base_/datasets/in1k.py',
     '../_base_/schedules/sgd_coslr_200e.py',
     '../_base_/default_runtime.py',
 ]
 
 model = dict(pairings=('gg',))
+train_dataloader = dict(batch_size=32, dataset=dict(pipeline=_base_.train_pipeline))

@@ -1,4 +1,11 @@
-_base_ = './slotcon_resnet50_8xb64-coslr-800e_coco.py'
+_base_ = [
+    '../_base_/models/slotcon_r50.py',
+    '../_base_/views/slotcon.py',
+    '../_base_/datasets/cocoplus.py',
+    '../_base_/schedules/lars_coslr_100e_b512.py',
+    '../_base_/default_runtime.py',
+]
 
-# COCO+: train2017 and unlabeled2017, 241,690 images
-train_dataloader = dict(dataset=dict(data_prefix=['train2017', 'unlabeled2017']))
+train_dataloader = dict(batch_size=64, dataset=dict(pipeline=_base_.train_pipeline))
+train_cfg = dict(max_epochs=800)
+default_hooks = dict(checkpoint=dict(interval=50))

@@ -208,7 +208,7 @@ CONFIGS = ['mocov2', 'byol', 'slotcon', 'detco']
 
 
 def pipeline(repo, name, **settings):
-    config = Config.fromfile(str(repo / 'configs' / '_base_' / 'datasets' / f'{name}.py'))
+    config = Config.fromfile(str(repo / 'configs' / '_base_' / 'views' / f'{name}.py'))
     config.train_pipeline[1].update(settings)
     return [TRANSFORMS.build(t) for t in config.train_pipeline[1:]]
 

@@ -472,11 +472,17 @@ def photographs(tmp_path_factory):
     return str(root)
 
 
-CONFIGS = ['coco_byol', 'in1k_byol', 'coco_slotcon', 'in1k_slotcon', '../../slotcon_r50_cocoplus']
+CONFIGS = [
+    'pixpro_r50_coco',
+    'pixpro_r50_in1k',
+    'slotcon_r50_coco',
+    'slotcon_r50_in1k',
+    'slotcon_r50_cocoplus',
+]
 
 
 def load(repo, name):
-    return Config.fromfile(str(repo / 'configs' / '_base_' / 'datasets' / f'{name}.py'))
+    return Config.fromfile(str(repo / 'configs' / f'{name}.py'))
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -499,7 +505,7 @@ def test_configs_give_views_and_boxes(name, repo, photographs, mmdense_scope):
 
 @pytest.mark.parametrize('name, near', [('byol', False), ('slotcon', True)])
 def test_second_view_overlaps_the_first(name, near, repo, mmdense_scope):
-    views = load(repo, name).train_pipeline[1]
+    views = load(repo, f'_base_/views/{name}').train_pipeline[1]
     views.transforms = [pipeline[:2] for pipeline in views.transforms]  # crop and flip
     views.transforms[0][0].scale = views.transforms[1][0].scale = 8
     assert 'min_overlap' not in views.transforms[0][0]

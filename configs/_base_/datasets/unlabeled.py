@@ -1,5 +1,6 @@
-# Images without labels; the augmentation's file adds the pipeline and the batch size,
-# the data set's where the images are: a folder, a zip, an LMDB, or several (docs/data.md).
+# Images without labels: a folder, a zip, an LMDB, or several (docs/data.md). A data set's file adds
+# the place of the images. A recipe adds the batch size and the pipeline of a file in views/:
+# train_dataloader = dict(batch_size=…, dataset=dict(pipeline=_base_.train_pipeline))
 train_dataloader = dict(
     num_workers=8,
     drop_last=True,

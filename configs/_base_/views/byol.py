@@ -1,9 +1,7 @@
-_base_ = './unlabeled.py'
-
-# Two views of every image under BYOL's augmentation (arXiv 2006.07733) as PixPro uses it
-# (arXiv 2011.10043): both share these steps, then the first is always blurred and the second
-# is rarely blurred and sometimes solarized. The algorithms compare places, so crop, flip and
-# MultiView are those of mmdense, which keep the views' boxes.
+# Two views of an image under BYOL's augmentation (arXiv 2006.07733) as PixPro uses it
+# (arXiv 2011.10043). Both views share the steps of `shared`. The first view is always blurred;
+# the second is rarely blurred and sometimes solarized. PixPro and SlotCon compare locations, so
+# crop, flip and MultiView are those of mmdense, which keep the box of each view.
 shared = [
     dict(
         type='RandomResizedCrop',
@@ -35,6 +33,3 @@ train_pipeline = [
     dict(type='MultiView', num_views=[1, 1], transforms=view_pipelines),
     dict(type='PackInputs'),
 ]
-
-# PixPro: 1024 images on 8 GPUs
-train_dataloader = dict(batch_size=128, dataset=dict(pipeline=train_pipeline))

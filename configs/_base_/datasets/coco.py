@@ -1,4 +1,4 @@
-_base_ = './mocov2.py'
+_base_ = './unlabeled.py'
 
 # COCO train2017, 118,287 images
 train_dataloader = dict(dataset=dict(data_root='data/coco', data_prefix='train2017'))

@@ -1,9 +1,9 @@
 _base_ = './mocov2.py'
 
-# DetCo (arXiv 2102.04803, section 3.4): queries and keys are two global views under MoCo v2's
-# augmentation and two sets of nine patches, all four drawn from the whole image on their own. A
-# patch set starts from a crop of at least 60 % of the area and shares the steps after it. The
-# algorithm compares no places, and a patch set has no box.
+# DetCo's views (arXiv 2102.04803, section 3.4): two global views under MoCo v2's augmentation and
+# two sets of nine patches. All four are drawn from the image independently. A patch set starts
+# from a crop of at least 60 % of the area and shares the steps after the crop. DetCo compares no
+# locations, and a patch set has no box.
 crop, jitter, grey, blur, flip = _base_.view_pipeline
 view_pipeline = [crop, flip, jitter, grey, blur]
 patch_pipeline = [
@@ -20,6 +20,3 @@ train_pipeline = _base_.train_pipeline
 train_pipeline[1].update(
     num_views=[2, 2], transforms=[view_pipeline, patch_pipeline], with_boxes=False
 )
-
-# 256 images on 8 GPUs, as MoCo v2
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -1,7 +1,5 @@
-_base_ = './unlabeled.py'
-
-# Two views of every image under MoCo v2's augmentation (arXiv 2003.04297); the
-# flip comes last, as in DenseCL's code.
+# Two views of an image under MoCo v2's augmentation (arXiv 2003.04297); the flip comes last, as
+# in the code of MoCo, DenseCL and SimSiam.
 view_pipeline = [
     dict(
         type='RandomResizedCrop',
@@ -27,5 +25,3 @@ train_pipeline = [
     dict(type='MultiView', num_views=2, transforms=[view_pipeline]),
     dict(type='PackInputs'),
 ]
-
-train_dataloader = dict(batch_size=32, dataset=dict(pipeline=train_pipeline))

@@ -1,4 +1,0 @@
-_base_ = './byol.py'
-
-# COCO train2017, 118,287 images
-train_dataloader = dict(dataset=dict(data_root='data/coco', data_prefix='train2017'))

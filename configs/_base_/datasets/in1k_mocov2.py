@@ -1,4 +1,0 @@
-_base_ = './mocov2.py'
-
-# ImageNet-1k, 1,281,167 images in a folder a class; the classes are not used
-train_dataloader = dict(dataset=dict(data_root='data/imagenet', data_prefix='train'))
