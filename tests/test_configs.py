@@ -2,11 +2,14 @@
 """Every config builds; the recipes are the published ones."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import mmpretrain
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from torch import nn
 
 from mmdense.engine.training import start_from_checkpoint
 from mmdense.registry import MODELS
@@ -22,6 +25,7 @@ PRODUCT = dict(
     DenseCL='backbone',
     DetCo='backbone',
     PixPro='backbone',
+    SimSiam='backbone',
     SlotCon='encoder_k.module.backbone',
 )
 
@@ -202,6 +206,62 @@ def test_detco_recipe(path, epochs, lr, pairings, weights):
     assert views.num_views == (2 if pairings == ('gg',) else [2, 2])  # with patches or without
 
 
+@pytest.mark.parametrize(
+    'path, epochs, images',
+    [
+        ('configs/simsiam_r50_in1k.py', 100, ('data/imagenet', 'train')),
+        (
+            'configs/simsiam/simsiam_resnet50_8xb32-coslr-200e_in1k.py',
+            *(200, ('data/imagenet', 'train')),
+        ),
+        ('configs/simsiam_r50_coco.py', 800, ('data/coco', 'train2017')),
+    ],
+)
+def test_simsiam_recipe(path, epochs, images):
+    """As mmpretrain's, whose losses equal the published code's, at the published learning rate."""
+    config = load(path)
+    assert config.train_cfg.max_epochs == epochs
+    dataset = config.train_dataloader.dataset
+    assert (dataset.data_root, dataset.data_prefix) == images
+    theirs = Config.fromfile(
+        str(
+            Path(mmpretrain.__file__).parent
+            / '.mim/configs/simsiam/simsiam_resnet50_8xb32-coslr-200e_in1k.py'
+        )
+    )
+    for part in ('backbone', 'neck', 'head'):
+        assert _without_scopes(config.model[part]) == theirs.model[part], part
+    assert config.optim_wrapper == theirs.optim_wrapper
+    (hook,) = theirs.custom_hooks
+    ours = _without_scopes(config.default_hooks.predictor_lr)
+    assert dict(ours, priority='HIGH') == hook and hook.lr == 0.05
+
+
+def _without_scopes(config):
+    """``mmpretrain.ResNet`` → ``ResNet``."""
+    plain = {k: _without_scopes(v) if isinstance(v, dict) else v for k, v in config.items()}
+    return {k: v.split('.')[-1] if k == 'type' else v for k, v in plain.items()}
+
+
+def test_simsiams_predictor_keeps_its_learning_rate():
+    from mmengine.optim import build_optim_wrapper
+
+    from mmdense.registry import HOOKS
+
+    config = load('configs/simsiam_r50_coco.py')
+    model = nn.ModuleDict(dict(neck=nn.Linear(2, 2)))
+    model.head = nn.ModuleDict(dict(predictor=nn.Linear(2, 2)))
+    with DefaultScope.overwrite_default_scope('mmdense'):
+        optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
+        hook = HOOKS.build(config.default_hooks.predictor_lr)
+    for group in optimizer.param_groups:
+        group['lr'] = 0.01  # by a schedule
+    hook.before_train_epoch(SimpleNamespace(optim_wrapper=SimpleNamespace(optimizer=optimizer)))
+    rates = {id(group['params'][0]): group['lr'] for group in optimizer.param_groups}
+    assert {rates[id(p)] for p in model.neck.parameters()} == {0.01}
+    assert {rates[id(p)] for p in model.head.parameters()} == {0.05}
+
+
 @pytest.mark.parametrize('scope', ['mmdense', 'mmpretrain', 'mmengine'])
 @pytest.mark.parametrize(
     'recipe',
@@ -209,6 +269,7 @@ def test_detco_recipe(path, epochs, lr, pairings, weights):
         'densecl/densecl_resnet50_8xb32-coslr-800e_coco.py',
         'detco/detco-aa_resnet50_8xb32-coslr-200e_in1k.py',
         'pixpro/pixpro-instance_resnet50_8xb128-coslr-100e_in1k.py',
+        'simsiam/simsiam_resnet50_8xb32-coslr-800e_coco.py',
         'slotcon/slotcon_resnet50_8xb64-coslr-800e_coco.py',
     ],
 )
@@ -216,7 +277,6 @@ def test_inherited_recipes_mean_the_same_under_other_scopes(recipe, scope, tmp_p
     """mmpretrain has a LARS, RandomResizedCrop and MultiView of its own."""
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import DATASETS
-    from torch import nn
 
     lazy = dict(data_root=str(tmp_path), lazy_init=True)
 
@@ -233,11 +293,11 @@ def test_inherited_recipes_mean_the_same_under_other_scopes(recipe, scope, tmp_p
     assert type(inherited) is type(own) and repr(inherited.pipeline) == repr(own.pipeline)
     kinds = [[type(t) for t in dataset.pipeline.transforms] for dataset in (inherited, own)]
     assert kinds[0] == kinds[1]
-    package = 'torch' if recipe.startswith('de') else 'mmdense'
+    package = 'torch' if recipe.startswith(('de', 'simsiam')) else 'mmdense'
     assert type(wrapper.optimizer).__module__.split('.')[0] == package
 
 
-@pytest.mark.parametrize('method', ['densecl', 'pixpro', 'slotcon', 'detco'])
+@pytest.mark.parametrize('method', ['densecl', 'pixpro', 'simsiam', 'slotcon', 'detco'])
 @pytest.mark.parametrize('whole', [True, False])
 def test_small_configs_go_on_from_weights(tmp_path, method, whole):
     """By the lines of configs/small/README.md."""
