@@ -4,24 +4,24 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    # whole files only, whenever the run is killed
+    # writes complete files only, whenever the run is killed
     checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    # a resumed run is that which was interrupted, to the last bit
+    # makes a resumed run equal to an uninterrupted one, to the last bit
     exact_resume=dict(type='ExactResumeHook'),
-    # on SIGTERM and SIGUSR1 saves and ends
+    # saves and ends on SIGTERM and SIGUSR1
     preemption=dict(type='PreemptionHook'),
-    # moves the twin once a step of the optimizer, where gradients are accumulated
+    # updates the momentum encoder once for each step of the optimizer, also under accumulation
     momentum_twin=dict(type='MomentumEncoderHook'),
-    # reads the losses when a line is logged: to read one is to wait for the device
+    # reads the losses only when they are logged, since reading waits for the device
     loss_log=dict(type='LossLogHook'),
-    # skips steps that are not finite, and says where they come from
+    # skips steps with values that are not finite, and names the module
     invalid_values=dict(type='CheckInvalidValuesHook', max_in_a_row=5),
-    # names and counts files that cannot be read; an error if they are many
+    # names and counts files that cannot be read; raises an error if they are many
     unreadable_images=dict(type='UnreadableImagesHook', max_ratio=0.01),
-    # says how full a key queue is and what chance level is; silent without one
+    # logs how full a key queue is, and chance level; does nothing without a queue
     key_queue_log=dict(type='KeyQueueLogHook'),
-    # logs how features are spread, and warns when they collapse
+    # logs the spread of the features, and warns when they collapse
     health=dict(type='HealthMonitorHook', interval=50),
     # writes work_dir/backbone.pth when training ends
     backbone_export=dict(type='BackboneExportHook'),

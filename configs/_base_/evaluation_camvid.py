@@ -1,5 +1,5 @@
-# Evaluates the frozen features every ten epochs: nearest neighbours and a linear probe on CamVid's
-# train and val. Also for tools/evaluate_features.py.
+# Evaluates the frozen features every ten epochs: nearest neighbours and a linear probe, trained on
+# CamVid's train split and tested on val. tools/evaluate_features.py reads this file too.
 default_hooks = dict(
     evaluation=dict(
         type='DenseEvaluationHook',

@@ -1,4 +1,4 @@
-# What `make demo` runs: minutes on two CPU cores, for a picture, not for transfer.
+# `make demo` runs this: minutes on two CPU cores, for a picture, not for transfer.
 _base_ = [
     '../_base_/models/densecl_r50.py',
     '../_base_/views/mocov2.py',
@@ -7,7 +7,7 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-# A short run needs a queue that is soon full and a twin that keeps up.
+# A short run needs a short queue, which is full early, and a fast momentum encoder.
 model = dict(
     queue_len=512,
     momentum=0.03,
@@ -29,5 +29,5 @@ param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=True, T_max=15, begin
 train_cfg = dict(max_epochs=15)
 default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=1))
 randomness = dict(seed=0)
-# Cells matched by a random backbone teach it where in the view a cell is, not what it shows.
+# A random backbone matches locations by their place in the view, and training would learn that.
 custom_hooks = [dict(type='LambdaWarmupHook', start_iters=120)]

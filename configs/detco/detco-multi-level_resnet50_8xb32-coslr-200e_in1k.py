@@ -1,4 +1,4 @@
-# Ablation: every stage, whole images only
+# Ablation: every stage, images without patches
 _base_ = [
     '../_base_/models/detco_r50.py',
     '../_base_/views/mocov2.py',

@@ -1,6 +1,6 @@
 _base_ = './pixpro_resnet50_8xb128-coslr-100e_in1k.py'
 
-# the paper's starred rows: whole images are made alike too, by heads of their own
+# The paper's rows with a star: a second branch with its own heads makes complete images alike too.
 model = dict(
     instance_neck=_base_.projector,
     instance_head=dict(

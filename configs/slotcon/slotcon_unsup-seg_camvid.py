@@ -1,12 +1,12 @@
-# Semantic segmentation without labels: SlotCon's prototypes as they are, on CamVid's test
-# split. tools/test.py THIS CHECKPOINT, with model=... as it was trained where that is not
-# the COCO recipe. Labels only tell which prototype is which class: see UnsupervisedIoU.
+# Semantic segmentation without labels: the prototypes of a SlotCon checkpoint on CamVid's test
+# split, by tools/test.py THIS_FILE CHECKPOINT. Where the checkpoint is not of the COCO recipe, set
+# model=... as in its training. Labels only assign prototypes to classes: see UnsupervisedIoU.
 _base_ = [
     './slotcon_resnet50_8xb64-coslr-800e_coco.py',
     '../_base_/datasets/camvid.py',
 ]
 
-# SelfSupDataPreprocessor normalises as in training, if images come stacked
+# stacks the images, so that SelfSupDataPreprocessor normalises them as in training
 test_dataloader = dict(collate_fn=dict(type='mmdense.default_collate'))
 test_cfg = dict()
 test_evaluator = [

@@ -1,5 +1,5 @@
-# PixPro for small data: what `mmdense pretrain` sets for 2,000 images and one GPU of 24 GB with
-# --amp. It inherits this for up to 20,000 images, and sets what depends on their number.
+# PixPro for small data: `mmdense pretrain` sets these values for 2,000 images and one GPU of 24 GB
+# with --amp. It inherits this file for up to 20,000 images, and sets what depends on their number.
 _base_ = '../pixpro/pixpro_r50_coco.py'
 
 train_dataloader = dict(batch_size=128, dataset=dict(data_root='data/images', data_prefix=''))

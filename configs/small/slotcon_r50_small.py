@@ -1,5 +1,5 @@
-# SlotCon for small data: what `mmdense pretrain` sets for 2,000 images and one GPU of 24 GB with
-# --amp. It inherits this for up to 20,000 images, and sets what depends on their number.
+# SlotCon for small data: `mmdense pretrain` sets these values for 2,000 images and one GPU of 24 GB
+# with --amp. It inherits this file for up to 20,000 images, and sets what depends on their number.
 _base_ = '../slotcon/slotcon_r50_coco.py'
 
 model = dict(num_prototypes=128)  # one for each eight images, up to 256

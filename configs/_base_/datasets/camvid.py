@@ -1,5 +1,5 @@
 # CamVid (SegNet's split): 11 classes and void, 360×480.
-# _scope_ keeps the types mmseg's, whatever the default scope is.
+# _scope_ makes the types mmseg's under any default scope.
 void = 11
 
 camvid = dict(

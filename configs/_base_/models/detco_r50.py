@@ -5,9 +5,9 @@ model = dict(
     queue_len=65536,
     feat_dim=128,
     momentum=0.001,
-    # of the stages 2 to 5
+    # weights of the stages 2 to 5
     stage_weights=(0.1, 0.4, 0.7, 1.0),
-    # global with global, local with local, local with global
+    # global with global, local with local, local queries with global keys
     pairings=('gg', 'll', 'gl'),
     backbone=dict(out_indices=(0, 1, 2, 3), norm_cfg=dict(type='BN'), zero_init_residual=False),
     neck=dict(type='DetCoNeck', out_channels=128, grid=3),

@@ -1,4 +1,4 @@
-# What every algorithm here starts from. A norm and an initialisation come with the algorithm.
+# The part that all algorithms share. An algorithm's file adds the norm and the initialisation.
 model = dict(
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53],

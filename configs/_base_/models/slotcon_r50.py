@@ -17,10 +17,10 @@ model = dict(
     teacher_temperature=0.07,
     center_momentum=0.9,
     group_weight=0.5,
-    # the twin's share of the student: 0.01 at first, 0 in the end, along a cosine
+    # the momentum encoder takes this share of the student: 0.01 at first, 0 at the end, by a cosine
     momentum=0.01,
     end_momentum=0.0,
-    # mmpretrain's initialisation is the published one: Kaiming fan_out, last BN of a block 0
+    # mmpretrain initialises it as the published code: Kaiming fan_out, last BN of a block 0
     backbone=dict(norm_cfg=norm_cfg),
     neck=dict(mlp, in_channels=2048),
     head=dict(

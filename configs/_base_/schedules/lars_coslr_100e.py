@@ -1,11 +1,11 @@
-# LARS with 5 epochs of warm-up, then a cosine, by iteration: PixPro's and SlotCon's. No decay and
-# no adaptation on biases and norm layers: the optimizer sees to it, no paramwise_cfg is needed.
-# lr is 1.0 for each 256 images of the total batch, PixPro's 1024 here. The schedule is as long as
-# the run: another length is max_epochs alone. The published runs use mixed precision:
+# PixPro's and SlotCon's schedule: LARS with 5 epochs of warm-up, then a cosine, by iteration. LARS
+# itself leaves biases and norm layers without decay and adaptation: no paramwise_cfg is needed.
+# lr is 1.0 for each 256 images of the total batch, here PixPro's 1024. The schedule is as long as
+# the run: for another length set max_epochs alone. The published runs use mixed precision:
 # tools/train.py --amp.
 optim_wrapper = dict(
     type='OptimWrapper',
-    # named in full: a project with another default scope would get mmpretrain's
+    # the prefix keeps mmpretrain's LARS out where another default scope is set
     optimizer=dict(type='mmdense.LARS', lr=4.0, momentum=0.9, weight_decay=1e-5),
 )
 param_scheduler = [

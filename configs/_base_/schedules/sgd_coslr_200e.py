@@ -1,5 +1,5 @@
-# SGD, the cosine to 0 by epoch, no warm-up, weight decay on every parameter:
-# MoCo v2's and DenseCL's. lr is for a total batch of 256.
+# MoCo v2's and DenseCL's schedule: SGD, a cosine to 0 by epoch, no warm-up, weight decay on every
+# parameter. lr is for a total batch of 256.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.03, momentum=0.9, weight_decay=1e-4),

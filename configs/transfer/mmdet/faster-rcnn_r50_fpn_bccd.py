@@ -11,7 +11,7 @@ model = dict(
 
 bccd = dict(
     type='VOCDataset',
-    # keeps the type mmdet's where another project inherits this as 'mmdense::…'
+    # keeps the type mmdet's where another project inherits this file as 'mmdense::…'
     _scope_='mmdet',
     data_root='data/bccd/',
     data_prefix=dict(sub_data_root=''),

@@ -1,6 +1,6 @@
 # FCN on VOC 2012 with the augmented annotations from a pretrained backbone, as MoCo and those
 # that compare with it: dilated to stride 16, 30k iterations of 16 images (8 GPUs), crops of 513.
-# Importing mmdense first lets MMEngine find mmseg's configs in both lines of OpenMMLab.
+# Importing mmdense first lets MMEngine find mmseg's configs in both distributions of OpenMMLab.
 _base_ = __import__('mmdense') and [
     'mmseg::fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py',
     '_base_/protocol.py',

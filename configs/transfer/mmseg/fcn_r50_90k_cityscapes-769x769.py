@@ -1,6 +1,6 @@
 # FCN on Cityscapes from a pretrained backbone, as MoCo and those that compare with it: dilated
 # to stride 16, 90k iterations of 16 images (8 GPUs), crops of 769, tested in windows of 769.
-# Importing mmdense first lets MMEngine find mmseg's configs in both lines of OpenMMLab.
+# Importing mmdense first lets MMEngine find mmseg's configs in both distributions of OpenMMLab.
 _base_ = __import__('mmdense') and [
     'mmseg::fcn/fcn-d6_r50-d16_4xb2-80k_cityscapes-769x769.py',
     '_base_/protocol.py',

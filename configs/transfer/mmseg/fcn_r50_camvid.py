@@ -2,7 +2,7 @@
 # R50 dilated to stride 16, plain stem, all BatchNorm trained and synchronised,
 # nothing frozen; two convolutions of 256 with dilation 6, no auxiliary head.
 # _scope_ keeps the types mmseg's where another project inherits this as 'mmdense::…'.
-# Importing mmdense first lets MMEngine find mmseg's configs in both lines of OpenMMLab.
+# Importing mmdense first lets MMEngine find mmseg's configs in both distributions of OpenMMLab.
 _base_ = __import__('mmdense') and [
     'mmseg::_base_/models/fcn_r50-d8.py',
     'mmseg::_base_/schedules/schedule_20k.py',

@@ -1,4 +1,4 @@
-# What all detectors here change in mmdet's own configs, to be read as _base_.backbone…:
+# The changes of all detectors here to mmdet's own configs, which read them as _base_.backbone…:
 # PyTorch-style ResNet from a pretrained backbone, all BatchNorm trained and synchronised,
 # nothing frozen; short side 640 to 800.
 _base_ = '../../_base_/checkpoint.py'
@@ -18,7 +18,7 @@ resize = dict(
     keep_ratio=True,
 )
 
-# VOC's measure at the ten IoUs of COCO's.
+# VOC's measure at COCO's ten IoUs.
 voc_ap = dict(iou_thrs=[iou / 100 for iou in range(50, 100, 5)])
 
 # C4: mmdet has Caffe's ResNet on BGR. The last stage is in the RoI head, with one more norm

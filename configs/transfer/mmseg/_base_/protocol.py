@@ -1,7 +1,7 @@
-# What the segmenters here change in mmseg's own configs, to be read as _base_.backbone…: a
+# The changes of the segmenters here to mmseg's own configs, which read them as _base_.backbone…: a
 # ResNet with a plain stem from a pretrained backbone. mmseg's norm is SyncBN already, all of it
 # trained and nothing frozen.
-# _scope_ keeps the types mmseg's where another project inherits this as 'mmdense::…'.
+# _scope_ keeps the types mmseg's where another project inherits this file as 'mmdense::…'.
 _base_ = '../../_base_/checkpoint.py'
 
 backbone = dict(type='ResNet', _scope_='mmseg', init_cfg=_base_.init_cfg)
