@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Exit 1 where an uncompressed 16-bit RGB TIFF in separate planes decodes to other pixels."""
 
+import io
 import struct
 import sys
 

@@ -2,6 +2,7 @@
 """Exit 1 where 16-bit images that use a part of the range are trained on as (nearly) one grey, without a word."""
 
 import io
+import os
 import subprocess
 import sys
 import tempfile

@@ -11,6 +11,8 @@ import torchvision
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 
+import mmdense
+
 register_all_modules(True)
 later = (False, True, True, True)
 kinds = {

@@ -10,6 +10,8 @@ import torch
 import torchvision
 from mmpretrain.models import ResNet
 
+import mmdense
+
 whole = {
     k: v for k, v in torchvision.models.resnet18().state_dict().items() if not k.startswith('fc.')
 }

@@ -10,6 +10,8 @@ import torch
 import torchvision
 from mmpretrain.models import ResNet
 
+import mmdense
+
 bad = 0
 with tempfile.TemporaryDirectory() as d:
     torch.save(torchvision.models.resnet18().state_dict(), f'{d}/r18.pth')

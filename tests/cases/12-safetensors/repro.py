@@ -8,8 +8,11 @@ import tempfile
 import warnings
 
 warnings.filterwarnings('ignore')
+import torch
 import torchvision
 from mmpretrain.models import ResNet
+
+import mmdense
 
 header, data = {'__metadata__': {'format': 'pt'}}, b''
 for name, tensor in torchvision.models.resnet18().state_dict().items():

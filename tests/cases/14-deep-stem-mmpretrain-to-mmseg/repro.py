@@ -11,6 +11,8 @@ from mmpretrain.models import ResNetV1c, ResNetV1d
 from mmseg.registry import MODELS as SEG
 from mmseg.utils import register_all_modules
 
+import mmdense
+
 register_all_modules(False)
 bad = 0
 with tempfile.TemporaryDirectory() as d:
