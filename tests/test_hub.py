@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 import mmdense
 from mmdense.apis import hub
 from mmdense.cli import main
+from mmdense.utils import model_index
 from mmdense.utils.errors import CheckpointError, InputError
 
 FULL, AUTHORS = 'densecl_resnet50_8xb32-coslr-200e_in1k', 'densecl_resnet50_8xb32-coslr-800e_coco'
@@ -34,10 +35,10 @@ def publish(server, tmp_path, monkeypatch):
         content = saved if isinstance(saved, bytes) else buffer.getvalue()
         url = server.put(file.format(hashlib.sha256(content).hexdigest()[:8]), content)
         entries = [dict(e, **{key: url}, **more) if e['Name'] == name else e for e in before]
-        monkeypatch.setattr(hub, '_entries', lambda: entries)
+        monkeypatch.setattr(model_index, 'entries', lambda: entries)
         return url
 
-    before = hub._entries()
+    before = model_index.entries()
     return call
 
 
@@ -105,7 +106,7 @@ def test_mmpretrains_file(publish):
     """The one that is published: its queues have other names."""
     from mmpretrain.registry import MODELS
 
-    config = Config.fromfile(str(hub._MIM / 'configs/densecl' / f'{FULL}.py'))
+    config = Config.fromfile(model_index.config_path(FULL))
     config.merge_from_dict(dict(model=TINY_DENSECL))
     head = dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.2)
     with DefaultScope.overwrite_default_scope('mmpretrain'):

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Takes the backbone out of any checkpoint that mmdense knows (docs/checkpoints.md), for mmdet,
+"""Take the backbone out of any checkpoint that mmdense knows (docs/checkpoints.md), for mmdet,
 mmseg, mmpretrain, torchvision and timm: python tools/convert_checkpoint.py SRC DST"""
 
 import argparse
@@ -20,7 +20,7 @@ def main():
     parser.add_argument(
         '--whole',
         action='store_true',
-        help='write the whole algorithm in the names of mmdense, to go on training with',
+        help='write the complete algorithm in the names of mmdense, to continue training with',
     )
     args = parser.parse_args()
     with one_line_errors(OSError):

@@ -1,22 +1,18 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""The zoo: the recipes by name, and the weights that were published for them."""
+"""List recipes by name, build their algorithms, download the weights that were published."""
 
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Union
 
-from mmengine.fileio import load
-
+from mmdense.utils import model_index
 from mmdense.utils.errors import InputError
 from mmdense.utils.log_level import log_level
 
-_MIM = Path(__file__).parent / '.mim'
-
 
 class Weights(NamedTuple):
-    """A published file.
+    """Describe a published file.
 
     Attributes:
         url (str): Where it is.
@@ -31,7 +27,7 @@ class Weights(NamedTuple):
 
 
 def list_models(pattern: Optional[str] = None) -> List[str]:
-    """The names of all recipes, sorted.
+    """Return the sorted names of all recipes.
 
     Args:
         pattern (str, optional): Only those with this in their name or short
@@ -39,23 +35,23 @@ def list_models(pattern: Optional[str] = None) -> List[str]:
     """
     return sorted(
         entry['Name']
-        for entry in _entries()
-        if any(fnmatchcase(name, f'*{pattern or ""}*') for name in _names(entry))
+        for entry in model_index.entries()
+        if any(fnmatchcase(name, f'*{pattern or ""}*') for name in model_index.entry_names(entry))
     )
 
 
 def short_names() -> Dict[str, str]:
-    """The short forms, by the names of :func:`list_models`; most recipes have none."""
-    return {entry['Name']: entry['Alias'][0] for entry in _entries() if entry.get('Alias')}
+    """Return the short forms, by the names of :func:`list_models`; most recipes have none."""
+    return model_index.short_names()
 
 
 def find_weights(name: str) -> Optional[Weights]:
-    """What was published for a recipe; None if nothing was.
+    """Return the weights that were published for a recipe; None without any.
 
     Raises:
         InputError: For an unknown name, with the nearest.
     """
-    entry = _find(name)
+    entry = _find_entry(name)
     if 'Weights' in entry:
         return Weights(entry['Weights'], entry.get('SHA256'), by_authors=False)
     if 'Authors Weights' in entry:
@@ -64,13 +60,13 @@ def find_weights(name: str) -> Optional[Weights]:
 
 
 def get_model(name: str, pretrained: Union[bool, str] = False, **overrides):
-    """Builds a recipe's algorithm, in eval mode, as mmpretrain's ``get_model``.
+    """Build a recipe's algorithm, in eval mode, as mmpretrain's ``get_model`` does.
 
     Args:
         name (str): One of :func:`list_models`, or its short form
             (``densecl_r50_coco``).
         pretrained (bool or str): True downloads the published weights. A path
-            or URL takes those: a checkpoint of the whole algorithm fills all
+            or URL takes those: a checkpoint of the complete algorithm fills all
             of it, strictly; one of a backbone fills the backbone, strictly,
             and the log says that the rest is untrained. Defaults to False:
             random weights.
@@ -89,21 +85,21 @@ def get_model(name: str, pretrained: Union[bool, str] = False, **overrides):
 
     from mmdense.registry import MODELS
 
-    entry = _find(name)
+    entry = _find_entry(name)
     source = _download(name) if pretrained is True else pretrained
-    config = Config.fromfile(str(_MIM / entry['Config']))
+    config = Config.fromfile(model_index.config_path(entry['Name']))
     config.merge_from_dict(dict(model=overrides))
     with DefaultScope.overwrite_default_scope('mmdense'):
         model = MODELS.build(config.model)
     with log_level('WARNING'):
         model.init_weights()
     if source:
-        _fill(model, str(source))
+        _fill_model(model, str(source))
     return model.eval()
 
 
 def download(name: str, folder: str = '.') -> str:
-    """Downloads what was published for a recipe, checked.
+    """Download the weights that were published for a recipe, and check them.
 
     Args:
         name (str): As in :func:`get_model`.
@@ -121,7 +117,9 @@ def download(name: str, folder: str = '.') -> str:
 
     weights = _required_weights(name)
     # The authors' names say little, some of them nothing ('download').
-    file = f'{_find(name)["Name"]}.pth' if weights.by_authors else weights.url.rsplit('/', 1)[1]
+    file = weights.url.rsplit('/', 1)[1]
+    if weights.by_authors:
+        file = f'{_find_entry(name)["Name"]}.pth'
     path = str(Path(folder) / file)
     known = weights.sha256 or hash_in_name(weights.url)
     check = None if known else lambda file: read_checkpoint(file, name=weights.url)
@@ -130,7 +128,7 @@ def download(name: str, folder: str = '.') -> str:
 
 
 def _download(name: str) -> str:
-    """Into the cache; the URL, which is then found there."""
+    """Download into the cache, and return the URL, whose file is then found there."""
     from mmdense.checkpoints.io import cached_path
     from mmdense.utils.download import download
 
@@ -142,9 +140,12 @@ def _download(name: str) -> str:
 def _required_weights(name: str) -> Weights:
     weights = find_weights(name)
     if weights is None:
-        algorithm = _find(name)['In Collection']
-        names = [entry['Name'] for entry in _entries() if entry['In Collection'] == algorithm]
-        having = [other for other in names if find_weights(other)]
+        algorithm = _find_entry(name)['In Collection']
+        having = [
+            entry['Name']
+            for entry in model_index.entries()
+            if entry['In Collection'] == algorithm and find_weights(entry['Name'])
+        ]
         others = f'; there are some for {", ".join(having)}' if having else ''
         raise InputError(
             f'no weights were published for {name}{others}. Train it, or give the path of a '
@@ -153,7 +154,8 @@ def _required_weights(name: str) -> Weights:
     return weights
 
 
-def _fill(model, source: str) -> None:
+def _fill_model(model, source: str) -> None:
+    """Fill an algorithm, or its backbones alone where the file has no more."""
     from mmengine.logging import print_log
     from mmengine.runner import CheckpointLoader
 
@@ -166,29 +168,21 @@ def _fill(model, source: str) -> None:
         SelfSupPretrained(source)(model)
         return
     for backbone in {model.backbone, model.get_product()}:
-        backbone.init_cfg = None  # it has been followed
+        backbone.init_cfg = None  # already applied
         SelfSupPretrained(source)(backbone)
     print_log(f'{source} gives {kind} its backbone alone: neck and head are untrained', 'current')
 
 
-@lru_cache(maxsize=None)
-def _entries() -> tuple:
-    metafiles = load(str(_MIM / 'model-index.yml'))['Import']
-    return tuple(entry for file in metafiles for entry in load(str(_MIM / file))['Models'])
-
-
-def _names(entry: dict) -> List[str]:
-    return [entry['Name'], *entry.get('Alias', [])]
-
-
-def _find(name: str) -> dict:
+def _find_entry(name: str) -> dict:
+    """Find the entry of a recipe by its name or short form."""
     known: Dict[str, dict] = {}
-    for entry in _entries():
-        known.update(dict.fromkeys(_names(entry), entry))
+    for entry in model_index.entries():
+        known.update(dict.fromkeys(model_index.entry_names(entry), entry))
     if name not in known:
         near = ', '.join(get_close_matches(str(name), known, n=3, cutoff=0.3))
+        nearest = f'; the nearest: {near}' if near else ''
         raise InputError(
-            f'there is no recipe {name!r}{f"; the nearest: {near}" if near else ""}. '
+            f'there is no recipe {name!r}{nearest}. '
             '`mmdense list` and mmdense.list_models() name all'
         )
     return known[name]

@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -31,6 +32,7 @@ from mmdense.checkpoints.io import cached_path
 from mmdense.utils.download import sha256_of
 from mmdense.utils.errors import CheckpointError, DataError, InputError, MMDenseError
 from mmdense.utils.files import locked, write_text
+from mmdense.utils.model_index import find_configs, find_package_folder
 
 ROOT = osp.dirname(osp.abspath(mmdense.__file__))
 INITIALISER = 'mmdense.SelfSupPretrained'
@@ -62,8 +64,8 @@ _FREE = {
 
 def find_tasks() -> Dict[str, str]:
     """The configs of configs/transfer, by their file names without ending."""
-    pattern = osp.join(ROOT, '.mim', 'configs', 'transfer', 'mm*', '*.py')
-    return {osp.splitext(osp.basename(path))[0]: path for path in sorted(glob.glob(pattern))}
+    paths = find_configs('transfer/mm*/*.py')
+    return {osp.splitext(osp.basename(path))[0]: path for path in paths}
 
 
 @dataclass
@@ -342,10 +344,9 @@ def execute(run: Run, gpus: int = 1) -> None:
 
 def _call(run: Run, tool: str, gpus: int, lock: int, *arguments: str) -> None:
     """mmdet's or mmseg's own tool, with its output in a log."""
-    folder = osp.dirname(find_spec(run.package).origin)
-    script = osp.join(folder, '.mim', 'tools', f'{tool}.py')
-    if not osp.isfile(script):  # a checkout
-        script = osp.join(osp.dirname(folder), 'tools', f'{tool}.py')
+    folder = Path(find_spec(run.package).origin).parent
+    tools = find_package_folder(folder, 'tools') or folder / '.mim' / 'tools'
+    script = str(tools / f'{tool}.py')
     command = [sys.executable]
     if gpus > 1:
         command += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={gpus}']

@@ -1,4 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Read, recognise, convert and load checkpoints."""
+
 from .export import convert_checkpoint, describe_product, save_backbone
 from .formats import Recognised, check_finite, recognise
 from .io import read_checkpoint

@@ -1,33 +1,37 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Build backbones and algorithms from any checkpoint file."""
+
 from typing import Dict, NamedTuple, Optional
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmpretrain.models import ResNet
 from torch import Tensor, nn
 
-from mmdense.checkpoints import read_checkpoint, recognise, saved_model_config
 from mmdense.models.utils.batch_norm import _norms
 from mmdense.registry import MODELS
-from mmdense.utils.errors import CheckpointError
+from mmdense.utils.errors import CheckpointError, InputError
+from mmdense.utils.imagenet import IMAGENET_PIXELS
 
-from .architectures import resnet_stages
-
-# ImageNet's, for files that do not say what their backbone was trained with.
-_IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+from .architectures import resnet_config
+from .formats import check_finite, recognise
+from .io import read_checkpoint
+from .model_config import saved_model_config
+from .self_sup_pretrained import SelfSupPretrained
 
 
 class Backbones(NamedTuple):
-    """A backbone twice, in eval mode, on the CPU.
+    """Hold a backbone twice, in eval mode, on the CPU.
 
     Attributes:
-        pretrained (nn.Module): With the weights of the file.
-        random (nn.Module): With random ones, see :func:`calibrate`.
-        preprocessor (nn.Module): Of mmpretrain; N×3×H×W uint8, BGR, to
-            what the backbone takes.
-        about (str): What it is and how that is known.
+        pretrained (nn.Module): The backbone with the weights of the file.
+        random (nn.Module): The backbone with random ones, see
+            :func:`~mmdense.models.utils.batch_norm.calibrate`.
+        preprocessor (nn.Module): mmpretrain's, which turns N×3×H×W uint8, BGR,
+            into the input of the backbone.
+        about (str): The network, and the source of that knowledge.
     """
 
     pretrained: nn.Module
@@ -39,7 +43,7 @@ class Backbones(NamedTuple):
 def load_backbones(
     checkpoint: str, prefix: Optional[str] = None, config: Optional[str] = None
 ) -> Backbones:
-    """Builds the backbone of a checkpoint twice: pretrained and random.
+    """Build the backbone of a checkpoint twice: pretrained and random.
 
     The architecture is that of the config that MMEngine wrote into the file,
     which is read as data: nothing in it runs. A file without one must hold a
@@ -49,7 +53,7 @@ def load_backbones(
     Args:
         checkpoint (str): Any that :func:`mmdense.checkpoints.recognise` knows.
         prefix (str, optional): Take the tensors below this prefix instead of
-            what the file is for.
+            the exported backbone.
         config (str, optional): The config of the run, in place of the one in
             the file.
 
@@ -73,7 +77,7 @@ def load_backbones(
     if isinstance(cfg, dict):
         cfg = {k: v for k, v in cfg.items() if k not in ('init_cfg', 'pretrained')}
     else:
-        cfg, source = _resnet_config(found.backbone, checkpoint), 'its tensors'
+        cfg, source = _guess_config(found.backbone, checkpoint), 'its tensors'
     weights = dict(type='mmdense.SelfSupPretrained', checkpoint=checkpoint, prefix=prefix)
     scope = 'mmdense' if config or 'mmdense' in found.meta else 'mmpretrain'
     with DefaultScope.overwrite_default_scope(scope), torch.random.fork_rng(devices=[]):
@@ -86,21 +90,90 @@ def load_backbones(
     random.eval()
     for norm in _norms(random):
         nn.init.ones_(norm.weight)
-    pixels = model.get('data_preprocessor') or _IMAGENET
-    pixels = {k: pixels[k] for k in ('mean', 'std', 'to_rgb', 'bgr_to_rgb') if k in pixels}
-    preprocessor = MODELS.build(dict(pixels, type='mmpretrain.SelfSupDataPreprocessor'))
-    kind = f'{type(random).__name__}{f"-{random.depth}" if isinstance(random, ResNet) else ""}'
+    preprocessor = _build_preprocessor(model.get('data_preprocessor') or IMAGENET_PIXELS)
+    kind = type(random).__name__
+    if isinstance(random, ResNet):
+        kind += f'-{random.depth}'
     return Backbones(pretrained, random, preprocessor, f'{kind} by {source}')
 
 
-def _resnet_config(tensors: Dict[str, Tensor], name: str) -> dict:
-    """The ResNet that has such tensors."""
-    convs = {2: 'BasicBlock', 3: 'Bottleneck'}
-    blocks, kinds = zip(*(resnet_stages(tensors) or [(0, 0)]))
-    for depth, (kind, stages) in ResNet.arch_settings.items():
-        if stages == blocks and {convs.get(k) for k in kinds} == {kind.__name__}:
-            return dict(type='mmpretrain.ResNet', depth=depth)
-    raise CheckpointError(
-        f'{name} holds a backbone of unknown kind: it has no config of its run, and is not a '
-        'ResNet-18, 34, 50, 101 or 152 by its tensors'
-    )
+def _guess_config(tensors: Dict[str, Tensor], name: str) -> dict:
+    """Return the config of the ResNet of mmpretrain that has such tensors.
+
+    Raises:
+        CheckpointError: When it is another network; ``name`` is the file's.
+    """
+    cfg = resnet_config(tensors)
+    if cfg is None:
+        raise CheckpointError(
+            f'{name} holds a backbone of unknown kind: it has no config of its run, and is not a '
+            'ResNet-18, 34, 50, 101 or 152 by its tensors'
+        )
+    return dict(cfg, type=f'mmpretrain.{cfg["type"]}')
+
+
+def _build_preprocessor(settings: dict) -> nn.Module:
+    """Build mmpretrain's data preprocessor with the normalisation of another one's settings."""
+    pixels = {k: settings[k] for k in ('mean', 'std', 'to_rgb', 'bgr_to_rgb') if k in settings}
+    return MODELS.build(dict(pixels, type='mmpretrain.SelfSupDataPreprocessor'))
+
+
+def load_algorithm(
+    checkpoint: str,
+    config: Optional[str] = None,
+    kind: type = BaseModel,
+    part: str = '',
+    part_name: str = 'algorithm',
+) -> BaseModel:
+    """Build the algorithm of a training checkpoint, and fill it strictly.
+
+    Args:
+        checkpoint (str): A training checkpoint.
+        config (str, optional): The config of the run. Defaults to the one that
+            MMEngine wrote into the checkpoint, which is read as data: nothing
+            in it runs.
+        kind (type): Class that the algorithm must be of. Defaults to any.
+        part (str): Path of the sub-module to fill, if the others are not
+            needed. Defaults to '', all of it.
+        part_name (str): Name of the part in messages.
+
+    Returns:
+        BaseModel: In eval mode, on the CPU.
+
+    Raises:
+        CheckpointError: When the file is no checkpoint, holds no config or no
+            complete algorithm, or does not fit the config.
+        InputError: When the config is of another algorithm.
+    """
+    found = recognise(read_checkpoint(checkpoint), name=checkpoint, prefix=part or None)
+    if config is not None:
+        source, cfg = config, Config.fromfile(config).get('model') or {}
+    else:
+        source, cfg = 'its own config', saved_model_config(found.meta, checkpoint)
+    if cfg is None:
+        raise CheckpointError(
+            f'{checkpoint} does not say with which model it was trained: give the config of the '
+            'run, --config'
+        )
+    with DefaultScope.overwrite_default_scope('mmdense'):
+        built = cfg.get('type')
+        built = MODELS.get(built) if isinstance(built, str) else built
+        if not isinstance(built, type) or not issubclass(built, kind):
+            raise InputError(f'the model of {source} is {cfg.get("type")}, not {kind.__name__}')
+        model = MODELS.build(cfg)
+    module = model.get_submodule(part)
+    match = SelfSupPretrained(checkpoint, part or None).match(module, found)
+    wrong = sorted({*match.missing, *match.misshapen, *match.extra})
+    if wrong:
+        key = wrong[0]
+        file, wanted = (
+            tuple(tensors[key].shape) if key in tensors else 'none'
+            for tensors in (match.offered, match.wanted)
+        )
+        raise CheckpointError(
+            f"{checkpoint} does not fit the model of {source}: {len(wrong)} of the {part_name}'s "
+            f'tensors differ, first {key} (file: {file}, model: {wanted})'
+        )
+    check_finite(match.offered, checkpoint)
+    module.load_state_dict(match.offered, strict=False)
+    return model.eval()

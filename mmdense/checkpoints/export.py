@@ -1,4 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Write backbones, and convert any checkpoint."""
+
 import io
 import os
 from typing import Dict, Optional
@@ -18,14 +20,14 @@ from .model_config import saved_backbone_config
 
 
 def describe_product(algorithm) -> dict:
-    """What a checkpoint of ours says about itself, in ``meta['mmdense']``.
+    """Describe a checkpoint of ours, for ``meta['mmdense']``.
 
     Args:
         algorithm (SelfSupervisor): The model of the run.
 
     Returns:
         dict: ``version``, ``algorithm``, and ``product``, the path of the
-        sub-module that the run is for.
+        module that the run exports.
     """
     return dict(
         version=mmdense.__version__,
@@ -37,14 +39,14 @@ def describe_product(algorithm) -> dict:
 def save_backbone(
     tensors: Dict[str, Tensor], path: str, product: str = '', cfg: str = '', **about
 ) -> None:
-    """Writes a backbone alone, whole or not at all.
+    """Write a backbone alone, completely or not at all.
 
     Args:
         tensors (Dict[str, Tensor]): Named as in the backbone.
-        path (str): Where to. The file loads by ``SelfSupPretrained``, and by
+        path (str): File to write. It loads by ``SelfSupPretrained``, and by
             MMEngine's ``Pretrained`` without a prefix.
-        product (str): Where the backbone is, if the tensors are those of a
-            whole algorithm. Defaults to '': they are the backbone's.
+        product (str): Path of the backbone, if the tensors are those of a
+            complete algorithm. Defaults to '': they are the backbone's.
         cfg (str): Text of the run's config, which tells what backbone it is.
             Defaults to '': its tensors do.
         about: Goes into ``meta['mmdense']``. ``backbone`` there is the backbone's
@@ -65,47 +67,46 @@ def save_backbone(
 def convert_checkpoint(
     checkpoint: str, path: str, prefix: Optional[str] = None, whole: bool = False
 ) -> str:
-    """Writes the backbone of a checkpoint in a form that loads anywhere:
+    """Write the backbone of a checkpoint in a form that loads anywhere:
     ``dict(meta, state_dict)``, in torchvision's names where it is a ResNet.
 
     Args:
         checkpoint (str): Path or URL of any that :func:`recognise` knows.
         path (str): File to write.
         prefix (str, optional): Take the tensors below this prefix instead.
-        whole (bool): Write the whole algorithm in our names instead, to go on
-            training with. Defaults to False.
+        whole (bool): Write the complete algorithm in our names instead, to
+            continue training with. Defaults to False.
 
     Returns:
-        str: One line: what was recognised, and how many tensors were mapped,
-        dropped and missed.
+        str: One line: the part that was mapped, and how many tensors were
+        mapped, dropped and missed.
 
     Raises:
         CheckpointError: When ``checkpoint`` cannot be read, has no backbone
-            or no whole algorithm, misses tensors of its ResNet or holds
+            or no complete algorithm, misses tensors of its ResNet or holds
             numbers that are not finite, or ``path`` is the same file.
     """
     if os.path.exists(checkpoint) and os.path.exists(path) and os.path.samefile(checkpoint, path):
         raise CheckpointError(f'{path} is the checkpoint itself: name another file to write')
     content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
     found = recognise(content, name=checkpoint, prefix=prefix)
-    about = dict(found.meta.get('mmdense') or {}, writer=found.writer)
+    about = dict(found.meta.get('mmdense') or {}, writer=found.source)
     for key in ('epoch', 'iter'):
         if key in found.meta:
             about[key] = found.meta[key]
     about.pop('product', None)
     if whole:
         tensors, part, dropped = found.algorithm, 'the whole algorithm', []
-        about.update(_our_class(found, checkpoint))
+        about.update(_name_algorithm(found, checkpoint))
     else:
         tensors, part, dropped = found.backbone, str(found), found.dropped
         about.pop('backbone', None)
         backbone = saved_backbone_config(found.meta) if prefix is None else None
         about.update(dict(backbone=backbone) if backbone else {})
     network, missed = missed_tensors(found.backbone)
-    line = (
-        f'{len(tensors)} tensors of {part} mapped, {len(missed)} missed, {len(dropped)} dropped'
-        f'{f" ({count_by_part(dropped)})" if dropped else ""}'
-    )
+    line = f'{len(tensors)} tensors of {part} mapped, {len(missed)} missed, {len(dropped)} dropped'
+    if dropped:
+        line += f' ({count_by_part(dropped)})'
     if missed:
         raise CheckpointError(
             f'{checkpoint}: {line}. A {network} has also {", ".join(missed[:3])}'
@@ -116,8 +117,8 @@ def convert_checkpoint(
     return f'{path}: {line}'
 
 
-def _our_class(found: Recognised, checkpoint: str) -> dict:
-    """Which of our algorithms a file holds, and what it is for."""
+def _name_algorithm(found: Recognised, checkpoint: str) -> dict:
+    """Return the algorithm of ours that a file holds, and its product."""
     own = found.meta.get('mmdense') or {}
     kind = MODELS.get(found.algorithm_type) if found.algorithm_type else None
     product = own.get('product') or getattr(kind, 'product', None)

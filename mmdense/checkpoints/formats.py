@@ -1,8 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Knows who wrote a checkpoint, where in it the backbone is, and whether it
-holds the whole of one of our algorithms.
+"""Recognise the format of a checkpoint, find the backbone in it, and tell whether
+it holds one of our algorithms completely.
 
-Files are recognised by what is in them, never by their name. A new format is
+Files are recognised by their content, never by their name. A new format is
 one more function in ``_FORMATS``. docs/checkpoints.md lists them.
 """
 
@@ -21,20 +21,20 @@ from mmdense.utils.errors import CheckpointError
 
 @dataclass
 class Recognised:
-    """A checkpoint, understood.
+    """Describe a checkpoint.
 
     Attributes:
-        writer (str): Who wrote it, for people.
-        backbone (Dict[str, Tensor]): The product's tensors, named as in the
-            backbone itself.
+        source (str): Software or project that wrote it, in words.
+        backbone (Dict[str, Tensor]): Tensors of the exported backbone, named as
+            in the backbone itself.
         dropped (List[str]): Names of the tensors that are not part of it.
-        meta (dict): What the writer says about the run.
+        meta (dict): Facts about the run from the file.
         algorithm (Dict[str, Tensor], optional): All tensors of the algorithm,
             named as in ours, where the file has more of it than a backbone.
         algorithm_type (str): Which class of ours that is, where it is known.
     """
 
-    writer: str
+    source: str
     backbone: Dict[str, Tensor]
     dropped: List[str] = field(default_factory=list)
     meta: dict = field(default_factory=dict)
@@ -42,25 +42,25 @@ class Recognised:
     algorithm_type: str = ''
 
     def __str__(self) -> str:
-        return f'{architecture(self.backbone)} written by {self.writer}'
+        return f'{architecture(self.backbone)} written by {self.source}'
 
 
 def recognise(checkpoint: Any, name: str = 'checkpoint', prefix: Optional[str] = None):
-    """Finds the backbone in a loaded checkpoint.
+    """Find the backbone in a loaded checkpoint.
 
     Args:
         checkpoint (Any): As :func:`mmdense.checkpoints.read_checkpoint` gives it.
         name (str): Of the file, for messages.
         prefix (str, optional): Take the tensors below this prefix, whatever
-            the writer says is the product; '' takes them all.
+            the file declares as its product; '' takes them all.
 
     Returns:
-        Recognised: Who wrote it, and the backbone.
+        Recognised: The source, and the backbone.
 
     Raises:
         CheckpointError: When there are no tensors, none below ``prefix``, or
-            without one when the file is of another task, or no known
-            writer's file looks like this.
+            without one when the file is of another task or of no known
+            format.
     """
     tensors = _state_dict(checkpoint)
     if not tensors:
@@ -81,15 +81,15 @@ def recognise(checkpoint: Any, name: str = 'checkpoint', prefix: Optional[str] =
     found = _plain(levels[-1], meta)
     if found is not None:
         return found
-    raise CheckpointError(_refusal(levels[-1], meta, name))
+    raise CheckpointError(_describe_refusal(levels[-1], meta, name))
 
 
 def check_finite(tensors: Dict[str, Tensor], name: str) -> None:
-    """Refuses what would turn every loss into NaN.
+    """Refuse tensors that would turn every loss into NaN.
 
     Args:
-        tensors (Dict[str, Tensor]): What is to be loaded.
-        name (str): Of the file, for the message.
+        tensors (Dict[str, Tensor]): Tensors that are to be loaded.
+        name (str): Name of the file, for the message.
 
     Raises:
         CheckpointError: With the first tensor that is not finite.
@@ -103,7 +103,7 @@ def check_finite(tensors: Dict[str, Tensor], name: str) -> None:
 
 
 def _state_dict(checkpoint: Any) -> Dict[str, Tensor]:
-    """The named tensors."""
+    """Return the named tensors of a loaded file."""
     if not isinstance(checkpoint, dict):
         return {}
     for key in ('state_dict', 'model'):
@@ -122,14 +122,14 @@ def _state_dict(checkpoint: Any) -> Dict[str, Tensor]:
 
 
 def _tensor(value: Any) -> Optional[Tensor]:
-    """A tensor, also from a numpy array; None from anything else."""
+    """Return a tensor, also from a numpy array; None from anything else."""
     if isinstance(value, np.ndarray) and value.dtype.kind in 'fiu':
         return torch.from_numpy(value.copy())
     return value if isinstance(value, Tensor) else None
 
 
 def _unwrapped(tensors: Dict[str, Tensor]) -> List[Dict[str, Tensor]]:
-    """The tensors, and again without each wrapper that is around all of them:
+    """Return the tensors, and again without each wrapper that is around all of them:
     DistributedDataParallel's ``module.``, a training framework's ``model.``."""
     levels = [tensors]
     while True:
@@ -142,9 +142,10 @@ def _unwrapped(tensors: Dict[str, Tensor]) -> List[Dict[str, Tensor]]:
         levels.append(inner)
 
 
-def _split(writer: str, tensors: Dict[str, Tensor], prefix: str, meta: dict, **whole) -> Recognised:
+def _split(source: str, tensors: Dict[str, Tensor], prefix: str, meta: dict, **whole) -> Recognised:
+    """Split tensors into the backbone below a prefix and the rest."""
     return Recognised(
-        writer=writer,
+        source=source,
         backbone={k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)},
         dropped=[k for k in tensors if not k.startswith(prefix)],
         meta=meta,
@@ -153,12 +154,12 @@ def _split(writer: str, tensors: Dict[str, Tensor], prefix: str, meta: dict, **w
 
 
 def _below(prefix: str, levels: List[Dict[str, Tensor]], meta: dict, name: str) -> Recognised:
-    """What the caller asks for."""
-    writer = f'an unnamed writer (prefix={prefix!r}){_by(meta)}'
+    """Take the tensors below the prefix that the caller asks for."""
+    source = f'an unnamed source (prefix={prefix!r}){_name_author(meta)}'
     if not prefix:
-        return _split(writer, levels[-1], '', meta)
+        return _split(source, levels[-1], '', meta)
     for level in levels:
-        found = _split(writer, level, f'{prefix}.', meta)
+        found = _split(source, level, f'{prefix}.', meta)
         if found.backbone:
             renamed = _detectron2(found.backbone, meta)
             if renamed is not None:
@@ -167,12 +168,12 @@ def _below(prefix: str, levels: List[Dict[str, Tensor]], meta: dict, name: str) 
             return found
     raise CheckpointError(
         f'{name} has nothing below {prefix!r}; it holds {", ".join(first_names(levels[-1])[:8])}.'
-        f'{_say_prefix(levels[-1])}'
+        f'{_suggest_prefix(levels[-1])}'
     )
 
 
 def _rename(tensors: Dict[str, Tensor], names: Dict[str, str]) -> Dict[str, Tensor]:
-    """Beginnings of names, replaced. What has none of them keeps its name."""
+    """Replace the beginnings of names; a name with none of them stays."""
     renamed = {}
     for key, value in tensors.items():
         for theirs, ours in names.items():
@@ -184,7 +185,7 @@ def _rename(tensors: Dict[str, Tensor], names: Dict[str, str]) -> Dict[str, Tens
 
 
 def _mmdense(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """Ours say what the product is; an exported backbone has no prefix."""
+    """Recognise ours, which declare their product; an exported backbone has no prefix."""
     own = meta.get('mmdense')
     if not isinstance(own, dict):
         return None
@@ -219,7 +220,7 @@ def _openselfsup_moco(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recogn
 
 
 def _openmmlab(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """mmpretrain's and mmselfsup's algorithms, and mmpretrain's classifiers."""
+    """Recognise mmpretrain's and mmselfsup's algorithms, and mmpretrain's classifiers."""
     parts = set(first_names(tensors))
     if 'backbone' not in parts or not parts <= _MMPRETRAIN or _other_scope(meta):
         return None
@@ -246,7 +247,7 @@ _MMPRETRAIN = {'backbone', 'neck', 'head', 'data_preprocessor'} | {
 
 
 def _other_scope(meta: dict) -> str:
-    """The package of OpenMMLab that a run was of, where it is for another task."""
+    """Return the package of OpenMMLab that a run was of, where it is for another task."""
     match = re.search(r"^default_scope = '(\w+)'", str(meta.get('cfg')), re.MULTILINE)
     scope = match.group(1) if match else ''
     return '' if scope in ('mmdense', 'mmpretrain', 'mmselfsup', 'mmcls') else scope
@@ -262,7 +263,7 @@ def _moco(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
 
 
 def _detectron2(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """A ResNet in detectron2's names, DetCo's authors' for instance. Its RGB or
+    """Recognise a ResNet in detectron2's names, DetCo's authors' for instance. The RGB or
     BGR order is left as it is."""
     if not has_prefixes(tensors, 'stem.conv1.', 'res2.'):
         return None
@@ -279,22 +280,23 @@ def _detectron2(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
         else:
             name = conv.replace('conv', 'bn') if norm else conv
         renamed[f'{prefix}{name}.{kind}'] = value
-    return Recognised(f'detectron2{_by(meta)}', renamed, dropped, meta)
+    return Recognised(f'detectron2{_name_author(meta)}', renamed, dropped, meta)
 
 
 _DETECTRON2 = re.compile(r'(?:stem|res(\d)\.(\d+))\.(conv\d|shortcut)(\.norm)?\.(\w+)$')
 
 
 def _plain(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """A backbone alone, perhaps with torchvision's classifier (``fc``):
+    """Recognise a backbone alone, perhaps with torchvision's classifier (``fc``):
     torchvision's, or taken out of a training checkpoint by whomever."""
     if any(key.startswith(_NO_BACKBONE) for key in tensors):
         return None
-    writer = 'torchvision' if has_prefixes(tensors, 'conv1.', 'layer1.') else 'an unnamed writer'
-    return _without_classifier(_split(f'{writer}{_by(meta)}', tensors, '', meta))
+    source = 'torchvision' if has_prefixes(tensors, 'conv1.', 'layer1.') else 'an unnamed source'
+    return _without_classifier(_split(f'{source}{_name_author(meta)}', tensors, '', meta))
 
 
 def _without_classifier(found: Recognised, path: str = '') -> Recognised:
+    """Move torchvision's classifier from the backbone to what is dropped."""
     classifier = [key for key in found.backbone if key.startswith('fc.')]
     for key in classifier:
         del found.backbone[key]
@@ -302,12 +304,13 @@ def _without_classifier(found: Recognised, path: str = '') -> Recognised:
     return found
 
 
-def _by(meta: dict) -> str:
+def _name_author(meta: dict) -> str:
+    """Return the author's name that a file gives, in brackets."""
     author = ' '.join(str(meta.get('author', '')).split())[:40]
     return f' ({author})' if author else ''
 
 
-# What holds a backbone, or is beside one in the checkpoints of trainings.
+# Parts that hold a backbone, or are next to one in the checkpoints of trainings.
 _NO_BACKBONE = (
     *('backbone', 'module.', 'encoder_', 'encoder.', 'queue', 'neck', 'head', 'projector'),
     *('predictor', 'grouping', 'center', 'teacher', 'student', 'rpn', 'roi_head', 'proposal_'),
@@ -317,18 +320,19 @@ _NO_BACKBONE = (
 _FORMATS = (_mmdense, _authors, _openselfsup_moco, _moco, _detectron2, _openmmlab)
 
 
-def _refusal(tensors: Dict[str, Tensor], meta: dict, name: str) -> str:
+def _describe_refusal(tensors: Dict[str, Tensor], meta: dict, name: str) -> str:
+    """Say in one line why a file is not taken."""
     tasks = sorted({part for key in tensors for part in key.split('.')} & _TASKS)
     scope = _other_scope(meta)
     if tasks or scope:
-        what = f' ({", ".join(tasks)})' if tasks else f' of {scope}'
+        task = f' ({", ".join(tasks)})' if tasks else f' of {scope}'
         return (
-            f'{name} is a checkpoint of another task{what}, not of pretraining.'
-            f'{_say_prefix(tensors)}, deliberately'
+            f'{name} is a checkpoint of another task{task}, not of pretraining.'
+            f'{_suggest_prefix(tensors)}, deliberately'
         )
     return (
-        f'{name} holds more than a backbone, and its writer is not known yet; it holds '
-        f'{", ".join(first_names(tensors)[:8])}.{_say_prefix(tensors)}'
+        f'{name} holds more than a backbone, and its format is not known yet; it holds '
+        f'{", ".join(first_names(tensors)[:8])}.{_suggest_prefix(tensors)}'
     )
 
 
@@ -339,8 +343,8 @@ _TASKS = {
 }
 
 
-def _say_prefix(tensors: Dict[str, Tensor]) -> str:
-    """Where backbones are, by the names of their first layers or by their own."""
+def _suggest_prefix(tensors: Dict[str, Tensor]) -> str:
+    """Suggest prefixes of backbones, by the names of their first layers or by their own."""
     for pattern in (_FIRST_LAYERS, _BACKBONES):
         found = {match.group(1) for match in map(pattern.match, tensors) if match}
         if found:
@@ -348,7 +352,8 @@ def _say_prefix(tensors: Dict[str, Tensor]) -> str:
     named = sorted(repr(prefix.rstrip('.')) for prefix in found)[:4]
     if not named:
         return " Say with prefix= which part to take ('' for all of it)"
-    return f' prefix={" or prefix=".join(named)} takes {"its" if len(named) == 1 else "a"} backbone'
+    owner = 'its' if len(named) == 1 else 'a'
+    return f' prefix={" or prefix=".join(named)} takes {owner} backbone'
 
 
 _FIRST_LAYERS = re.compile(r'((?:.*?\.)?)(?:layer1\.0\.conv1|res2\.0\.conv1|patch_embed)\.')

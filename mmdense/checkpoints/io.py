@@ -1,4 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Read checkpoint files without running code that is in them."""
+
 import io
 import os
 import struct
@@ -21,13 +23,13 @@ from . import restricted_pickle
 
 
 class _NotWholeError(CheckpointError):
-    """The file is not what was asked for: another download may be."""
+    """Tell that a file is not the one that was asked for: another download may be."""
 
 
 def read_checkpoint(
     path: Union[str, BinaryIO], map_location: Any = 'cpu', name: Optional[str] = None
 ) -> Any:
-    """Loads a checkpoint file without running code that is in it.
+    """Load a checkpoint file without running code that is in it.
 
     Every load of a local or downloaded file goes through here once mmdense is
     in use: it takes the place of MMEngine's loaders, so that ``load_from``,
@@ -113,9 +115,11 @@ def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
 
 
 def _storage_sizes(file: BinaryIO, size: int, name: str) -> dict:
-    """Looks into a zip file with the reader that ``torch.load`` uses, once it is certain that this
-    sees nothing that grows when it is read: the file's parts are as long as in the file, and no
-    part is in it twice."""
+    """Return the sizes of a zip file's storages by the reader that ``torch.load`` uses.
+
+    It is certain by then that nothing grows when it is read: the file's parts are as long as in
+    the file, and no part is in it twice.
+    """
     reader = torch._C.PyTorchFileReader(file)
     records = reader.get_all_records()
     if 'constants.pkl' in records:  # torch.load would hand it to torch.jit.load
@@ -143,7 +147,7 @@ def _storage_sizes(file: BinaryIO, size: int, name: str) -> dict:
 
 
 def _refuse_tar(file: BinaryIO, name: str) -> None:
-    """PyTorch unpacks the files of its first releases onto the disk."""
+    """Refuse files of PyTorch's first releases, which it unpacks onto the disk."""
     with suppress(tarfile.TarError):
         tarfile.open(fileobj=file, mode='r:').close()
         raise CheckpointError(
@@ -154,12 +158,12 @@ def _refuse_tar(file: BinaryIO, name: str) -> None:
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename: str, map_location: Optional[Any] = None) -> Any:
-    """MMEngine's loader of local files, restricted."""
+    """Load a local file, restricted, in place of MMEngine's loader."""
     return read_checkpoint(filename, map_location)
 
 
 def cached_path(url: str) -> str:
-    """Where a URL's file is kept: in torch.hub's cache."""
+    """Return the path in torch.hub's cache that a URL's file is kept at."""
     return os.path.join(torch.hub.get_dir(), 'checkpoints', file_name(url))
 
 
@@ -170,7 +174,7 @@ def load_from_http(
     model_dir: Optional[str] = None,
     progress: Optional[bool] = None,
 ) -> Any:
-    """MMEngine's loader of URLs, restricted; see :func:`cached_path`."""
+    """Load a URL, restricted, in place of MMEngine's loader; see :func:`cached_path`."""
     path = os.path.join(model_dir, file_name(filename)) if model_dir else cached_path(filename)
     checkpoint = error = None
     # Nobody raises between the barriers, or the other ranks would wait for ever.
@@ -196,7 +200,7 @@ def load_from_http(
 
 
 def _download(url: str, path: str, progress: Optional[bool]) -> Optional[CheckpointError]:
-    """Unless the file is there, whatever it is."""
+    """Download a file unless one is there; return the error, if any."""
     if os.path.isfile(path):
         return None
     try:
@@ -210,16 +214,18 @@ def _download(url: str, path: str, progress: Optional[bool]) -> Optional[Checkpo
 def load_from_ceph(
     filename: str, map_location: Optional[Any] = None, backend: str = 'petrel'
 ) -> Any:
-    """MMEngine's loader from object storage, restricted."""
+    """Load from object storage, restricted, in place of MMEngine's loader."""
     content = get_file_backend(filename, backend_args={'backend': backend}).get(filename)
     return read_checkpoint(io.BytesIO(content), map_location, name=filename)
 
 
 class _RestrictedTorch(ModuleType):
-    """What MMEngine's remaining loaders (``torchvision://``, ``openmmlab://``,
-    ``mmcls://``, ``pavi://``) find under the name ``torch``: they end in
-    ``load_from_http`` or in ``torch.load``, and both names are theirs to look
-    up in their module. ``torch`` itself stays as it is."""
+    """Stand in for ``torch`` in the module of MMEngine's remaining loaders.
+
+    These (``torchvision://``, ``openmmlab://``, ``mmcls://``, ``pavi://``) end
+    in ``load_from_http`` or in ``torch.load``, and look both names up in their
+    module. ``torch`` itself stays as it is.
+    """
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)

@@ -1,23 +1,25 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""The model of the config that MMEngine writes into a checkpoint."""
+"""Read the model of the config that MMEngine writes into a checkpoint, as data."""
 
 import ast
 from contextlib import suppress
-from typing import Any, Optional, Sequence
+from typing import Any, Optional, Sequence, Tuple, Union
 
-import mmengine.registry as root
-from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+import mmengine.registry
+import mmpretrain.registry
 from torch import nn
 
-from mmdense.registry import MODELS
+import mmdense.registry
 from mmdense.utils.errors import CheckpointError
 
 
 def saved_model_config(
     meta: dict, name: str = 'checkpoint', parts: Optional[Sequence[str]] = None
 ) -> Optional[dict]:
-    """``model`` of ``meta['cfg']``, read as data; of an exported backbone, which has none, what
-    its run wrote of it into ``meta['mmdense']``.
+    """Return ``model`` of ``meta['cfg']``, read as data.
+
+    An exported backbone has none, and its run wrote the backbone's config into
+    ``meta['mmdense']``.
 
     MMEngine would run the text as a program, and would take any ``type`` that
     it does not know for the path of a function, import and call it; a file
@@ -27,7 +29,7 @@ def saved_model_config(
         meta (dict): Of a checkpoint.
         name (str): Of the file, for messages.
         parts (Sequence[str], optional): Keys of ``model`` that are going to be
-            built; the others' types are not looked at. Defaults to all of it.
+            built; the types of others are not checked. Defaults to all of it.
 
     Returns:
         dict or None: Types in it are modules of MMEngine, mmcv, mmpretrain and
@@ -42,13 +44,19 @@ def saved_model_config(
     if model is None:
         return None
     model = _without_initialisers(model)
-    _check_types(model if parts is None else [model.get(part) for part in parts], name)
+    built = model if parts is None else [model.get(part) for part in parts]
+    foreign = find_foreign_type(built, ['MODELS'], nn.Module)
+    if foreign is not None:
+        raise CheckpointError(
+            f'{name} asks in its config for {foreign[0]}={foreign[1]!r}, which is no plain module '
+            'of mmengine, mmcv, mmpretrain or mmdense: refused'
+        )
     return model
 
 
 def saved_backbone_config(meta: dict) -> Optional[dict]:
-    """The ``backbone`` of :func:`saved_model_config`; None too where it asks for anything else to
-    be built."""
+    """Return the ``backbone`` of :func:`saved_model_config`; None too where it asks for anything
+    else to be built."""
     with suppress(CheckpointError):
         backbone = (saved_model_config(meta, parts=['backbone']) or {}).get('backbone')
         return backbone if isinstance(backbone, dict) and 'type' in backbone else None
@@ -77,7 +85,7 @@ def _without_initialisers(node: Any) -> Any:
 
 
 class _DictCalls(ast.NodeTransformer):
-    """``dict(a=1)`` → ``{'a': 1}``, so that ``ast.literal_eval`` takes it."""
+    """Turn ``dict(a=1)`` into ``{'a': 1}``, so that ``ast.literal_eval`` takes it."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
@@ -87,36 +95,59 @@ class _DictCalls(ast.NodeTransformer):
         return ast.Dict(keys, [keyword.value for keyword in node.keywords])
 
 
-_SCOPES = dict(mmengine=root.MODELS, mmpretrain=MMPRETRAIN_MODELS, mmdense=MODELS)
+_REGISTRIES = dict(
+    mmengine=mmengine.registry, mmpretrain=mmpretrain.registry, mmdense=mmdense.registry
+)
 # Modules of mmpretrain that fetch a model, and perhaps its code, from elsewhere.
 _FETCHES = ('.timm', '.hugging', '.multimodal')
 
 
-def _check_types(node: Any, name: str) -> None:
+def find_foreign_type(
+    node: Any, registries: Sequence[str], bases: Union[type, Tuple[type, ...]]
+) -> Optional[Tuple[str, Any]]:
+    """Find what a config asks for beside registered classes of some kinds.
+
+    A config from elsewhere is built only if this finds nothing: MMEngine takes any other ``type``
+    for the path of a function, imports it and calls it.
+
+    Args:
+        node (Any): A config, or a part of one.
+        registries (Sequence[str]): Names of the registries to look in, as ``['MODELS']``, of
+            MMEngine (with mmcv), mmpretrain and mmdense.
+        bases (type or tuple[type, ...]): Classes that the registered ones must inherit from.
+
+    Returns:
+        tuple[str, Any], optional: The first key and value that ask for something else; None where
+        none does.
+    """
     if isinstance(node, (list, tuple)):
-        for item in node:
-            _check_types(item, name)
+        return next(filter(None, (find_foreign_type(n, registries, bases) for n in node)), None)
     if not isinstance(node, dict):
-        return
+        return None
     for key, value in node.items():
-        if key == 'type' and not _is_registered(value) or key == '_scope_' and value not in _SCOPES:
-            raise CheckpointError(
-                f'{name} asks in its config for {key}={value!r}, which is no plain module of '
-                'mmengine, mmcv, mmpretrain or mmdense: refused'
-            )
-        _check_types(value, name)
+        if key == 'type' and not _is_registered(value, registries, bases):
+            return key, value
+        if key == '_scope_' and value not in _REGISTRIES:
+            return key, value
+        found = find_foreign_type(value, registries, bases)
+        if found is not None:
+            return found
+    return None
 
 
-def _is_registered(kind: Any) -> bool:
-    """Whether it names a layer or a model."""
+def _is_registered(
+    kind: Any, registries: Sequence[str], bases: Union[type, Tuple[type, ...]]
+) -> bool:
+    """Return whether a type names a registered class that inherits from ``bases``."""
     if not isinstance(kind, str):
         return False
     scope, _, short = kind.rpartition('.')
-    if scope and scope not in _SCOPES:
+    if scope and scope not in _REGISTRIES:
         return False
-    for registry in [_SCOPES[scope]] if scope else _SCOPES.values():
-        registry.import_from_location()
-        found = registry.module_dict.get(short)
-        if isinstance(found, type) and issubclass(found, nn.Module):
-            return not any(part in found.__module__ for part in _FETCHES)
+    for module in [_REGISTRIES[scope]] if scope else _REGISTRIES.values():
+        for registry in (getattr(module, name) for name in registries):
+            registry.import_from_location()
+            found = registry.module_dict.get(short)
+            if isinstance(found, type) and issubclass(found, bases):
+                return not any(part in found.__module__ for part in _FETCHES)
     return False

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Which checkpoint an interrupted run goes on from."""
+"""Find the checkpoint that an interrupted run continues from."""
 
 import logging
 import os
@@ -11,14 +11,15 @@ from mmengine.logging import print_log
 
 
 def latest_whole_checkpoint(work_dir: str) -> Optional[str]:
-    """The newest checkpoint in a work directory that is not torn.
+    """Return the newest checkpoint in a work directory that is not torn.
 
-    That which ``last_checkpoint`` names, or where it is missing or torn (a
-    disk that lost what it had confirmed, another program's in-place write) the
-    newest other ``epoch_*.pth`` or ``iter_*.pth``, by the time of writing.
+    This is the one that ``last_checkpoint`` names, or where it is missing or
+    torn (a disk lost a write that it had confirmed, another program wrote in
+    place) the newest other ``epoch_*.pth`` or ``iter_*.pth``, by the time of
+    writing.
 
     Args:
-        work_dir (str): Where a run wrote.
+        work_dir (str): Folder that a run wrote to.
 
     Returns:
         str, optional: Its path; None where there is none.
@@ -31,17 +32,17 @@ def latest_whole_checkpoint(work_dir: str) -> Optional[str]:
         paths = [os.path.join(work_dir, n) for n in names if n.endswith('.pth')]
         candidates += sorted(paths, key=os.path.getmtime, reverse=True)
     for path in candidates:
-        if '://' in path:  # on another backend: whole, or its reader says so
+        if '://' in path:  # on another backend: its reader finds out whether it is complete
             return path
-        problem = _problem(path)
+        problem = _find_fault(path)
         if problem is None:
             return path
         print_log(f'Not resumed from {path}: {problem}.', logger='current', level=logging.WARNING)
     return None
 
 
-def _problem(path: str) -> Optional[str]:
-    """What is wrong with a file, as far as its check sums tell."""
+def _find_fault(path: str) -> Optional[str]:
+    """Describe the fault of a file, as far as its check sums tell; None without any."""
     if not os.path.isfile(path):
         return 'there is no such file'
     try:

@@ -1,4 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Fill a backbone or an algorithm from a checkpoint, strictly."""
+
 import re
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional
@@ -8,10 +10,11 @@ from mmengine.model import update_init_info
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmdense.models.layers import MomentumEncoder
 from mmdense.registry import WEIGHT_INITIALIZERS
 from mmdense.utils.errors import CheckpointError
 
-from .architectures import architecture, count_by_part, has_deep_stem, resnet_stages
+from .architectures import LAST_STAGE, architecture, count_by_part, has_deep_stem, resnet_stages
 from .formats import Recognised, check_finite, recognise
 
 
@@ -19,7 +22,7 @@ from .formats import Recognised, check_finite, recognise
 # block) leave weights alone only if the type is literally 'Pretrained'.
 @WEIGHT_INITIALIZERS.register_module(name=['SelfSupPretrained', 'Pretrained'])
 class SelfSupPretrained:
-    """Fills a backbone, or a whole algorithm, from a checkpoint, strictly.
+    """Fill a backbone, or a complete algorithm, from a checkpoint, strictly.
 
     For any backbone of any OpenMMLab package, in that package's own configs::
 
@@ -38,11 +41,11 @@ class SelfSupPretrained:
     return: norms of maps that the training did not use begin anew, and the log
     names them.
 
-    One of mmdense's algorithms is filled whole, twin, queues and heads
-    included, as strictly; parts that the model does not have, such as PixPro's
-    instance branch, are left out. The twin's schedule begins anew: this is
-    another run (``--resume`` goes on with the same one). tools/train.py does
-    this with ``load_from``.
+    One of mmdense's algorithms is filled completely, momentum encoder, queues
+    and heads included, as strictly; parts that the model does not have, such as
+    PixPro's instance branch, are left out. The momentum schedule begins anew:
+    this is another run (``--resume`` continues the same one). tools/train.py
+    does this with ``load_from``.
 
     Args:
         checkpoint (str): Path or URL.
@@ -58,11 +61,11 @@ class SelfSupPretrained:
         self.map_location = map_location
 
     def __call__(self, module: nn.Module) -> None:
-        """Fills ``module``.
+        """Fill ``module``.
 
         Raises:
-            CheckpointError: One line: what is wrong with the file, or what does
-                not fit, and the likely reason.
+            CheckpointError: One line: the fault of the file, or the tensors that
+                do not fit and the likely reason.
         """
         init_cfg = getattr(module, 'init_cfg', None)
         if isinstance(init_cfg, (list, tuple)) and len(init_cfg) > 1:
@@ -77,7 +80,7 @@ class SelfSupPretrained:
         check_finite(offered, self.checkpoint)
         module.load_state_dict(offered, strict=False)
 
-        # What was filled must survive the rest of init_weights().
+        # The filled weights must survive the rest of init_weights().
         for part in module.modules():
             if hasattr(part, '_is_init'):
                 part._is_init = True
@@ -92,28 +95,34 @@ class SelfSupPretrained:
         )
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=f'SelfSupPretrained: {self.checkpoint}')
-        left = match.left
-        print_log(
+        text = (
             f'SelfSupPretrained: all {len(wanted)} tensors of {type(module).__name__} filled from '
-            f'{self.checkpoint} (written by {found.writer}; {len(left)} of other parts left out'
-            f'{": " * bool(left)}{count_by_part(left)})'
-            + (f'; new, of maps that were not trained: {", ".join(match.new)}' * bool(match.new)),
-            logger='current',
+            f'{self.checkpoint} (written by {found.source}; {len(match.left)} of other parts left '
+            'out'
         )
+        text += f': {count_by_part(match.left)})' if match.left else ')'
+        if match.new:
+            text += f'; new, of maps that were not trained: {", ".join(match.new)}'
+        print_log(text, logger='current')
 
-    def match(self, module: nn.Module) -> 'Match':
-        """Compares the file with a module, and changes nothing.
+    def match(self, module: nn.Module, found: Optional[Recognised] = None) -> 'Match':
+        """Compare the file with a module, and change nothing.
+
+        Args:
+            module (nn.Module): A backbone, an algorithm, or a part of one.
+            found (Recognised, optional): The file, where it was read already.
 
         Raises:
             CheckpointError: When the file is no checkpoint that is known.
         """
-        checkpoint = CheckpointLoader.load_checkpoint(
-            self.checkpoint, self.map_location, logger='silent'
-        )
-        found = recognise(checkpoint, name=self.checkpoint, prefix=self.prefix)
+        if found is None:
+            checkpoint = CheckpointLoader.load_checkpoint(
+                self.checkpoint, self.map_location, logger='silent'
+            )
+            found = recognise(checkpoint, name=self.checkpoint, prefix=self.prefix)
         wanted, new = module.state_dict(), []
         if hasattr(module, 'as_new_run'):  # an algorithm
-            given = self._whole(module, found)
+            given = self._algorithm_tensors(module, found)
             offered = {k: v for k, v in given.items() if k in wanted or not _lacks(module, k)}
             wanted = module.fit_queues(wanted, offered)
         else:
@@ -125,19 +134,19 @@ class SelfSupPretrained:
         left = [key for key in given if key not in offered]
         left += [] if given is not found.backbone else found.dropped
         match = Match(found, wanted, offered, left, new=new)
-        match.problem = self._problem(module, match)
+        match.problem = self._describe_problem(module, match)
         return match
 
-    def _whole(self, module: nn.Module, found: Recognised) -> Dict[str, Tensor]:
+    def _algorithm_tensors(self, module: nn.Module, found: Recognised) -> Dict[str, Tensor]:
         if found.algorithm is None:
             raise CheckpointError(
-                f'{self.checkpoint} holds a backbone alone ({found}), not a whole '
+                f'{self.checkpoint} holds a backbone alone ({found}), not a complete '
                 f'{type(module).__name__}: to start from a backbone, set model.pretrained to it '
                 'and leave out load_from'
             )
         return module.as_new_run(found.algorithm)
 
-    def _problem(self, module: nn.Module, match: 'Match') -> str:
+    def _describe_problem(self, module: nn.Module, match: 'Match') -> str:
         wanted, offered, found = match.wanted, match.offered, match.found
         misshapen = [
             f'{k} ({_shape(offered[k])} in the file, {_shape(wanted[k])} in the model)'
@@ -167,7 +176,7 @@ class SelfSupPretrained:
 
 @dataclass
 class Match:
-    """A file beside a module that it is to fill.
+    """Compare a file with a module that it is to fill.
 
     Attributes:
         found (Recognised): What the file is.
@@ -187,29 +196,29 @@ class Match:
 
     @property
     def missing(self) -> List[str]:
-        """What the file lacks. BatchNorm's batch counter, absent from files of older PyTorch
-        releases, is not counted."""
+        """List the tensors that the file lacks; BatchNorm's batch counter, absent from files of
+        older PyTorch releases, is not counted."""
         lacks = (k for k in self.wanted if k not in self.offered)
         return [k for k in lacks if not k.endswith('num_batches_tracked')]
 
     @property
     def misshapen(self) -> List[str]:
-        """What has another shape in the file."""
+        """List the tensors that have another shape in the file."""
         both = (k for k in self.wanted if k in self.offered)
         return [k for k in both if self.offered[k].shape != self.wanted[k].shape]
 
     @property
     def extra(self) -> List[str]:
-        """What the file has of such a part, and the module has not."""
+        """List the tensors of such parts that the file has and the module has not."""
         return [k for k in self.offered if k not in self.wanted]
 
 
 def _keep_weights() -> None:
-    """In place of a filled module's ``init_weights()``."""
+    """Do nothing, in place of a filled module's ``init_weights()``."""
 
 
 def _new_norms(module: nn.Module, given: Dict[str, Tensor]) -> List[str]:
-    """A backbone's ``norm0``, ``norm1``, …, one for each of ``out_indices``, that a file with
+    """List a backbone's ``norm0``, ``norm1``, …, one for each of ``out_indices``, that a file with
     another of them lacks."""
     outputs = getattr(module, 'out_indices', None)
     if not isinstance(outputs, (list, tuple)):
@@ -220,10 +229,12 @@ def _new_norms(module: nn.Module, given: Dict[str, Tensor]) -> List[str]:
 
 
 def _lacks(module: nn.Module, key: str) -> bool:
-    """Whether an algorithm has no such part at all, neither itself nor in its twin."""
-    twin = 'encoder_k.module.'
-    if key.startswith(twin) and hasattr(module, 'encoder_k'):
-        module, key = module.encoder_k.module, key[len(twin) :]
+    """Return whether an algorithm has no such part, neither itself nor in a momentum encoder."""
+    for name, part in module.named_children():
+        encoder = f'{name}.module.'
+        if isinstance(part, MomentumEncoder) and key.startswith(encoder):
+            module, key = part.module, key[len(encoder) :]
+            break
     return key.split('.')[0] not in dict(module.named_children())
 
 
@@ -238,7 +249,7 @@ def _other_settings(module: nn.Module, found: Recognised) -> str:
     elif model != architecture(found.backbone):
         what = f'The file holds {architecture(found.backbone)}, the model has {model}'
     else:
-        what = 'The file is not whole, or its config was another'
+        what = 'The file is not complete, or its config was another'
     return (
         f" {what}: give the model the file's settings, or start from its backbone alone by "
         'model.pretrained, without load_from.'
@@ -257,9 +268,9 @@ def _likely_reason(wanted: Dict[str, Tensor], backbone: Dict[str, Tensor]) -> st
         stages = min(len(in_file), len(in_model))
         if in_file[:stages] != in_model[:stages]:
             return f' The file holds {file}, the model is {model}: set depth.'
-    elif file != model and not (in_file and 'stage of a ResNet' in model):
+    elif file != model and not (in_file and model.kind == LAST_STAGE):
         return f' The file holds {file}, the model is {model}: they must be of one architecture.'
     return (
-        ' The file is not whole, or of a network with other settings (width, norm): use another '
+        ' The file is not complete, or of a network with other settings (width, norm): use another '
         'file, or set those.'
     )

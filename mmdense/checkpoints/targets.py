@@ -1,6 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Backbones for other software. Files of weights are those of :func:`convert_checkpoint`, whose
-names torchvision, timm and mmpretrain share; what differs is the line that loads them."""
+"""Write backbones for other software. Files of weights are those of :func:`convert_checkpoint`,
+whose names torchvision, timm and mmpretrain share; only the line that loads them differs."""
 
 import inspect
 import os
@@ -17,24 +17,24 @@ from torch import Tensor, nn
 from mmdense.utils.errors import CheckpointError, InputError
 from mmdense.utils.files import replacing, writing
 
-from .architectures import architecture, has_deep_stem, resnet_stages
+from .architectures import has_deep_stem, resnet_config, resnet_stages
 from .export import convert_checkpoint
 from .formats import Recognised, recognise
 from .io import cached_path
 from .model_config import saved_model_config
 
-# Of ONNX: read by onnxruntime since 1.10, and the last that PyTorch 2.1 writes.
+# Version of ONNX: onnxruntime reads it since 1.10, and PyTorch 2.1 writes none later.
 _OPSET = 17
 _TOLERANCE = 1e-4  # of the largest value
 STAGES = ('c2', 'c3', 'c4', 'c5')
 
 
 class Exported(NamedTuple):
-    """What was written.
+    """Describe a file that was written.
 
     Attributes:
         path (str): The file.
-        about (str): One line: what it holds.
+        about (str): One line on its content.
         code (str): Lines of python that load it.
     """
 
@@ -50,7 +50,7 @@ def export_checkpoint(
     prefix: Optional[str] = None,
     size: Sequence[int] = (224, 224),
 ) -> Exported:
-    """Writes the backbone of a checkpoint for other software.
+    """Write the backbone of a checkpoint for other software.
 
     Args:
         checkpoint (str): Path or URL of any that :func:`recognise` knows.
@@ -107,7 +107,7 @@ def _timm(found: Recognised, checkpoint: str, path: str) -> str:
 
 
 def _torchvision_name(found: Recognised, checkpoint: str, target: str) -> str:
-    """The network of torchvision, and of timm, that has such tensors and computes the same."""
+    """Name the network of torchvision, and of timm, that has such tensors and computes the same."""
     model = saved_model_config(found.meta, checkpoint, parts=[]) or {}
     style = (model.get('backbone') or {}).get('style', 'pytorch')
     if style == 'pytorch':
@@ -127,7 +127,7 @@ def _torchvision_name(found: Recognised, checkpoint: str, target: str) -> str:
 
 
 def _shapes(tensors: Dict[str, Tensor]) -> Dict[str, torch.Size]:
-    """But for what old files do not have."""
+    """Return the shapes of all tensors but those that old files do not have."""
     names = (name for name in tensors if not name.endswith('num_batches_tracked'))
     return {name: tensors[name].shape for name in names}
 
@@ -143,7 +143,7 @@ def _mmpretrain(found: Recognised, checkpoint: str, path: str) -> str:
     model = saved_model_config(found.meta, checkpoint, parts=[]) or {}
     backbone = {k: v for k, v in (model.get('backbone') or {}).items() if k != '_scope_'}
     if not backbone.get('type'):
-        backbone = _resnet_config(found.backbone)
+        backbone = resnet_config(found.backbone)
     if not backbone:
         raise CheckpointError(
             f'{checkpoint} ({found}) holds a backbone of unknown kind: it has no config of its '
@@ -158,22 +158,11 @@ def _mmpretrain(found: Recognised, checkpoint: str, path: str) -> str:
     )
 
 
-def _resnet_config(tensors: Dict[str, Tensor]) -> dict:
-    """What the tensors of a file without a config say."""
-    match = architecture(tensors).split()[1]  # 'a ResNet-50 with …'
-    if not match.startswith('ResNet-'):
-        return {}
-    kind = 'ResNet'
-    if has_deep_stem(tensors):
-        kind = 'ResNetV1d' if any('.downsample.2.' in key for key in tensors) else 'ResNetV1c'
-    return dict(type=kind, depth=int(match.split('-')[1]))
-
-
 # ---------------------------------------------------------------- ONNX
 
 
 class _Stages(nn.Module):
-    """A tuple of all stages' maps, in eval mode."""
+    """Return the maps of all stages as a tuple, in eval mode."""
 
     def __init__(self, backbone: ResNet) -> None:
         super().__init__()
@@ -259,8 +248,8 @@ def _write_onnx(stages: nn.Module, path: str, names: Sequence[str], size: Sequen
 
 @torch.no_grad()
 def _difference(stages: nn.Module, path: str, shape: Sequence[int]) -> float:
-    """The largest one between what PyTorch and onnxruntime compute of noise, over the largest
-    value; NaN where there is one."""
+    """Return the largest difference between the maps of noise by PyTorch and by onnxruntime,
+    divided by the largest value; NaN where there is one."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])

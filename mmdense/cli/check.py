@@ -1,11 +1,11 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""``mmdense check``."""
+"""Run ``mmdense check``."""
 
 from argparse import ArgumentParser, Namespace
 
 
 def add_check(command: ArgumentParser) -> None:
-    """Its arguments."""
+    """Declare the arguments."""
     command.add_argument('checkpoint', help='path or URL: of a run, exported, or published')
     command.add_argument(
         '--for',
@@ -14,13 +14,13 @@ def add_check(command: ArgumentParser) -> None:
         help='config of a detector or segmenter: a path, or mmdet::NAME, mmseg::NAME',
     )
     command.add_argument(
-        '--images', metavar='FOLDER', help='also look at the features of images from here'
+        '--images', metavar='FOLDER', help='also check the features of images from here'
     )
     command.add_argument('--prefix', help='take the tensors below this prefix')
 
 
 def run_check(args: Namespace) -> None:
-    """Prints the report. What makes the file of no use is an error in the end."""
+    """Print the report, and raise an error in the end where the file is of no use."""
     from mmdense.apis import inspection
     from mmdense.utils.errors import CheckpointError
 

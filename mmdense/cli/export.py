@@ -1,12 +1,12 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""``mmdense export``."""
+"""Run ``mmdense export``."""
 
 import sys
 from argparse import ArgumentParser, Namespace
 
 
 def add_export(command: ArgumentParser) -> None:
-    """Its arguments."""
+    """Declare the arguments."""
     command.add_argument('checkpoint', help='path or URL of any that `mmdense check` knows')
     command.add_argument(
         '--to', required=True, choices=['torchvision', 'timm', 'mmpretrain', 'onnx']
@@ -20,13 +20,13 @@ def add_export(command: ArgumentParser) -> None:
         type=int,
         default=[224, 224],
         metavar=('H', 'W'),
-        help='of images that an ONNX file is tested with; it takes all (default: 224 224)',
+        help='size of images that an ONNX file is tested with; it takes all (default: 224 224)',
     )
     command.add_argument('--prefix', help='take the tensors below this prefix')
 
 
 def run_export(args: Namespace) -> None:
-    """Writes the file, and prints what loads it."""
+    """Write the file, and print the code that loads it."""
     from mmdense.checkpoints.targets import export_checkpoint
 
     done = export_checkpoint(args.checkpoint, args.to, args.out, args.prefix, args.size)

@@ -288,11 +288,11 @@ def _ignored(args: Namespace, cfg) -> list:
 
 def _tool(config: str) -> str:
     """The command of OpenMMLab's that trains a config, from here."""
-    import mmdense
+    from mmdense.utils.model_index import tool_path
 
     if find_spec('mim'):
         return f'mim train mmdense {shlex.quote(config)}'
-    tool = osp.join(osp.dirname(mmdense.__file__), '.mim', 'tools', 'train.py')
+    tool = tool_path('train.py')
     if osp.isfile('tools/train.py') and osp.samefile('tools/train.py', tool):
         tool = 'tools/train.py'
     return f'python {shlex.quote(tool)} {shlex.quote(config)}'
@@ -323,11 +323,10 @@ def _train(config: str, args: Namespace) -> None:
 
 
 def _launch(config: str, gpus: int, flags: list) -> None:
-    import mmdense
     from mmdense.apis.planning import survey_machine
     from mmdense.apis.planning.settings import choose_threads
+    from mmdense.utils.model_index import tool_path
 
-    tools = osp.join(osp.dirname(mmdense.__file__), '.mim', 'tools')
     with socket.socket() as s:  # a port that is free
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -336,7 +335,7 @@ def _launch(config: str, gpus: int, flags: list) -> None:
         usual['OMP_NUM_THREADS'] = str(choose_threads(machine.cores, gpus))
     ours = dict(PYTHON=sys.executable, TRAIN_MODULE='mmdense.cli.training')
     process = subprocess.Popen(
-        ['bash', osp.join(tools, 'dist_train.sh'), config, str(gpus), *flags],
+        ['bash', tool_path('dist_train.sh'), config, str(gpus), *flags],
         env={**usual, **os.environ, **ours},
         stdout=sys.stderr,
         start_new_session=True,  # Ctrl-C is not for it: torchrun would end its processes at once

@@ -13,7 +13,7 @@ from mmengine.fileio import get
 from mmengine.structures import BaseDataElement
 
 from mmdense.registry import DATASETS
-from mmdense.utils.errors import DataError
+from mmdense.utils.errors import DataError, MissingImagesError
 from mmdense.utils.randomness import seeded
 
 from .storage import LmdbStorage, ZipStorage, open_storage
@@ -271,7 +271,7 @@ class UnlabeledDataset(BaseDataset):
             '://' in path or (osp.exists(path) if stored is None else stored[1] is not None)
             for path, stored in images
         ):
-            raise DataError(
+            raise MissingImagesError(
                 f'none of the {len(images)} images in {self.ann_file} exists; the first '
                 f'was looked for at {images[0][0]}; check data_root and data_prefix'
             )

@@ -1,28 +1,37 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+"""Load a trained SlotCon, and count the pixels of its prototypes."""
+
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from mmengine.config import Config
-from mmengine.registry import DefaultScope
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from mmdense.checkpoints import read_checkpoint, saved_model_config
+from mmdense.checkpoints import read_checkpoint
+from mmdense.checkpoints.backbones import load_algorithm
 from mmdense.datasets.image_loader import _loader
 from mmdense.models import SlotCon
-from mmdense.registry import MODELS
-from mmdense.utils.errors import CheckpointError, InputError
+from mmdense.utils.errors import CheckpointError
+
+# The momentum encoder, which SlotCon calls the teacher, and its prototypes in a state dict.
+_TEACHER = SlotCon.product.rpartition('.')[0]
+_PROTOTYPES = f'{_TEACHER}.grouping.slot_embed.weight'
+
+
+def has_prototypes(content: Any) -> bool:
+    """Return whether the content of a file is a training checkpoint with SlotCon's prototypes."""
+    tensors = content.get('state_dict') if isinstance(content, dict) else None
+    return isinstance(tensors, dict) and _PROTOTYPES in tensors
 
 
 def load_slotcon(checkpoint: str, config: Optional[str] = None) -> SlotCon:
-    """A trained SlotCon with its teacher's weights, in eval mode.
+    """Build a trained SlotCon with its teacher's weights, in eval mode.
 
     Args:
         checkpoint (str): A training checkpoint.
-        config (str, optional): The config of the run. Defaults to the one that
-            MMEngine wrote into the checkpoint, which is read as data: nothing
-            in it runs.
+        config (str, optional): The config of the run, see
+            :func:`~mmdense.checkpoints.backbones.load_algorithm`.
 
     Returns:
         SlotCon: On the CPU.
@@ -33,63 +42,30 @@ def load_slotcon(checkpoint: str, config: Optional[str] = None) -> SlotCon:
         InputError: When ``config`` is not SlotCon's.
     """
     content = read_checkpoint(checkpoint)
-    content = content if isinstance(content, dict) else {}
-    meta = content.get('meta') if isinstance(content.get('meta'), dict) else {}
-    about = meta.get('mmdense') if isinstance(meta.get('mmdense'), dict) else {}
-    tensors = content.get('state_dict')
-    prefix = 'encoder_k.module.'
-    tensors = tensors if isinstance(tensors, dict) else {}
-    teacher = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-    if about.get('algorithm', 'SlotCon') != 'SlotCon':
+    meta = content.get('meta') if isinstance(content, dict) else None
+    about = meta.get('mmdense') if isinstance(meta, dict) else None
+    algorithm = about.get('algorithm', 'SlotCon') if isinstance(about, dict) else 'SlotCon'
+    if algorithm != 'SlotCon':
         raise CheckpointError(
-            f'{checkpoint} is of {about["algorithm"]}, which has no prototypes; a checkpoint of '
-            'SlotCon is needed'
+            f'{checkpoint} is of {algorithm}, which has no prototypes; a checkpoint of SlotCon is '
+            'needed'
         )
-    if 'grouping.slot_embed.weight' not in teacher:
+    if not has_prototypes(content):
         raise CheckpointError(
             f'{checkpoint} holds no SlotCon with its prototypes: take a checkpoint of the '
             'training run (epoch_*.pth), not an exported backbone'
         )
-    if config is None:
-        source = 'its own config'
-        cfg = saved_model_config(meta, checkpoint)
-        if cfg is None:
-            raise CheckpointError(
-                f'{checkpoint} does not say with which model it was trained: give the config of '
-                'the run, --config'
-            )
-    else:
-        source = config
-        cfg = Config.fromfile(config).get('model') or {}
-    with DefaultScope.overwrite_default_scope('mmdense'):
-        if cfg.get('type') not in ('SlotCon', 'mmdense.SlotCon'):
-            raise InputError(f'the model of {source} is {cfg.get("type")}, not SlotCon')
-        model = MODELS.build(cfg)
-    module = model.encoder_k.module
-    got, wanted = (
-        {k: tuple(v.shape) for k, v in tensors.items()}
-        for tensors in (teacher, module.state_dict())
-    )
-    wrong = sorted(k for k in {**wanted, **got} if got.get(k) != wanted.get(k))
-    if wrong:
-        key = wrong[0]
-        raise CheckpointError(
-            f"{checkpoint} does not fit the model of {source}: {len(wrong)} of the teacher's "
-            f'tensors differ, first {key} (file: {got.get(key, "none")}, model: '
-            f'{wanted.get(key, "none")})'
-        )
-    module.load_state_dict(teacher)
-    return model.eval()
+    return load_algorithm(checkpoint, config, SlotCon, part=_TEACHER, part_name='teacher')
 
 
 class Survey(NamedTuple):
-    """How P prototypes are used over a folder.
+    """Tell how P prototypes are used over a folder.
 
     Attributes:
-        pixels (Tensor): P, how many are best explained by each.
+        pixels (Tensor): P, the number of pixels that each explains best.
         scores (Tensor): P×k, descending: of its k nearest segments the mean
             cosine of their pixels; −inf where there are fewer.
-        images (Tensor): P×k, which images these are in.
+        images (Tensor): P×k, the indices of their images.
         readable (List[int]): Images that took part.
         unreadable (List[Tuple[str, str]]): Path and reason of those that could
             not be read.
@@ -102,19 +78,19 @@ class Survey(NamedTuple):
     unreadable: List[Tuple[str, str]]
 
     def entropy(self) -> float:
-        """Of the pixels over the prototypes, in bits: 0 to log2 P."""
+        """Return the entropy of the pixels over the prototypes, in bits: 0 to log2 P."""
         share = self.pixels[self.pixels > 0] / self.pixels.sum()
         return float(-(share * share.log2()).sum()) + 0.0  # not −0
 
 
 @torch.no_grad()
 def survey(model: SlotCon, loader: DataLoader, nearest: int = 6) -> Survey:
-    """Counts pixels, and finds the nearest segments of each prototype.
+    """Count pixels, and find the nearest segments of each prototype.
 
-    As the published ``viz_slots.py`` ranks images: by the mean cosine of the
-    prototype and the cells that it is best for; here of pixels, after
-    upsampling, and segments smaller than one cell are left out. Memory does
-    not grow with the images.
+    Images are ranked as by the published ``viz_slots.py``: by the mean cosine
+    of the prototype and the locations that it is best for; here of pixels,
+    after upsampling, and segments smaller than one grid cell are left out.
+    Memory does not grow with the images.
 
     Args:
         model (SlotCon): In eval mode, on any device.
@@ -150,7 +126,7 @@ def survey(model: SlotCon, loader: DataLoader, nearest: int = 6) -> Survey:
 
 
 class Picture(NamedTuple):
-    """An image and the prototypes of its pixels.
+    """Hold an image and the prototypes of its pixels.
 
     Attributes:
         path (str): The file.
@@ -167,12 +143,12 @@ class Picture(NamedTuple):
 def segment_images(
     model: SlotCon, loader: DataLoader, indices: Sequence[int]
 ) -> Dict[int, Picture]:
-    """Some of the images again, to be drawn.
+    """Segment some of the images again, to be drawn.
 
     Args:
         model (SlotCon): As in :func:`survey`.
         loader (DataLoader): The same.
-        indices (Sequence[int]): Which images of its data set.
+        indices (Sequence[int]): Indices of images of its data set.
 
     Returns:
         Dict[int, Picture]: By index.
@@ -191,12 +167,12 @@ def segment_images(
 def group_pixels(
     model: SlotCon, images: Sequence[np.ndarray], names: Sequence[str]
 ) -> List[Picture]:
-    """Images in their own shapes, and the prototypes of their pixels.
+    """Find the prototypes of the pixels of images in their own shapes.
 
     Args:
         model (SlotCon): In eval mode.
         images (Sequence[np.ndarray]): Each H×W×3 uint8, RGB.
-        names (Sequence[str]): Of the images.
+        names (Sequence[str]): Names of the images.
 
     Returns:
         List[Picture]: One an image.
@@ -210,7 +186,7 @@ def group_pixels(
 
 
 def _segment(model: SlotCon, batch: dict) -> Tuple[Tensor, Tensor, float]:
-    """Prototypes of pixels and their scores, N×H×W; and pixels in a cell."""
+    """Return the prototypes of pixels and their scores, N×H×W, and the pixels of a grid cell."""
     size = batch['inputs'].shape[-2:]
     scores = model.teacher_scores(model.data_preprocessor(batch)['inputs'])
     labels, best = model.best_prototypes(scores, size)

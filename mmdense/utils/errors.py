@@ -22,6 +22,10 @@ class DataError(MMDenseError):
     """A data set that cannot be read or is too small."""
 
 
+class MissingImagesError(DataError):
+    """None of the images that a list or a json names exists."""
+
+
 class CheckpointError(MMDenseError):
     """A checkpoint that is not one, is damaged, unsafe or does not fit."""
 

@@ -346,14 +346,14 @@ def openselfsup(state):
     return theirs
 
 
-@pytest.mark.parametrize('writer', ['mmpretrain', 'OpenSelfSup DenseCL'])
-def test_densecl_of_others_goes_on(writer, randomize, tmp_path):
+@pytest.mark.parametrize('source', ['mmpretrain', 'OpenSelfSup DenseCL'])
+def test_densecl_of_others_goes_on(source, randomize, tmp_path):
     """Twin, heads and both queues; one that was longer gives its newest keys."""
     state = randomize(densecl('mmpretrain').state_dict())
-    given = state if writer == 'mmpretrain' else openselfsup(state)
+    given = state if source == 'mmpretrain' else openselfsup(state)
     fill = save(tmp_path / 'densecl.pth', given, meta=dict(epoch=200))
     found = recognise(read_checkpoint(fill.checkpoint))
-    assert found.writer == writer and found.algorithm_type == 'DenseCL'
+    assert found.source == source and found.algorithm_type == 'DenseCL'
     assert found.backbone.keys() == ResNet(depth=18).state_dict().keys()
     model = densecl()
     fill(model)

@@ -50,7 +50,7 @@ DENSECL = below('backbone.', 'encoder_q.0.', 'encoder_k.0.') + [
 ]
 MOCO = [*below('encoder_q.', 'encoder_k.'), *QUEUES]
 
-# names, what is beside them in the file, writer, path of the backbone, its algorithm
+# names, what is beside them in the file, source, path of the backbone, its algorithm
 FORMATS = [
     (PIXPRO, dict(epoch=100), 'PixPro', 'encoder.', 'PixPro'),
     (SLOTCON, dict(epoch=800), 'SlotCon', 'encoder_k.', 'SlotCon'),
@@ -61,18 +61,18 @@ FORMATS = [
     (below('backbone.') + ['head.fc.weight'], dict(meta={}), 'mmpretrain', 'backbone.', ''),
     (NAMES + ['fc.weight', 'fc.bias'], {}, 'torchvision', '', ''),
     (NAMES, dict(author='somebody'), 'torchvision (somebody)', '', ''),
-    (['patch_embed.w', 'stages.0.w'], {}, 'an unnamed writer', '', ''),
+    (['patch_embed.w', 'stages.0.w'], {}, 'an unnamed source', '', ''),
 ]
 
 
 @pytest.mark.parametrize('wrapper', ['', 'module.', 'module.module.'])
 @pytest.mark.parametrize('key', ['state_dict', 'model', None])
-@pytest.mark.parametrize('names, beside, writer, path, algorithm', FORMATS)
-def test_formats(names, beside, writer, path, algorithm, key, wrapper):
+@pytest.mark.parametrize('names, beside, source, path, algorithm', FORMATS)
+def test_formats(names, beside, source, path, algorithm, key, wrapper):
     tensors = numbered(names)
     content = {f'{wrapper}{name}': value for name, value in tensors.items()}
     found = recognise(content if key is None else {key: content, **beside})
-    assert found.writer == (writer if key else writer.partition(' (')[0])
+    assert found.source == (source if key else source.partition(' (')[0])
     classifier = f'{path}fc.'
     wanted = {
         name[len(path) :]: value
@@ -97,11 +97,11 @@ def test_what_is_around_everything_is_taken_off(wrapper):
     assert recognise(tensors, prefix=prefix).backbone == numbered(NAMES)
 
 
-@pytest.mark.parametrize('writer', ['mmpretrain', 'PixPro'])
-def test_a_framework_around_a_known_format(writer):
-    names = below('backbone.') + ['head.fc.weight'] if writer == 'mmpretrain' else PIXPRO
+@pytest.mark.parametrize('source', ['mmpretrain', 'PixPro'])
+def test_a_framework_around_a_known_format(source):
+    names = below('backbone.') + ['head.fc.weight'] if source == 'mmpretrain' else PIXPRO
     found = recognise(dict(state_dict=numbered(below('model.', names=names))))
-    assert found.writer == writer and found.backbone.keys() == set(NAMES)
+    assert found.source == source and found.backbone.keys() == set(NAMES)
 
 
 subsets = st.sets(st.sampled_from(NAMES)).map(sorted)
@@ -114,7 +114,7 @@ def test_detectron2_names_round_trip(detectron2_name, subset):
     theirs = {detectron2_name(key): value.numpy() for key, value in tensors.items()}
     found = recognise(dict(model=theirs, __author__='OpenSelfSup', matching_heuristics=True))
     assert found.backbone == tensors and not found.dropped
-    assert found.writer == 'detectron2 (OpenSelfSup)'
+    assert found.source == 'detectron2 (OpenSelfSup)'
     inside = {f'backbone.bottom_up.{key}': value for key, value in theirs.items()}
     with_head = dict(inside, **{'roi_heads.w': torch.ones(1)})
     assert recognise(with_head, prefix='backbone.bottom_up').backbone == tensors
@@ -154,16 +154,16 @@ ANCHORS = dict(
 
 @settings(max_examples=30, deadline=None)
 @given(st.data(), st.sampled_from(['PixPro', 'SlotCon']))
-def test_names_of_algorithms_round_trip(data, writer):
-    names, back = (PIXPRO, pixpro_name) if writer == 'PixPro' else (SLOTCON, slotcon_name)
+def test_names_of_algorithms_round_trip(data, source):
+    names, back = (PIXPRO, pixpro_name) if source == 'PixPro' else (SLOTCON, slotcon_name)
     subset = data.draw(st.sets(st.sampled_from(names)))
-    tensors = numbered(sorted(subset | set(ANCHORS[writer])))
+    tensors = numbered(sorted(subset | set(ANCHORS[source])))
     found = recognise(dict(model={f'module.{k}': v for k, v in tensors.items()}))
-    assert found.writer == writer
+    assert found.source == source
     ours = dict(found.algorithm)
     assert ours.pop('encoder_k.steps') == 1
     assert {back(key): value for key, value in ours.items()} == tensors
-    product = dict(PixPro='backbone.', SlotCon='encoder_k.module.backbone.')[writer]
+    product = dict(PixPro='backbone.', SlotCon='encoder_k.module.backbone.')[source]
     assert found.backbone == {
         k[len(product) :]: v for k, v in ours.items() if k.startswith(product)
     }
@@ -187,7 +187,7 @@ OTHERS = [
     ),
     (
         below('model.backbone.', 'ema.backbone.'),
-        'writer is not known yet',
+        'format is not known yet',
         ['model.backbone', 'ema.backbone'],
     ),
     (
@@ -195,15 +195,15 @@ OTHERS = [
         'another task',
         ['backbone'],
     ),
-    ([*below('backbone.'), 'my_projector.w'], 'writer is not known yet', ['backbone']),
-    ([*below('encoder.'), 'projector.0.w'], 'writer is not known yet', ['encoder']),
+    ([*below('backbone.'), 'my_projector.w'], 'format is not known yet', ['backbone']),
+    ([*below('encoder.'), 'projector.0.w'], 'format is not known yet', ['encoder']),
     ([*below('backbone.', names=['a.w', 'b.w']), 'rpn_head.w'], 'another task', ['backbone']),
-    (['queue', 'head.0.weight'], 'writer is not known yet', []),
+    (['queue', 'head.0.weight'], 'format is not known yet', []),
 ]
 
 
 @pytest.mark.parametrize('names, message, prefixes', OTHERS)
-def test_other_tasks_and_unknown_writers_are_refused(names, message, prefixes):
+def test_other_tasks_and_unknown_sources_are_refused(names, message, prefixes):
     content = dict(state_dict=numbered(names))
     with pytest.raises(CheckpointError, match=f'^f.pth .*{message}') as error:
         recognise(content, name='f.pth')
@@ -223,7 +223,7 @@ def test_another_package_says_its_task():
     for scope, fine in (('mmpose', False), ('mmpretrain', True)):
         meta = dict(cfg=f"model = dict()\ndefault_scope = '{scope}'\n")
         if fine:
-            assert recognise(dict(meta=meta, state_dict=tensors)).writer == 'mmpretrain'
+            assert recognise(dict(meta=meta, state_dict=tensors)).source == 'mmpretrain'
             continue
         with pytest.raises(CheckpointError, match="another task of mmpose.*prefix='backbone'"):
             recognise(dict(meta=meta, state_dict=tensors))

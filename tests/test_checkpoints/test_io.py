@@ -604,9 +604,9 @@ def test_init_cfg_takes_urls(server, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     'key', ['encoder_q.conv1.weight', 'queue', 'neck.0.weight', 'head.w', 'projector.0', 'center']
 )
-def test_unknown_writers_are_refused(key):
+def test_unknown_sources_are_refused(key):
     tensors = {'conv1.weight': torch.ones(1), key: torch.ones(1)}
-    with pytest.raises(CheckpointError, match='f.pth .*writer is not known yet.*prefix=') as error:
+    with pytest.raises(CheckpointError, match='f.pth .*format is not known yet.*prefix=') as error:
         recognise(dict(state_dict=tensors), name='f.pth')
     assert '\n' not in str(error.value)
     assert recognise(tensors, prefix='').backbone.keys() == tensors.keys()

@@ -255,13 +255,13 @@ def test_a_pickle_of_detectron2(tmp_path, full_checkpoint, detectron2_name):
     )
     for key, value in backbone.items():
         assert torch.equal(filled.state_dict()[key], value), key
-    assert recognise(read_checkpoint(str(path))).writer == 'detectron2 (OpenSelfSup)'
+    assert recognise(read_checkpoint(str(path))).source == 'detectron2 (OpenSelfSup)'
     path.write_bytes(pickle.dumps(dict(model=model, extra=print)))
     with pytest.raises(CheckpointError, match='refused'):
         read_checkpoint(str(path))
 
 
-def test_other_writers(tmp_path, full_checkpoint):
+def test_other_sources(tmp_path, full_checkpoint):
     """mmpretrain's files, files of DistributedDataParallel, a bare state dict,
     PixPro's and SlotCon's."""
     backbone = full_checkpoint[1]

@@ -1,6 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Inspect a checkpoint: what it is, whether it is healthy, and what a detector or segmenter takes
-of it."""
+"""Inspect a checkpoint: describe it, check its health, and fit it into a detector or segmenter."""
 
 from .features import feature_health
 from .fit import Fit, check_fit, filled_by_mmengine, groups, read_config, stock_lines

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What a checkpoint is, whether it is healthy, and what a detector or segmenter takes of it."""
+"""Describe a checkpoint, and check its tensors without running the network."""
 
 import re
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
@@ -16,19 +16,22 @@ _SETTLED = 100  # steps after which little of BatchNorm's first statistics is le
 
 
 class Note(NamedTuple):
-    """One finding.
+    """Report one finding.
 
     Attributes:
         level (str): 'ok', 'note' or 'warning'; 'error' where the file cannot be used like that.
         text (str): One line.
+        loads_strictly (bool): Whether it says that the config loads the file by
+            ``SelfSupPretrained`` itself.
     """
 
     level: str
     text: str
+    loads_strictly: bool = False
 
 
 def read(checkpoint: str, prefix: Optional[str] = None) -> Recognised:
-    """Reads and recognises a checkpoint, path or URL.
+    """Read and recognise a checkpoint, path or URL.
 
     Raises:
         CheckpointError: As :func:`recognise`.
@@ -38,10 +41,10 @@ def read(checkpoint: str, prefix: Optional[str] = None) -> Recognised:
 
 
 def describe(found: Recognised) -> Dict[str, str]:
-    """What a checkpoint is.
+    """Describe a checkpoint.
 
     Returns:
-        Dict[str, str]: Facts by name, for people; those that it does not say are left out.
+        Dict[str, str]: Facts by name, in words; unknown ones are left out.
     """
     meta, tensors = found.meta, found.backbone
     own = meta.get('mmdense') if isinstance(meta.get('mmdense'), dict) else {}
@@ -52,7 +55,7 @@ def describe(found: Recognised) -> Dict[str, str]:
     facts['product'] = own.get('product', '')
     if found.dropped:
         facts['beside it'] = f'{len(found.dropped)} tensors ({count_by_part(found.dropped)})'
-    facts['queue'] = ', '.join(_queues(found.algorithm or {}))
+    facts['queue'] = ', '.join(_describe_queues(found.algorithm or {}))
     about = {**own, **meta}
     trained = [f'{name} {about[key]}' for name, key in _PROGRESS.items() if _is_plain(about, key)]
     facts['trained'] = ', '.join(trained)
@@ -80,8 +83,8 @@ def _is_plain(meta: dict, key: str) -> bool:
     return isinstance(meta.get(key), (int, float, str))
 
 
-def _queues(tensors: Dict[str, Tensor]) -> Iterator[str]:
-    """How full each is."""
+def _describe_queues(tensors: Dict[str, Tensor]) -> Iterator[str]:
+    """Yield how full each queue is."""
     for name, keys in tensors.items():
         path, _, last = name.rpartition('.')
         if last == 'keys' and f'{path}.filled' in tensors and keys.dim() == 2:
@@ -92,7 +95,7 @@ def _queues(tensors: Dict[str, Tensor]) -> Iterator[str]:
 
 
 def tensor_health(found: Recognised) -> List[Note]:
-    """Whether the backbone's tensors are those of a training that went well.
+    """Check that the backbone's tensors are those of a training that went well.
 
     A new network's BatchNorm has means 0 and variances 1, scales 1 (0 where blocks begin as
     identities) and shifts 0: a file like that was not trained. A channel whose variance is less
@@ -102,26 +105,32 @@ def tensor_health(found: Recognised) -> List[Note]:
     floats = {k: v for k, v in tensors.items() if v.is_floating_point()}
     bad = [k for k, v in floats.items() if not torch.isfinite(v).all()]
     if bad:
-        notes.append(
-            Note('error', f'{len(bad)} of {len(tensors)} tensors hold NaN or infinity: {_few(bad)}')
-        )
-        return notes
+        text = f'{len(bad)} of {len(tensors)} tensors hold NaN or infinity: {_first_names(bad)}'
+        return [Note('error', text)]
     notes.append(Note('ok', f'all {len(tensors)} tensors are finite'))
     network, missed = missed_tensors(tensors)
     if missed:
-        notes.append(Note('error', f'not a whole {network}: {len(missed)} missed: {_few(missed)}'))
+        text = f'not a whole {network}: {len(missed)} missed: {_first_names(missed)}'
+        notes.append(Note('error', text))
     zero = [k for k, v in floats.items() if v.dim() > 1 and not v.any()]
     if zero:
-        notes.append(Note('warning', f'weights that are 0 throughout: {_few(zero)}'))
+        notes.append(Note('warning', f'weights that are 0 throughout: {_first_names(zero)}'))
     norms = [k[: -len('running_var')] for k in floats if k.endswith('running_var')]
     if not norms:
         text = 'no BatchNorm: its tensors do not show whether it was trained'
-        text += '; try --images' * bool(saved_backbone_config(found.meta))
+        if saved_backbone_config(found.meta):
+            text += '; try --images'
         return [*notes, Note('note', text)]
-    return [*notes, *_norm_health(floats, tensors, norms)]
+    steps = [int(v.flatten()[0]) for k, v in tensors.items() if k.endswith('num_batches_tracked')]
+    notes.append(_check_training(floats, norms))
+    if steps and 0 < max(steps) < _SETTLED:
+        text = f'BatchNorm has seen {max(steps)} steps only: its statistics are not settled'
+        notes.append(Note('warning', text))
+    return [*notes, _check_channels(floats, norms)]
 
 
-def _norm_health(floats: Dict[str, Tensor], tensors: Dict[str, Tensor], norms: List[str]):
+def _check_training(floats: Dict[str, Tensor], norms: List[str]) -> Note:
+    """Compare BatchNorms, given by the beginnings of their names, with those of a new network."""
     start = {'running_mean': (0,), 'running_var': (1,), 'weight': (0, 1), 'bias': (0,)}
     untouched = {
         kind: sum(_is_constant(floats.get(f'{norm}{kind}'), values) for norm in norms)
@@ -129,32 +138,29 @@ def _norm_health(floats: Dict[str, Tensor], tensors: Dict[str, Tensor], norms: L
     }
     statistics = min(untouched['running_mean'], untouched['running_var'])
     affine = min(untouched['weight'], untouched['bias'])
-    steps = [int(tensors[k].flatten()[0]) for k in tensors if k.endswith('num_batches_tracked')]
     if statistics == len(norms):
-        yield Note(
+        return Note(
             'warning',
             f'NOT TRAINED: the statistics of all {len(norms)} BatchNorms are those of a new '
             'network',
         )
-    elif affine == len(norms):
-        yield Note(
+    if affine == len(norms):
+        return Note(
             'warning',
             f'NOT TRAINED: the scales and shifts of all {len(norms)} BatchNorms are those of a '
             'new network, though images went through it',
         )
-    elif statistics or affine:
-        yield Note(
+    if statistics or affine:
+        return Note(
             'note',
             f'of {len(norms)} BatchNorms {statistics} have the statistics and {affine} the scales '
             'of a new network',
         )
-    else:
-        yield Note('ok', f'trained: all {len(norms)} BatchNorms differ from a new network')
-    if steps and 0 < max(steps) < _SETTLED:
-        yield Note(
-            'warning',
-            f'BatchNorm has seen {max(steps)} steps only: its statistics are not settled',
-        )
+    return Note('ok', f'trained: all {len(norms)} BatchNorms differ from a new network')
+
+
+def _check_channels(floats: Dict[str, Tensor], norms: List[str]) -> Note:
+    """Count the channels that are constant by their BatchNorm's variance."""
     dead, most = 0, ('', 0.0)
     total = 0
     for norm in norms:
@@ -164,14 +170,13 @@ def _norm_health(floats: Dict[str, Tensor], tensors: Dict[str, Tensor], norms: L
         count = int((var <= 1e-6 * var.max() + 1e-12).sum())
         dead, total = dead + count, total + len(var)
         most = max(most, (norm.rstrip('.'), count / max(len(var), 1)), key=lambda pair: pair[1])
-    if dead:
-        yield Note(
-            'warning' if most[1] > 0.25 else 'note',
-            f'{dead} of {total} channels are constant (running_var near 0), most in {most[0]}: '
-            f'{most[1]:.0%}',
-        )
-    else:
-        yield Note('ok', f'none of {total} channels is constant')
+    if not dead:
+        return Note('ok', f'none of {total} channels is constant')
+    return Note(
+        'warning' if most[1] > 0.25 else 'note',
+        f'{dead} of {total} channels are constant (running_var near 0), most in {most[0]}: '
+        f'{most[1]:.0%}',
+    )
 
 
 def _is_constant(tensor: Optional[Tensor], values: Tuple[float, ...]) -> bool:
@@ -180,5 +185,6 @@ def _is_constant(tensor: Optional[Tensor], values: Tuple[float, ...]) -> bool:
     return any(bool((tensor == value).all()) for value in values)
 
 
-def _few(names: List[str]) -> str:
+def _first_names(names: List[str]) -> str:
+    """Join the first three names."""
     return ', '.join(names[:3]) + (', …' if len(names) > 3 else '')

@@ -22,7 +22,8 @@ from mmdense.engine.hooks.unreadable_images import MAX_UNREADABLE
 from mmdense.models.utils import map_channels
 from mmdense.registry import MODELS
 from mmdense.utils.collect_env import cpu_cores
-from mmdense.utils.errors import DataError, InputError
+from mmdense.utils.errors import DataError, InputError, MissingImagesError
+from mmdense.utils.model_index import config_path
 
 METHODS = ('densecl', 'pixpro', 'slotcon', 'detco')
 
@@ -156,9 +157,8 @@ def open_images(path: str, prefix: Optional[str]) -> Tuple[dict, UnlabeledDatase
         arguments = dict(data_root='', ann_file=path, data_prefix=guess)
         try:
             return arguments, UnlabeledDataset(**arguments)
-        except DataError as error:
-            if 'exists; the first' not in str(error):
-                raise
+        except MissingImagesError:
+            continue
     looked = ', '.join(guesses)
     raise DataError(
         f'none of the images that {path} names exists below {looked}: --prefix says which folder '
@@ -208,7 +208,7 @@ def read_recipe(method: str) -> Config:
 
 def read_config(name: str) -> Config:
     """One of ours, by its path below ``configs``."""
-    return Config.fromfile(osp.join(osp.dirname(__file__), '..', '.mim', 'configs', name))
+    return Config.fromfile(config_path(name))
 
 
 def base_config(method: str, images: int) -> str:

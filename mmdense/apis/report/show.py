@@ -20,7 +20,7 @@ from mmdense.checkpoints.backbones import Backbones, load_backbones
 from mmdense.datasets import LoadImage, UnlabeledDataset, UnreadableImageError
 from mmdense.datasets.storage import open_storage
 from mmdense.evaluation.feature_maps import fit_image, stage_maps, to_inputs
-from mmdense.evaluation.slots import group_pixels, load_slotcon
+from mmdense.evaluation.slots import group_pixels, has_prototypes, load_slotcon
 from mmdense.models.utils.batch_norm import calibrate
 from mmdense.utils.checks import check_counts, check_fractions
 from mmdense.utils.errors import CheckpointError, DataError, InputError
@@ -82,7 +82,7 @@ def show(
     backbones = load_backbones(checkpoint, config=config)
     images, names, remarks = load_images(paths, number, size)
     slotcon = None
-    if 'encoder_k.module.grouping.slot_embed.weight' in (content.get('state_dict') or {}):
+    if has_prototypes(content):
         try:
             slotcon = load_slotcon(checkpoint, config)
         except CheckpointError as error:
