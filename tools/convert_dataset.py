@@ -12,9 +12,9 @@ import cv2
 from torch.hub import tqdm  # or its stand-in
 from torch.utils.data import DataLoader, Dataset
 
-from mmdense.utils.log_level import hide_remarks
+from mmdense.utils.log_level import suppress_third_party_warnings
 
-hide_remarks()  # before the imports below
+suppress_third_party_warnings()  # before the imports below
 
 from mmdense.datasets import UnlabeledDataset, UnreadableImageError, decode_image
 from mmdense.datasets.storage import check_names, write_storage

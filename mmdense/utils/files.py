@@ -7,7 +7,7 @@ from .errors import InUseError, MMDenseError
 
 
 @contextmanager
-def replacing(path: str) -> Iterator[str]:
+def atomic_write(path: str) -> Iterator[str]:
     """The path of a file to write in place of ``path``, which gets its name
     once it is whole and on the disk: whoever reads ``path`` finds the old file
     or the new one, whenever the process is killed.
@@ -34,7 +34,7 @@ def replacing(path: str) -> Iterator[str]:
 
 
 @contextmanager
-def writing(path: str) -> Iterator[None]:
+def report_write_errors(path: str) -> Iterator[None]:
     """Says in one line that a file that the user asked for cannot be written.
 
     Args:
@@ -53,8 +53,8 @@ def writing(path: str) -> Iterator[None]:
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes a text, in UTF-8, by :func:`replacing`."""
-    with replacing(path) as part, open(part, 'w', encoding='utf-8') as file:
+    """Writes a text, in UTF-8, by :func:`atomic_write`."""
+    with atomic_write(path) as part, open(part, 'w', encoding='utf-8') as file:
         file.write(text)
 
 
@@ -86,7 +86,7 @@ PART = '.part'
 
 
 def remove_parts(folder: str) -> None:
-    """Removes what :func:`replacing` left in a folder when it was killed."""
+    """Removes what :func:`atomic_write` left in a folder when it was killed."""
     for name in os.listdir(folder):
         if name.startswith('.') and name.endswith(PART):
             with suppress(OSError):
