@@ -24,8 +24,10 @@ import tempfile
 import time
 from statistics import median
 
+import lmdb
+
 from mmdense.datasets import UnlabeledDataset
-from mmdense.datasets.storage import write_storage
+from mmdense.datasets.storage import write_zip
 
 SUFFIXES = {'folder': '', 'zip': '.zip', 'LMDB': '.lmdb'}
 
@@ -43,11 +45,27 @@ def contents(number, low, high):
         yield name(i), noise[start : start + size]
 
 
+def write_lmdb(path, *args):
+    number, _, high = args
+    # a value has pages of its own, of 4096 bytes
+    size = number * (high + 8192) + (1 << 24)
+    environment = lmdb.open(path, subdir=False, map_size=size, lock=False, sync=False)
+    with environment.begin(write=True) as transaction:
+        for file, content in contents(*args):
+            transaction.put(file.encode(), content)
+    environment.sync(True)
+    environment.close()
+
+
 def write(path, *args):
-    if os.path.splitext(path)[1]:
-        with write_storage(path) as add:
+    suffix = os.path.splitext(path)[1]
+    if suffix == '.zip':
+        with write_zip(path) as add:
             for item in contents(*args):
                 add(*item)
+        return
+    if suffix == '.lmdb':
+        write_lmdb(path, *args)
         return
     for file, content in contents(*args):
         file = os.path.join(path, file)

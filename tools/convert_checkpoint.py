@@ -4,9 +4,9 @@ mmseg, mmpretrain, torchvision and timm: python tools/convert_checkpoint.py SRC 
 
 import argparse
 
-from mmdense.utils.log_level import hide_remarks
+from mmdense.utils.log_level import suppress_third_party_warnings
 
-hide_remarks()  # before the imports below
+suppress_third_party_warnings()  # before the imports below
 
 from mmdense.checkpoints import convert_checkpoint
 from mmdense.utils.errors import one_line_errors

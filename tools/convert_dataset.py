@@ -1,6 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Copies the images of a folder into one zip or LMDB, or from one into the other (docs/data.md):
-python tools/convert_dataset.py SRC DST.zip|DST.lmdb"""
+"""Copy the images of a folder, an LMDB or a zip into one zip (docs/data.md):
+python tools/convert_dataset.py SRC DST.zip"""
 
 import argparse
 import os
@@ -12,12 +12,12 @@ import cv2
 from torch.hub import tqdm  # or its stand-in
 from torch.utils.data import DataLoader, Dataset
 
-from mmdense.utils.log_level import hide_remarks
+from mmdense.utils.log_level import suppress_third_party_warnings
 
-hide_remarks()  # before the imports below
+suppress_third_party_warnings()  # before the imports below
 
 from mmdense.datasets import UnlabeledDataset, UnreadableImageError, decode_image
-from mmdense.datasets.storage import check_names, write_storage
+from mmdense.datasets.storage import check_names, write_zip
 from mmdense.utils.errors import (
     DataError,
     one_line_errors,
@@ -25,7 +25,7 @@ from mmdense.utils.errors import (
 
 
 class Files(Dataset):
-    """(path, content, '') of each image, or (path, None, why not)."""
+    """Yield (path, content, '') for each image, or (path, None, reason)."""
 
     def __init__(self, dataset, indices, check):
         self.dataset, self.indices, self.check = dataset, indices, check
@@ -47,7 +47,7 @@ class Files(Dataset):
 
 
 class Progress:
-    """A bar on a terminal, a line now and then elsewhere."""
+    """Show a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, total, seconds=10):
         self.total, self.seconds = total, seconds
@@ -76,7 +76,7 @@ class Progress:
 
 
 def relative_names(dataset):
-    """The index of an image of each name below the data set's folder."""
+    """Return name below the data set's folder → index of the image."""
     root = dataset.data_prefix['img_path']
     start = f'{root.rstrip("/")}/' if root else ''
     indices = {}
@@ -93,8 +93,8 @@ def relative_names(dataset):
 
 
 def convert(source, path, ann_file='', check=False, num_workers=0, overwrite=False):
-    """Returns number and bytes of what was copied, and number of what was left out."""
-    with write_storage(path, overwrite) as add:
+    """Copy, and return (number of images, their bytes, number of images left out)."""
+    with write_zip(path, overwrite) as add:
         dataset = UnlabeledDataset(source, ann_file and osp.abspath(ann_file))
         indices = relative_names(dataset)
         names = list(indices)
@@ -122,7 +122,7 @@ def convert(source, path, ann_file='', check=False, num_workers=0, overwrite=Fal
 
 
 def is_found(path, number):
-    """Whether a search of the archive finds all: a list may name others."""
+    """Return whether a search of the archive finds all images: a list may name others."""
     try:
         return len(UnlabeledDataset(data_root=path)) == number
     except DataError:
@@ -130,9 +130,9 @@ def is_found(path, number):
 
 
 def main():
-    parser = argparse.ArgumentParser(description='Copy images into one zip or LMDB')
+    parser = argparse.ArgumentParser(description='Copy images into one zip')
     parser.add_argument('source', metavar='SRC', help='a folder of images, a zip or an LMDB')
-    parser.add_argument('path', metavar='DST', help='the file to write: .zip or .lmdb')
+    parser.add_argument('path', metavar='DST', help='the file to write: .zip')
     parser.add_argument('--ann-file', default='', help='a .txt or COCO .json: the images it names')
     parser.add_argument(
         '--check', action='store_true', help='decode each image, and leave out what is broken'

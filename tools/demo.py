@@ -23,9 +23,9 @@ from mmengine.registry import init_default_scope
 from PIL import Image, ImageEnhance
 from torchvision import transforms
 
-from mmdense.utils.log_level import hide_remarks
+from mmdense.utils.log_level import suppress_third_party_warnings
 
-hide_remarks(every=True)  # before the imports below
+suppress_third_party_warnings(every=True)  # before the imports below
 
 from mmdense.checkpoints import convert_checkpoint
 from mmdense.models.utils import calibrate

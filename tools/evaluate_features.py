@@ -8,9 +8,9 @@ import sys
 
 from mmengine.config import Config, DictAction
 
-from mmdense.utils.log_level import hide_remarks
+from mmdense.utils.log_level import suppress_third_party_warnings
 
-hide_remarks(every=True)  # before the imports below
+suppress_third_party_warnings(every=True)  # before the imports below
 
 from mmdense.apis.transfer import split_name
 from mmdense.checkpoints.backbones import load_backbones

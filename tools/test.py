@@ -8,9 +8,9 @@ import mmengine
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
-from mmdense.utils.log_level import hide_remarks
+from mmdense.utils.log_level import suppress_third_party_warnings
 
-hide_remarks()  # before the imports below
+suppress_third_party_warnings()  # before the imports below
 
 from mmdense.engine.launch import add_common_arguments, build_runner, merge_common_arguments
 from mmdense.utils.errors import (

@@ -1,9 +1,9 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Pretrains a backbone: python tools/train.py CONFIG [--work-dir DIR] …"""
 
-from mmdense.utils.log_level import hide_remarks
+from mmdense.utils.log_level import suppress_third_party_warnings
 
-hide_remarks()  # before the imports below
+suppress_third_party_warnings()  # before the imports below
 
 from mmdense.engine.launch import train
 from mmdense.engine.training import prepare_training, train_parser

@@ -5,9 +5,9 @@ python tools/visualize_levels.py CHECKPOINT IMAGE [IMAGE …] [--out FILE.png]""
 import argparse
 from pathlib import Path
 
-from mmdense.utils.log_level import hide_remarks
+from mmdense.utils.log_level import suppress_third_party_warnings
 
-hide_remarks(every=True)  # before the imports below
+suppress_third_party_warnings(every=True)  # before the imports below
 
 from mmdense.checkpoints.backbones import load_backbones
 from mmdense.evaluation.feature_maps import read_images, stage_maps, to_inputs

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmdense.utils.log_level import hide_remarks
+from mmdense.utils.log_level import suppress_third_party_warnings
 
-hide_remarks(every=True)  # before the imports below
+suppress_third_party_warnings(every=True)  # before the imports below
 
 from mmdense.datasets.image_loader import image_loader
 from mmdense.evaluation.slots import load_slotcon, segment_images, survey

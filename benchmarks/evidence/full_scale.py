@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmdense.apis.planning import METHODS, Images, Machine, Times, estimate, survey_network
 from mmdense.apis.planning.timing import EIGHT, GPU_FLOPS
-from mmdense.utils.files import replacing
+from mmdense.utils.files import atomic_write
 
 IMAGES = {
     'COCO train2017': 118_287,
@@ -103,7 +103,7 @@ def write(path: Path) -> None:
         {k: float(f'{v:.4g}') if isinstance(v, float) else v for k, v in row.items()}
         for row in table()
     ]
-    with replacing(str(path)) as part, open(part, 'w', encoding='utf-8') as file:
+    with atomic_write(str(path)) as part, open(part, 'w', encoding='utf-8') as file:
         json.dump(dict(gpu_flops=GPU_FLOPS, rows=rows), file, indent=1)
     print(f'wrote {path}')
 

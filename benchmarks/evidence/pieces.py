@@ -210,7 +210,7 @@ class Study:
     def _run(self, piece: Piece, end: float) -> None:
         folder = self.folder(piece.id)
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(str(folder / 'lock')) as lock:
+        with locked(str(folder / 'lock')):
             found = piece.read(folder)  # by a program that outlived the study
             if found is None:
                 log = folder / 'log.txt'
@@ -218,14 +218,14 @@ class Study:
                 about = f'{what}, about {self.minutes(piece.id):.0f} min'
                 print(f'{datetime.now():%H:%M} {piece.id}: {about}; {log}', flush=True)
                 products = [self.product(need) for need in piece.needs]
-                code = self._call(piece.command(folder, *products), folder, log, lock, end)
+                code = self._call(piece.command(folder, *products), folder, log, end)
                 found = piece.read(folder)
                 if found is None and not self.stopped:
                     raise MMDenseError(f'failed with exit code {code}: {_last_line(log)} ({log})')
             if found is not None:
                 self._write(piece, folder, found)
 
-    def _call(self, command, folder: Path, log: Path, lock: int, end: float) -> int:
+    def _call(self, command, folder: Path, log: Path, end: float) -> int:
         sessions = _sessions(folder)
         name, start, written = datetime.now(timezone.utc).isoformat(), time.monotonic(), 0.0
         paths = [str(REPO), os.environ.get('PYTHONPATH')]
@@ -239,7 +239,6 @@ class Study:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the study, which passes it on
-                pass_fds=[lock],
             )
             told = None
             while process.poll() is None:

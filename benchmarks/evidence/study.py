@@ -21,9 +21,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmdense.utils.log_level import hide_remarks
+from mmdense.utils.log_level import suppress_third_party_warnings
 
-hide_remarks(every=True)  # before the imports below
+suppress_third_party_warnings(every=True)  # before the imports below
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]

@@ -316,15 +316,15 @@ def execute(run: Run, gpus: int = 1) -> None:
         MMDenseError: When a tool fails; its last line, and where its log is.
     """
     os.makedirs(run.folder, exist_ok=True)
-    with locked(run.path('lock')) as lock:
+    with locked(run.path('lock')):
         write_text(run.path('config.py'), run.cfg.pretty_text)
         last = run.path('last_checkpoint')
         flags = ['--resume'] if osp.isfile(last) else []
-        _call(run, 'train', gpus, lock, '--work-dir', run.folder, *flags)
+        _call(run, 'train', gpus, '--work-dir', run.folder, *flags)
         with open(last, encoding='utf-8') as file:
             trained = run.path(osp.basename(file.read().strip()))
         shutil.rmtree(run.path('test'), ignore_errors=True)
-        _call(run, 'test', gpus, lock, trained, '--work-dir', run.path('test'))
+        _call(run, 'test', gpus, trained, '--work-dir', run.path('test'))
         (written,) = glob.glob(run.path('test', '*', '*.json'))
         with open(written, encoding='utf-8') as file:
             metrics = {k: v for k, v in json.load(file).items() if k not in ('data_time', 'time')}
@@ -342,7 +342,7 @@ def execute(run: Run, gpus: int = 1) -> None:
         write_text(run.path('result.json'), json.dumps(result, indent=2) + '\n')
 
 
-def _call(run: Run, tool: str, gpus: int, lock: int, *arguments: str) -> None:
+def _call(run: Run, tool: str, gpus: int, *arguments: str) -> None:
     """mmdet's or mmseg's own tool, with its output in a log."""
     folder = Path(find_spec(run.package).origin).parent
     tools = find_package_folder(folder, 'tools') or folder / '.mim' / 'tools'
@@ -359,7 +359,6 @@ def _call(run: Run, tool: str, gpus: int, lock: int, *arguments: str) -> None:
             env=dict(os.environ, PYTHONPATH=path),
             stdout=file,
             stderr=subprocess.STDOUT,
-            pass_fds=[lock],
         )
         try:
             code = process.wait()

@@ -12,7 +12,7 @@ from torch import Tensor
 import mmdense
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError
-from mmdense.utils.files import replacing, writing
+from mmdense.utils.files import atomic_write, report_write_errors
 
 from .architectures import count_by_part, missed_tensors
 from .formats import Recognised, check_finite, recognise
@@ -60,7 +60,7 @@ def save_backbone(
     tensors = {k: v.detach().cpu().clone() for k, v in tensors.items()}
     content = io.BytesIO()  # writing itself, torch.save would hide what the disk says
     torch.save(dict(meta=meta, state_dict=tensors), content)
-    with writing(path), replacing(path) as part, open(part, 'wb') as file:
+    with report_write_errors(path), atomic_write(path) as part, open(part, 'wb') as file:
         file.write(content.getbuffer())
 
 

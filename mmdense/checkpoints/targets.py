@@ -15,7 +15,7 @@ from mmpretrain.models import ResNet
 from torch import Tensor, nn
 
 from mmdense.utils.errors import CheckpointError, InputError
-from mmdense.utils.files import replacing, writing
+from mmdense.utils.files import atomic_write, report_write_errors
 
 from .architectures import has_deep_stem, resnet_config, resnet_stages
 from .export import convert_checkpoint
@@ -199,7 +199,7 @@ def _export_onnx(
         )
     stages = _Stages(backbone)
     names = STAGES[: len(backbone.res_layers)]
-    with writing(path), replacing(path) as part:
+    with report_write_errors(path), atomic_write(path) as part:
         _write_onnx(stages, part, names, size)
         error = max(
             _difference(stages, part, shape)

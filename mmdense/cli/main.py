@@ -96,9 +96,9 @@ def _run(args: argparse.Namespace) -> None:
     """One line for what the user can mend."""
     if args.command == 'completion':  # is run by every new shell of some: nothing slow
         return args.run(args)
-    from mmdense.utils.log_level import hide_remarks
+    from mmdense.utils.log_level import suppress_third_party_warnings
 
-    hide_remarks()
+    suppress_third_party_warnings()
     from mmdense.utils.errors import one_line_errors
 
     with output(args), one_line_errors(OSError):

@@ -98,7 +98,7 @@ def run_pretrain(args: Namespace) -> None:
 
     from mmdense.checkpoints import latest_whole_checkpoint
     from mmdense.utils.errors import CONFIG_ERRORS, InputError, one_line_errors
-    from mmdense.utils.files import write_text, writing
+    from mmdense.utils.files import report_write_errors, write_text
 
     out, ignored = _out(args), []
     config = osp.join(out, 'config.py')
@@ -131,7 +131,7 @@ def run_pretrain(args: Namespace) -> None:
         plan = _plan(args)
         if not args.quiet:
             _print_table(plan.settings)
-        with writing(config):
+        with report_write_errors(config):
             write_text(config, _text(args, plan))
     _remark(args, f'The same run as a config of OpenMMLab: {_tool(config)}')
     _remark(args, f'Ctrl-C saves; to go on then: {_command(args, ignored, resume=True)}')

@@ -15,9 +15,9 @@ from typing import List, Optional
 
 from mmengine.dist import is_main_process
 
-from mmdense.utils.log_level import hide_remarks
+from mmdense.utils.log_level import suppress_third_party_warnings
 
-hide_remarks()  # before the imports below
+suppress_third_party_warnings()  # before the imports below
 
 from mmdense.engine import ProgressBarHook  # noqa: E402
 from mmdense.engine.launch import train  # noqa: E402

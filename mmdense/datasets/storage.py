@@ -1,39 +1,33 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Images in one file instead of a folder: a zip, or an LMDB.
 
-A file system on a cluster gives a large file's parts away fast and a million
-small files slowly.
+The file system of a cluster reads parts of a large file fast, and a million small files slowly.
 """
 
 import os
 import os.path as osp
-import shutil
 import struct
 import zipfile
 import zlib
 from contextlib import contextmanager, suppress
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
-from filelock import FileLock, Timeout  # which PyTorch requires
-
 from mmdense.utils.errors import DataError
+from mmdense.utils.files import atomic_write, locked, report_write_errors
 
 from .transforms.loading import UnreadableImageError
 
 _LMDB_MAGIC = struct.pack('=I', 0xBEEFC0DE)
-_LMDB_MAX_KEY = 511  # bytes; LMDB's own, fixed when it is compiled
-_LMDB_BATCH = 64 << 20  # bytes of a transaction
-_LMDB_MAP = 1 << 28  # bytes that one can have at first; doubled when it is full
 
 
 def open_storage(path: str) -> Optional[Tuple[Union['ZipStorage', 'LmdbStorage'], str]]:
-    """Recognise a zip or an LMDB, by its content.
+    """Recognize a zip or an LMDB by its content.
 
     Args:
-        path (str): Of an archive, or of a folder in one (``coco.zip/train2017``).
+        path (str): An archive, or a folder in one (``coco.zip/train2017``).
 
     Returns:
-        tuple, optional: The archive, and the folder in it ('' for all of it).
+        tuple, optional: The archive, and the folder in it ('' for the root).
         None where ``path`` is anything else, or nothing.
 
     Raises:
@@ -62,11 +56,10 @@ def open_storage(path: str) -> Optional[Tuple[Union['ZipStorage', 'LmdbStorage']
 
 
 class ZipStorage:
-    """The files in a zip.
+    """Read the files in a zip.
 
-    Its directory is read once, with the standard library. What one read needs
-    of it, some twenty bytes, goes with the image's path into the list that the
-    workers share, so that they neither read nor keep a directory.
+    The standard library reads the zip's directory once. An entry of about twenty bytes goes with
+    the image's path into the list that the workers share: workers read and keep no directory.
 
     Args:
         path (str): The zip.
@@ -77,12 +70,11 @@ class ZipStorage:
         self._fd: Optional[int] = None
 
     def entries(self) -> Dict[str, tuple]:
-        """Where each file is.
+        """Return the location of each file.
 
         Returns:
-            dict[str, tuple]: For its name what :meth:`read` takes: offset of its
-            local header, compressed size, size (bytes), CRC, and the method of
-            compression, -1 where it is encrypted.
+            dict[str, tuple]: Name → location for :meth:`read`: offset of the local header,
+            compressed size, size (bytes), CRC, and method of compression, -1 if encrypted.
 
         Raises:
             DataError: The zip is damaged, or cannot be read.
@@ -100,16 +92,16 @@ class ZipStorage:
                     for info in z.infolist()
                     if not info.is_dir()
                 }
-        # what zipfile raises where the directory is not one
+        # zipfile raises all of these for a damaged directory
         except (OSError, zipfile.BadZipFile, struct.error, ValueError, NotImplementedError) as e:
             raise DataError(f'cannot read the zip {self.path}, it may be damaged: {e}') from None
 
     def read(self, name: str, location: Optional[tuple]) -> bytes:
-        """The content of a file.
+        """Return the content of a file.
 
         Args:
-            name (str): For messages.
-            location (tuple, optional): What :meth:`entries` has for it.
+            name (str): Name of the file, for messages.
+            location (tuple, optional): Location from :meth:`entries`, None if it has none.
 
         Raises:
             UnreadableImageError: It is not there, damaged, or encrypted.
@@ -125,8 +117,7 @@ class ZipStorage:
             how = 'encrypted' if method == -1 else f'compressed by method {method}'
             fail(f'it is {how} in the zip; it can be stored or deflated')
         try:
-            # One read for the local header, of which only the rest of the file tells the exact
-            # length, and the content.
+            # One read for the local header and the content; the header says its own length.
             block = os.pread(self._file(), 30 + 512 + compressed_size, offset)
             if block[:4] != b'PK\x03\x04' or len(block) < 30:
                 fail(f'there is no file at byte {offset} of {self.path}, which may be damaged')
@@ -145,7 +136,7 @@ class ZipStorage:
         return content
 
     def _file(self) -> int:
-        # Forked workers read through the same one: pread() moves no common position.
+        # Forked workers share the descriptor: pread() moves no common position.
         if self._fd is None:
             self._fd = os.open(self.path, os.O_RDONLY)
         return self._fd
@@ -159,14 +150,14 @@ class ZipStorage:
 
 
 class LmdbStorage:
-    """The values of an LMDB, the bytes of image files, under their paths.
+    """Read the values of an LMDB: its keys are paths, its values the bytes of image files.
 
     Args:
         path (str): The LMDB: its folder, or its file.
     """
 
-    # Of the data files (device, inode): the process, and its environment. LMDB opens one only once
-    # in a process, and none through a fork. Kept until the process ends.
+    # (device, inode) of a data file → (process, its environment), until the process ends: LMDB
+    # opens a file once in a process, and an environment does not survive a fork.
     _environments: Dict[Tuple[int, int], Tuple[int, Any]] = {}
 
     def __init__(self, path: str) -> None:
@@ -175,10 +166,10 @@ class LmdbStorage:
         self._environment: Any = None
 
     def entries(self) -> Dict[str, tuple]:
-        """Its keys, in UTF-8.
+        """Return the keys, in UTF-8.
 
         Returns:
-            dict[str, tuple]: For each what :meth:`read` takes: ().
+            dict[str, tuple]: Key → location for :meth:`read`, always ().
 
         Raises:
             DataError: The LMDB is damaged, or cannot be read.
@@ -192,11 +183,11 @@ class LmdbStorage:
             raise DataError(f'cannot read the LMDB {self.path}, it may be damaged: {e}') from None
 
     def read(self, name: str, location: Optional[tuple] = ()) -> bytes:
-        """The value of a key.
+        """Return the value of a key.
 
         Args:
             name (str): The key.
-            location (tuple, optional): What :meth:`entries` has for it.
+            location (tuple, optional): Location from :meth:`entries`, None if it has none.
 
         Raises:
             UnreadableImageError: It is not there, or damaged.
@@ -220,22 +211,22 @@ class LmdbStorage:
             key = status.st_dev, status.st_ino
             pid, environment = self._environments.get(key, (None, None))
             if pid != os.getpid():
-                if environment is not None:  # of the process that this one was forked from
+                if environment is not None:  # the parent's, from before a fork
                     environment.close()
                 environment = _import_lmdb(self.path).open(
                     self.path,
                     subdir=is_folder,
                     readonly=True,
-                    lock=False,  # needs no place to write, and nothing that a fork could break
-                    readahead=True,  # an image is many pages, each an access of its own without
+                    lock=False,  # a read-only disk will do, and a fork breaks nothing
+                    readahead=True,  # an image has many pages: without, each is one access
                     create=False,
                     max_spare_txns=1,
                 )
-                # What is not there would be a bus error.
-                whole = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
-                if status.st_size < whole:
+                # Reading beyond the end of the file is a bus error.
+                expected = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
+                if status.st_size < expected:
                     environment.close()
-                    raise OSError(f'it ends at byte {status.st_size:,} of {whole:,}')
+                    raise OSError(f'it ends at byte {status.st_size:,} of {expected:,}')
                 self._environments[key] = os.getpid(), environment
             self._pid, self._environment = os.getpid(), environment
         return self._environment
@@ -245,144 +236,58 @@ class LmdbStorage:
 
 
 @contextmanager
-def write_storage(path: str, overwrite: bool = False) -> Iterator[Callable[[str, bytes], None]]:
-    """Writes a zip, or an LMDB of one file, which is there whole or not at all.
-
-    Until the block ends well it is ``path.part``, and removed if it ends in an
-    error.
+def write_zip(path: str, overwrite: bool = False) -> Iterator[Callable[[str, bytes], None]]:
+    """Write a zip, which is complete or not there.
 
     Args:
-        path (str): The file, ``.zip``, ``.lmdb`` or ``.mdb``.
-        overwrite (bool): Whether it may take the place of another. Defaults to
-            False.
+        path (str): The file, ``.zip``.
+        overwrite (bool): Whether to replace an existing file. Defaults to False.
 
     Yields:
-        Callable: Adds a file of a name to it; its content is stored unchanged.
+        Callable: Adds a file to the zip, from its name and its content, which is stored unchanged.
 
     Raises:
         DataError: It is there already, or cannot be written.
+        InUseError: Another process is writing it.
     """
     kind = osp.splitext(path)[1].lower()
-    if kind not in ('.zip', '.lmdb', '.mdb'):
-        raise DataError(f'{path} must end in .zip or .lmdb')
+    if kind in ('.lmdb', '.mdb'):
+        raise DataError(f'{path}: LMDB can be read but not written: write a .zip, which is as fast')
+    if kind != '.zip':
+        raise DataError(f'{path} must end in .zip')
     if osp.isdir(path):
         raise DataError(f'{path} is a folder: give another name')
     if osp.exists(path) and not overwrite:
         raise DataError(f'{path} is there already: give another name, or overwrite it')
-    part = f'{path}.part'
-    lock = FileLock(f'{part}.lock')
-    with _one_line(path):
-        os.makedirs(osp.dirname(path) or os.curdir, exist_ok=True)
+    lock = f'{path}.part.lock'
+    in_use = f'{path} is being written by another process'
+    with report_write_errors(path, DataError), locked(lock, in_use):
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise DataError(f'{path} is being written by another process') from None
-    try:
-        with (_write_zip if kind == '.zip' else _write_lmdb)(part) as add:
-            yield add
-        with _one_line(path):
-            os.replace(part, path)
-            _sync(osp.dirname(path) or os.curdir)
-    finally:
-        for leftover in (part, f'{part}.lock'):
+            with atomic_write(path) as part, zipfile.ZipFile(part, 'w', zipfile.ZIP_STORED) as z:
+                # the same content gives the same file: ZipInfo's date is constant
+                yield lambda name, content: z.writestr(zipfile.ZipInfo(name), content)
+        finally:
             with suppress(OSError):
-                os.remove(leftover)
-        lock.release()
+                os.remove(lock)
 
 
 def check_names(path: str, names: List[str]) -> None:
-    """Whether an archive can have files of these names.
+    """Check that a zip can have files of these names.
 
     Args:
-        path (str): The archive that is to be written.
+        path (str): The zip that is to be written.
         names (list[str]): The names.
 
     Raises:
         DataError: It cannot; with the first such name.
     """
-    is_zip = path.lower().endswith('.zip')
     for name in names:
         try:
-            size = len(name.encode('utf-8', 'strict' if is_zip else 'surrogateescape'))
+            name.encode('utf-8')
         except UnicodeEncodeError:
             raise DataError(
                 f'{path}: {name!a} is not UTF-8, as names in a zip are: rename it'
             ) from None
-        if not is_zip and size > _LMDB_MAX_KEY:
-            raise DataError(
-                f'{path}: {name:.60}… has {size} bytes, keys of an LMDB at most {_LMDB_MAX_KEY}: '
-                'write a zip'
-            )
-
-
-@contextmanager
-def _write_zip(path: str) -> Iterator[Callable[[str, bytes], None]]:
-    with _one_line(path), open(path, 'wb') as f:
-        with zipfile.ZipFile(f, 'w', zipfile.ZIP_STORED) as z:
-            # the same content gives the same file: ZipInfo's date is that of no clock
-            yield lambda name, content: z.writestr(zipfile.ZipInfo(name), content)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-@contextmanager
-def _write_lmdb(path: str) -> Iterator[Callable[[str, bytes], None]]:
-    lmdb = _import_lmdb(path[: -len('.part')])
-    with suppress(FileNotFoundError):  # of a run that was killed
-        os.remove(path)
-    batch: List[Tuple[bytes, bytes]] = []
-    size = 0
-
-    def commit() -> None:
-        nonlocal size
-        while batch:
-            try:
-                with environment.begin(write=True) as txn:
-                    for item in batch:
-                        txn.put(*item)
-                batch.clear()
-            except lmdb.MapFullError:
-                environment.set_mapsize(2 * environment.info()['map_size'])
-        size = 0
-
-    def add(name: str, content: bytes) -> None:
-        nonlocal size
-        batch.append((name.encode('utf-8', 'surrogateescape'), content))
-        size += len(content)
-        if size > _LMDB_BATCH:
-            commit()
-
-    with _one_line(path, lmdb.Error):
-        # no lock file and no flush after each transaction: nobody else knows of it yet
-        environment = lmdb.open(path, subdir=False, map_size=_LMDB_MAP, lock=False, sync=False)
-        try:
-            yield add
-            commit()
-            environment.sync(True)
-        finally:
-            environment.close()
-
-
-@contextmanager
-def _one_line(path: str, *errors: type) -> Iterator[None]:
-    """What writing raises, a full disk above all."""
-    try:
-        yield
-    except (OSError, *errors) as e:
-        line = f'cannot write {path}: {getattr(e, "strerror", None) or e}'
-        with suppress(OSError):  # LMDB calls a full disk an input/output error
-            free = shutil.disk_usage(osp.dirname(path) or os.curdir).free
-            line += f'; {free / 1e6:,.0f} MB are free'
-        raise DataError(line) from None
-
-
-def _sync(folder: str) -> None:
-    """Of the new name, after that of the content."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _import_lmdb(path: str):

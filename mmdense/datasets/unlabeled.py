@@ -18,7 +18,7 @@ from mmdense.utils.randomness import seeded
 
 from .storage import LmdbStorage, ZipStorage, open_storage
 from .transforms.loading import UnreadableImageError
-from .workers import settle_worker
+from .workers import init_worker
 
 _PathLike = Union[str, os.PathLike]
 
@@ -339,7 +339,7 @@ class UnlabeledDataset(BaseDataset):
         Raises:
             DataError: Neither this image nor ``max_refetch`` others can be read.
         """
-        settle_worker()
+        init_worker()
         if idx >= len(self):
             with seeded(idx):
                 return self.prepare_data(idx % len(self))

@@ -11,7 +11,7 @@ _settled = None
 _training = mmap.mmap(-1, 1)  # shared with processes that are forked
 
 
-def outlive_signals(training: bool) -> None:
+def defer_signals(training: bool) -> None:
     """Tells the workers whether SIGTERM waits for their process to save.
 
     Not so when a run is over, or has failed: Python ends them by SIGTERM too.
@@ -21,8 +21,8 @@ def outlive_signals(training: bool) -> None:
     """
     _training[0] = training
     if training:
-        atexit.unregister(outlive_signals)
-        atexit.register(outlive_signals, False)  # before multiprocessing's, as it is later
+        atexit.unregister(defer_signals)
+        atexit.register(defer_signals, False)  # before multiprocessing's, as it is later
 
 
 def _on_sigterm(number: int, frame) -> None:
@@ -33,7 +33,7 @@ def _on_sigterm(number: int, frame) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def settle_worker() -> None:
+def init_worker() -> None:
     """In a data loader's worker, once: one thread, and no end before its process's.
 
     - Spawned workers do not know what MMEngine told the main process of
@@ -41,7 +41,7 @@ def settle_worker() -> None:
       PyTorch looks after its own.
     - A cluster's scheduler sends SIGTERM or SIGUSR1 to workers too. Forked
       ones go on (after SIGTERM for a minute), so that their process can finish
-      an iteration and save; see :func:`outlive_signals`.
+      an iteration and save; see :func:`defer_signals`.
     """
     global _settled
     if _settled == os.getpid() or get_worker_info() is None:

@@ -10,18 +10,17 @@ import os
 import re
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http.client import HTTPException
-from typing import Any, Callable, Iterator, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from filelock import FileLock, Timeout  # which PyTorch requires
-from mmengine.logging import print_log
 from torch.hub import tqdm  # or its stand-in
 
 from .errors import CheckpointError
+from .files import locked, move_into_place
 
 TRIES = 4  # in a row that bring nothing new
 PAUSE = 1.0  # seconds before the second of them; twice as many before each further one
@@ -92,12 +91,12 @@ def download(
         return
     _check_secure(url, sha256)
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with _locked(path):
+        waits = f'{path}: waiting for another process that downloads it'
+        with locked(f'{path}.lock', waits, wait=True):
             if not _is_there(path, sha256):
                 _fetch(url, f'{path}.part', sha256, progress)
                 _check(url, f'{path}.part', sha256, check)
-                os.replace(f'{path}.part', path)
+                move_into_place(f'{path}.part', path)
                 _forget(f'{path}.part')
         with suppress(OSError):  # whoever waits for it will find the file
             os.remove(f'{path}.lock')
@@ -141,20 +140,6 @@ class _SecureRedirects(HTTPRedirectHandler):
     def redirect_request(self, request, reply, code, message, headers, url):
         _check_secure(url, self.sha256)
         return super().redirect_request(request, reply, code, message, headers, url)
-
-
-@contextmanager
-def _locked(path: str) -> Iterator[None]:
-    lock = FileLock(f'{path}.lock')
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print_log(f'{path}: waiting for another process that downloads it', 'current')
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _is_there(path: str, sha256: str) -> bool:

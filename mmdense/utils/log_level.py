@@ -15,7 +15,7 @@ WARNING_OF_OPERATORS = 'Fail to import ``MultiScaleDeformableAttention``'
 REMARK_OF_OPERATORS = 'Line NMS is not compiled'
 
 
-def hide_remarks(every: bool = False) -> None:
+def suppress_third_party_warnings(every: bool = False) -> None:
     """Keeps from the user what packages under mmdense say, when they are imported, of parts that
     are not used. It is for programs, before they import anything else of mmdense.
 

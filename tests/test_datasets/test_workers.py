@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmdense.datasets import UnlabeledDataset
-from mmdense.datasets.workers import outlive_signals
+from mmdense.datasets.workers import defer_signals
 from mmdense.engine.launch import merge_common_arguments
 
 
@@ -54,7 +54,7 @@ def test_workers_live_for_the_whole_run(recipe):
 def test_workers_and_sigterm(recipe):
     """While a run listens they go on; else, when the program ends, they end at once."""
     loader = recipe()
-    outlive_signals(True)
+    defer_signals(True)
     try:
         iterator = iter(loader)
         next(iterator)
@@ -66,7 +66,7 @@ def test_workers_and_sigterm(recipe):
         assert psutil.wait_procs(workers, timeout=2)[0] == []
         assert len(list(iterator)) == 3
     finally:
-        outlive_signals(False)
+        defer_signals(False)
     iterator = iter(loader)
     next(iterator)
     workers[0].terminate()

@@ -21,7 +21,7 @@ from runs import tiny_config, train
 
 from mmdense.checkpoints import latest_whole_checkpoint
 from mmdense.engine import CheckpointHook, PreemptionHook
-from mmdense.utils.files import remove_parts, replacing
+from mmdense.utils.files import atomic_write, remove_parts
 
 PROCESSES = multiprocessing.get_context('forkserver')
 PROCESSES.set_forkserver_preload(['runs', 'mmdense.models', 'mmdense.datasets', 'mmdense.engine'])
@@ -145,7 +145,7 @@ def test_nothing_to_save_with(config):
 def run(cfg, monkeypatch, fails):
     """Runs it; the third and later files cannot be written, as ``fails`` says."""
     runner = Runner.from_cfg(cfg)
-    monkeypatch.setattr('mmdense.engine.hooks.checkpoint.replacing', fails)
+    monkeypatch.setattr('mmdense.engine.hooks.checkpoint.atomic_write', fails)
     return runner.train()
 
 
@@ -158,7 +158,7 @@ def test_no_room(code, config, monkeypatch, tmp_path):
         written.append(path)
         if len(written) > 4:  # two checkpoints with their last_checkpoint
             raise OSError(code, os.strerror(code))
-        return replacing(path)
+        return atomic_write(path)
 
     cfg = config(**{'train_cfg.max_epochs': 1})
     with pytest.raises(OSError, match=os.strerror(code)):
@@ -232,7 +232,7 @@ def test_no_room_for_the_best(config, monkeypatch, tmp_path):
     def full(path):
         if 'best' in str(path) and '_2' in str(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return replacing(path)
+        return atomic_write(path)
 
     class Score(Hook):
         def after_train_iter(self, runner, *_, **__):
@@ -249,7 +249,7 @@ def test_no_room_for_the_best(config, monkeypatch, tmp_path):
     )
     runner = Runner.from_cfg(cfg)
     runner.register_hook(Score())
-    monkeypatch.setattr('mmdense.engine.hooks.checkpoint.replacing', full)
+    monkeypatch.setattr('mmdense.engine.hooks.checkpoint.atomic_write', full)
     runner.train()
     work_dir = tmp_path / 'work'
     names = sorted(n for n in os.listdir(work_dir) if n.startswith('best'))
@@ -289,11 +289,11 @@ def test_save_now_leaves_what_is_regular_and_what_is_anothers(config, tmp_path):
 
 def test_replacing(tmp_path):
     path = tmp_path / 'deep' / 'a.txt'
-    with replacing(str(path)) as part, open(part, 'w') as f:
+    with atomic_write(str(path)) as part, open(part, 'w') as f:
         f.write('old')
         assert not path.exists()
     assert path.read_text() == 'old'
-    with pytest.raises(KeyboardInterrupt), replacing(str(path)) as part, open(part, 'w') as f:
+    with pytest.raises(KeyboardInterrupt), atomic_write(str(path)) as part, open(part, 'w') as f:
         f.write('new')
         raise KeyboardInterrupt
     assert path.read_text() == 'old' and os.listdir(path.parent) == ['a.txt']

@@ -217,8 +217,8 @@ def test_several_gpus_and_the_lock(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     run = Run(Method('random'), 'task', 'package', str(tmp_path), None)
-    with locked(run.path('lock')) as lock:
-        _call(run, 'train', 2, lock, '--resume')
+    with locked(run.path('lock')):
+        _call(run, 'train', 2, '--resume')
         in_use = pytest.raises(MMDenseError, match='is in use by another process')
         with in_use, locked(run.path('lock')):
             pass

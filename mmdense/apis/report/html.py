@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 import mmdense
-from mmdense.utils.files import write_text, writing
+from mmdense.utils.files import report_write_errors, write_text
 
 _TEMPLATES = Path(__file__).parent / 'templates'
 
@@ -32,7 +32,7 @@ def write_page(path: str, template: str, **values: Any) -> None:
         lstrip_blocks=True,
     )
     page = environment.get_template(template).render(version=mmdense.__version__, **values)
-    with writing(path):
+    with report_write_errors(path):
         write_text(path, page)
 
 

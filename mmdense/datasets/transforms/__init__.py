@@ -10,6 +10,7 @@ from .photometric import (
     Solarize,
     apply_operation,
 )
+from .proposals import LoadProposals
 from .views import MultiView, RandomFlip, RandomResizedCrop
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     'GaussianBlur',
     'JigsawPatches',
     'LoadImage',
+    'LoadProposals',
     'MultiView',
     'PackInputs',
     'RandomFlip',

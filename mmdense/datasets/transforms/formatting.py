@@ -3,8 +3,11 @@ import io
 from contextlib import redirect_stdout
 from typing import Sequence
 
+import torch
+
 from mmdense.registry import TRANSFORMS
 
+from .proposals import KEYS
 from .views import DeferredView
 
 with redirect_stdout(io.StringIO()):  # it prints that an optional package is missing
@@ -13,17 +16,18 @@ with redirect_stdout(io.StringIO()):  # it prints that an optional package is mi
 
 @TRANSFORMS.register_module()
 class PackInputs(_PackInputs):
-    """mmpretrain's ``PackInputs``, with the operations that are left to the device.
+    """Pack as mmpretrain's ``PackInputs``, with proposals and the operations left to the device.
 
-    **Required Keys:** ``img`` (np.ndarray | list[np.ndarray | DeferredView])
+    **Required Keys:** ``img`` (np.ndarray | list[np.ndarray | DeferredView]); optionally
+    ``proposals``, ``proposal_ids`` and ``proposal_scores`` of :class:`LoadProposals`
 
     **Added Keys:** ``inputs`` (Tensor | list[Tensor]): 3×H×W uint8, BGR;
-    ``data_samples`` (DataSample): with ``meta_keys``, and where views are not
-    finished with ``deferred``, a list of operations for each of them.
+    ``data_samples`` (DataSample): with ``meta_keys``; with proposals as tensors;
+    where views are not finished with ``deferred``, a list of operations for each.
 
     Args:
         meta_keys (Sequence[str]): Defaults to ('img_path', 'view_boxes').
-        **kwargs: Of mmpretrain's.
+        **kwargs: Arguments of mmpretrain's class.
     """
 
     def __init__(self, meta_keys: Sequence[str] = ('img_path', 'view_boxes'), **kwargs) -> None:
@@ -37,6 +41,9 @@ class PackInputs(_PackInputs):
             images, deferred = zip(*views)
             results = dict(results, **{self.input_key: list(images)})
         packed = super().transform(results)
+        for key in KEYS:
+            if key in results:
+                packed['data_samples'].set_field(torch.from_numpy(results[key]), key)
         if deferred is not None:
             packed['data_samples'].set_metainfo(dict(deferred=list(deferred)))
         return packed

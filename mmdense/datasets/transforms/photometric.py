@@ -17,7 +17,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmdense.registry import TRANSFORMS
-from mmdense.utils.checks import check_fractions
+from mmdense.utils.checks import check_fractions, check_number, is_number
 from mmdense.utils.errors import InputError
 
 Operation = Tuple[str, Union[float, tuple]]
@@ -156,8 +156,7 @@ class Solarize(Photometric):
 
     def __init__(self, thr: int = 128, prob: float = 0.5) -> None:
         check_fractions(prob=prob)
-        if isinstance(thr, bool) or not isinstance(thr, (int, float)) or not 0 <= thr <= 256:
-            raise InputError(f'thr must be in 0..256, got {thr!r}')
+        check_number('thr', thr, lambda x: 0 <= x <= 256, 'in 0..256')
         self.thr = thr
         self.prob = prob
 
@@ -223,16 +222,12 @@ def blur_radius(sigma: float) -> int:
 
 
 def _is_range(value) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
-    )
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
 
 
 def _range(name: str, value, center: float, low: float, high: float) -> Optional[tuple]:
     """Of a number, [center − value, center + value]; None where nothing changes."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+    if is_number(value) and value >= 0:
         value = (max(center - value, 0.0) if center else -value, center + value)
     if not _is_range(value) or not low <= value[0] <= value[1] <= high:
         raise InputError(

@@ -14,7 +14,7 @@ from mmpretrain.utils import get_ori_model
 from torch import Tensor, nn
 
 from mmdense.registry import HOOKS
-from mmdense.utils.files import remove_parts, replacing
+from mmdense.utils.files import atomic_write, remove_parts
 from mmdense.utils.log_level import FILE_CLIENT_REMARK
 
 
@@ -30,7 +30,7 @@ class _WholeFiles(LocalBackend):
 
     def put(self, obj: bytes, filepath: str) -> None:
         try:
-            with replacing(str(filepath)) as part, open(part, 'wb') as f:
+            with atomic_write(str(filepath)) as part, open(part, 'wb') as f:
                 f.write(obj)
         except OSError as e:
             if self.failed is None:
@@ -171,7 +171,7 @@ class CheckpointHook(_CheckpointHook):
             )
             if is_main_process():
                 last = osp.join(runner.work_dir, 'last_checkpoint')
-                with replacing(last) as part, open(part, 'w') as f:
+                with atomic_write(last) as part, open(part, 'w') as f:
                     f.write(self.last_ckpt)
         except OSError:
             self.last_ckpt = previous

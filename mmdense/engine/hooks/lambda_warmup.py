@@ -5,6 +5,7 @@ from mmengine.hooks import Hook
 from mmpretrain.utils import get_ori_model
 
 from mmdense.registry import HOOKS
+from mmdense.utils.checks import check_whole
 from mmdense.utils.errors import InputError
 
 from .momentum_encoder import accumulated
@@ -24,8 +25,7 @@ class LambdaWarmupHook(Hook):
     """
 
     def __init__(self, start_iters: int = 1000) -> None:
-        if not isinstance(start_iters, int) or start_iters < 0:
-            raise InputError(f'start_iters must be a whole number from 0, got {start_iters!r}')
+        check_whole(0, start_iters=start_iters)
         self.start_iters = start_iters
 
     def before_train(self, runner) -> None:

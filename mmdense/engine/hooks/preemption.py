@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import distributed
 
-from mmdense.datasets.workers import outlive_signals
+from mmdense.datasets.workers import defer_signals
 from mmdense.registry import HOOKS
 
 from .checkpoint import CheckpointHook
@@ -58,12 +58,12 @@ class PreemptionHook(Hook):
             )
         signals = self.signals if listens else ()
         self.before = {number: signal.signal(number, self._receive) for number in signals}
-        outlive_signals(bool(signals))
+        defer_signals(bool(signals))
         # beside the GPUs' group: nothing has to wait for a device
         self.group = distributed.new_group(backend='gloo') if is_distributed() else None
 
     def _receive(self, number: int, frame) -> None:
-        if os.getpid() == self.process:  # else in a worker: see settle_worker
+        if os.getpid() == self.process:  # else in a worker: see init_worker
             if number == self.received == signal.SIGINT:
                 raise KeyboardInterrupt
             self.received = number
@@ -113,6 +113,6 @@ class PreemptionHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Leave the signals as they were."""
-        outlive_signals(False)
+        defer_signals(False)
         for number, handler in self.before.items():
             signal.signal(number, handler)

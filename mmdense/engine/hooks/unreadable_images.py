@@ -10,6 +10,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, Dataset
 
 from mmdense.registry import HOOKS
+from mmdense.utils.checks import check_number, is_number
 from mmdense.utils.errors import DataError
 
 MAX_UNREADABLE = 0.01  # of the images
@@ -38,10 +39,9 @@ class UnreadableImagesHook(Hook):
     """
 
     def __init__(self, max_ratio: float = MAX_UNREADABLE) -> None:
-        if isinstance(max_ratio, bool) or not isinstance(max_ratio, (int, float)):
+        if not is_number(max_ratio):
             raise TypeError(f'max_ratio must be a number in 0..1, got {max_ratio!r}')
-        if not 0 <= max_ratio <= 1:
-            raise ValueError(f'max_ratio must be a number in 0..1, got {max_ratio!r}')
+        check_number('max_ratio', max_ratio, lambda x: 0 <= x <= 1, 'a number in 0..1')
         self.max_ratio = max_ratio
         self._reasons: Dict[str, str] = {}  # of the files known to all ranks
         self._new: Dict[str, str] = {}  # met by this rank since they last spoke

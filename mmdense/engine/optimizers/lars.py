@@ -1,7 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-import math
 from collections import defaultdict
-from numbers import Real
 from typing import Callable, Iterable, List, Optional
 
 import torch
@@ -9,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mmdense.registry import OPTIMIZERS
+from mmdense.utils.checks import check_number
 from mmdense.utils.errors import InputError
 
 # Not self.defaults: PyTorch adds keys of its own to that one.
@@ -153,7 +152,7 @@ class LARS(Optimizer):
 
 
 def _check(options: dict) -> None:
-    """Raises InputError for the first of a group's values that makes no sense."""
+    """Check the values of a parameter group."""
     ranges = dict(
         lr=('a number from 0', lambda x: x >= 0),
         momentum=('a number from 0 to below 1', lambda x: 0 <= x < 1),
@@ -162,9 +161,6 @@ def _check(options: dict) -> None:
         eps=('a number from 0', lambda x: x >= 0),
     )
     for name, (meaning, fits) in ranges.items():
-        value = options[name]
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and fits(value)):
-            raise InputError(f'LARS: {name} must be {meaning}, got {value!r}')
+        check_number(f'LARS: {name}', options[name], fits, meaning)
     if not isinstance(options['maximize'], bool):
         raise InputError(f'LARS: maximize must be True or False, got {options["maximize"]!r}')

@@ -1,13 +1,12 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import math
-from numbers import Real
 from typing import List
 
 from mmengine.logging import print_log
 from mmengine.optim import _ParamScheduler
 
 from mmdense.registry import PARAM_SCHEDULERS
-from mmdense.utils.errors import InputError
+from mmdense.utils.checks import check_number
 
 
 @PARAM_SCHEDULERS.register_module()
@@ -123,8 +122,8 @@ class WarmupCosineLR(_ParamScheduler):
 
 
 def _check(name: str, value: float, highest: float = math.inf) -> None:
-    """Raises InputError unless value is a finite number from 0 to highest."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and 0 <= value <= highest):
-        limit = '' if highest == math.inf else f' to {highest}'
-        raise InputError(f'WarmupCosineLR: {name} must be a number from 0{limit}, got {value!r}')
+    """Check that a value is a finite number from 0 to ``highest``."""
+    limit = '' if highest == math.inf else f' to {highest}'
+    check_number(
+        f'WarmupCosineLR: {name}', value, lambda x: 0 <= x <= highest, f'a number from 0{limit}'
+    )

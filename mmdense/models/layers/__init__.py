@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .key_queue import KeyQueue, enqueue, unflatten_queues
 from .momentum_encoder import MomentumEncoder
+from .regions import pool_boxes, pool_masks, stack_proposals
 from .res_layer_extra_norm import ResLayerExtraNorm
 from .semantic_grouping import SemanticGrouping
 from .teacher_center import TeacherCenter
@@ -12,5 +13,8 @@ __all__ = [
     'SemanticGrouping',
     'TeacherCenter',
     'enqueue',
+    'pool_boxes',
+    'pool_masks',
+    'stack_proposals',
     'unflatten_queues',
 ]

@@ -6,7 +6,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
-from mmdense.utils.checks import check_below_one, check_counts
+from mmdense.utils.checks import check_below_one, check_counts, check_number
 from mmdense.utils.errors import InputError
 
 
@@ -51,11 +51,8 @@ class MomentumEncoder(ExponentialMovingAverage):
     def __init__(
         self, model: nn.Module, momentum: float = 0.001, end_momentum=None, total_steps=None
     ) -> None:
-        if not isinstance(momentum, float) or not 0.0 < momentum < 1.0:
-            raise InputError(
-                f'momentum must be in (0, 1), got {momentum!r} (it is one minus the value in the '
-                'papers: 0.001 for 0.999)'
-            )
+        meaning = 'in (0, 1) (it is one minus the value in the papers: 0.001 for 0.999)'
+        check_number('momentum', momentum, lambda x: 0 < x < 1, meaning)
         if end_momentum is not None:
             check_below_one(end_momentum=end_momentum)
         if total_steps is not None:

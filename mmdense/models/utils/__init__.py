@@ -5,6 +5,8 @@ from .float32 import in_float32
 from .gather import gather_rows
 from .geometry import (
     align_maps,
+    boxes_in_view,
+    boxes_on_grid,
     cell_centres,
     cell_distances,
     from_view,
@@ -12,6 +14,7 @@ from .geometry import (
     overlap_in_view,
     to_view,
     view_boxes,
+    visible_share,
 )
 from .map_channels import map_channels
 from .patches import split_patches
@@ -20,6 +23,8 @@ from .similarity import match_entropy, negative_similarity
 
 __all__ = [
     'align_maps',
+    'boxes_in_view',
+    'boxes_on_grid',
     'calibrate',
     'cell_centres',
     'cell_distances',
@@ -37,4 +42,5 @@ __all__ = [
     'split_patches',
     'to_view',
     'view_boxes',
+    'visible_share',
 ]

@@ -149,6 +149,50 @@ def overlap_in_view(box: Tensor, other: Tensor) -> Tensor:
     return torch.cat([start, end], dim=1)
 
 
+def boxes_in_view(boxes: Tensor, view: Tensor) -> Tensor:
+    """Map boxes of an image into a view.
+
+    Args:
+        boxes (Tensor): N×R×4, (x0, y0, x1, y1) in image coordinates.
+        view (Tensor): N×4, signed boxes of the view.
+
+    Returns:
+        Tensor: N×R×4, in fractions of the view's sides, with x0 ≤ x1 and y0 ≤ y1 as the view shows
+        them (mirrored if the view is). They are not cut at the view's borders, [0, 1].
+    """
+    start, end = to_view(boxes[..., :2], view), to_view(boxes[..., 2:], view)
+    return torch.cat([torch.minimum(start, end), torch.maximum(start, end)], dim=-1)
+
+
+def boxes_on_grid(boxes: Tensor, grid: Grid) -> Tensor:
+    """Cut boxes at their view's borders, for RoIAlign on the view's map.
+
+    Args:
+        boxes (Tensor): N×R×4, as :func:`boxes_in_view` returns them.
+        grid (tuple[int, int]): Rows H and columns W of the map.
+
+    Returns:
+        Tensor: N×R×4, (x0, y0, x1, y1) in columns and rows of the map, within [0, W] and [0, H].
+    """
+    # Above the map's size by one rounding, RoIAlign would take another number of samples.
+    x, y = ((boxes[..., i::2] * side).clamp(0, side) for i, side in enumerate(grid[::-1]))
+    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
+
+
+def visible_share(boxes: Tensor) -> Tensor:
+    """Return the share of the area of boxes that is inside of their view.
+
+    Args:
+        boxes (Tensor): N×R×4, as :func:`boxes_in_view` returns them.
+
+    Returns:
+        Tensor: N×R, in [0, 1]; 0 for boxes without an area.
+    """
+    inside = boxes.clamp(0, 1)
+    area, shown = (((b[..., 2:] - b[..., :2]).prod(dim=-1)) for b in (boxes, inside))
+    return torch.where(area > 0, shown / area, torch.zeros_like(area))
+
+
 def align_maps(maps: Tensor, box: Tensor, other: Tensor) -> Tensor:
     """Cut what two views share out of one view's maps: location by location the same
     place as ``align_maps`` of the other's.
