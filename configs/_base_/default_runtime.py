@@ -4,6 +4,8 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
+    # writes events.jsonl next to the log: `mmdense report` reads it
+    events=dict(type='EventLogHook'),
     # writes complete files only, whenever the run is killed
     checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),

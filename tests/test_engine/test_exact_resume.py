@@ -135,12 +135,18 @@ def test_two_processes(algorithm, run, repo, tiny, free_port, tmp_path):
     assert_same(whole['state_dict']['backbone.bn1.running_mean'], means[0])
 
 
-def test_another_batch_size(train, caplog):
+def test_another_batch_size(train, tmp_path):
     """Schedules by epoch: on with the next sample. By iteration: there is no such place."""
     by_epoch = train('densecl')
     resumed = train('densecl', 'half', by_epoch(6), **{'train_dataloader.batch_size': 2})
     meta = load(resumed(16))['meta']  # 4 + 4 more steps of an epoch of 8
     assert (meta['epoch'], meta['iter']) == (1, 16)
+    (folder,) = {path.parent for path in (tmp_path / 'half').glob('*/events.jsonl')}
+    changed, started = read_events(folder)[:2]
+    assert changed['kind'] == 'resumed_with_difference' and changed['level'] == 'WARNING'
+    assert (changed['before']['total batch'], changed['now']['total batch']) == (4, 2)
+    assert started['kind'] == 'started' and started['resumed']
+    assert started['resumed_from'] == str(by_epoch(6)) and started['iter'] == changed['iteration']
     assert load(resumed(14))['meta']['iter'] == 14 and not resumed(10).exists()
     by_iteration = train('pixpro', 'pixpro')
     with pytest.raises(CheckpointError, match='total batch 4 → 2.*load_from') as e:
@@ -159,7 +165,7 @@ def test_a_checkpoint_that_says_nothing_of_its_course(train, tmp_path):
     half = {'train_dataloader.batch_size': 2, 'default_hooks.checkpoint.interval': 1}
     train('densecl', 'half', tmp_path / '6.pth', **half)
     log = next((tmp_path / 'half').glob('*/*.log')).read_text()
-    assert 'iteration 6 is not in epoch 2 of 8 iterations each: it goes on with a whole' in log
+    assert 'iteration 6 is not in epoch 2 of 8 iterations each: it continues with a complete' in log
     assert log.count('Epoch(train)') == 8
 
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import json
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -19,18 +20,30 @@ from mmdense.engine import (
     LossLogHook,
     MomentumEncoderHook,
 )
+from mmdense.engine.events import read_events
 from mmdense.models import KeyQueue, MomentumEncoder
 from mmdense.utils.errors import InputError
 
 
 class Log(list):
-    def info(self, text):
+    def __init__(self):
+        self.warnings = []
+
+    def log(self, level, text, extra):
         self.append(text)
+        if level == logging.WARNING:
+            self.warnings.append(text)
 
 
 class Hub(dict):
     def update_scalar(self, name, value):
         self[name] = value
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The log folder of a fake runner."""
+    monkeypatch.chdir(tmp_path)
 
 
 def make_runner(model, **changes):
@@ -39,6 +52,7 @@ def make_runner(model, **changes):
         iter=0,
         epoch=0,
         logger=Log(),
+        log_dir='.',
         message_hub=Hub(),
         hooks=[LoggerHook(interval=2)],
         train_dataloader=Loader(),
@@ -237,6 +251,10 @@ def test_key_queue_log():
             assert runner.message_hub['train/queue_fill'] == 0.5
     assert runner.message_hub['train/queue_fill'] == 1
     assert 'is full (iteration 4)' in runner.logger[-1] and len(runner.logger) == 2
+    fills, full = read_events(runner.log_dir)
+    assert fills['kind'] == 'queue_fills' and fills['iterations_left'] == 4
+    assert full['kind'] == 'queue_full' and full['iteration'] == 4
+    assert full['text'] == runner.logger[-1]
     # a run that resumes with a full queue has nothing to explain
     runner.logger.clear()
     hook.before_train(runner)
@@ -264,16 +282,15 @@ def test_key_queue_log_says_when_it_is_full():
 
 @pytest.mark.parametrize('momentum, queue_len, warns', [(0.02, 2048, True), (0.004, 2048, False)])
 def test_keys_that_give_themselves_away_by_their_age(momentum, queue_len, warns):
-    """1.28 horizons of the twin, by which features had four dimensions, and 0.26."""
+    """1.28 horizons, by which features had four dimensions, and 0.26."""
     model = Model(queue_len=queue_len)
     model.twin = MomentumEncoder(nn.Linear(1, 1), momentum)
     runner = make_runner(model, train_dataloader=SimpleNamespace(batch_size=32))
-    warnings = []
-    runner.logger.warning = warnings.append
     KeyQueueLogHook().before_train(runner)
+    warnings = runner.logger.warnings
     assert bool(warnings) == warns
     if warns:
-        assert '1.3 of the twin' in warnings[0] and 'model.queue_len to 384 or so' in warnings[0]
+        assert '1.3 horizons of the' in warnings[0] and 'model.queue_len to 384 or so' in warnings[0]
 
 
 def test_key_queue_log_without_a_queue():

@@ -81,6 +81,7 @@ def train(repo, images, tmp_path, tiny_options):
             assert '\n' not in ended
         call.load = lambda n: torch.load(tmp_path / name / f'iter_{n}.pth', weights_only=False)
         call.saved = lambda: sorted(p.name for p in (tmp_path / name).glob('iter_*.pth'))
+        call.events = lambda: read_events(next((tmp_path / name).glob('*/*.log')).parent)
         return next((tmp_path / name).glob('*/*.log')).read_text(), ended
 
     return call
@@ -111,6 +112,11 @@ def test_an_image(algorithm, train):
     assert ended is None
     (first, second) = skipped(log)
     assert 1 <= first <= 4 < second <= 8  # once an epoch
+    events = [event for event in train.events() if event['kind'] == 'skipped_step']
+    assert [event['iteration'] for event in events] == [first, second]
+    for event in events:
+        assert event['cause'] == 'loss' and event['level'] == 'WARNING'
+        assert [path[-7:] for path in event['images']] == ['/05.jpg']
     for line in re.findall('.*NaN or Inf in the loss.*', log):
         assert 'images that hold NaN or Inf as they enter the model' in line
         assert 'the output of backbone.conv1 (Conv2d)' in line

@@ -120,6 +120,10 @@ def test_ended_by_a_signal(start, tmp_path):
         assert process.exitcode == 0 and time.time() - sent < 30
         assert iteration(work_dir) > before
         assert f'{name}: saved' in log.read_text()
+        (*_, saved, ended) = read_events(max(work_dir.glob('*/events.jsonl')).parent)
+        assert saved['kind'] == 'checkpoint' and ended['kind'] == 'preempted'
+        assert ended['signal'] == name and ended['iterations'] == iteration(work_dir)
+        assert ended['checkpoint'] == saved['path']
         assert len(list(work_dir.glob('*.pth'))) == 1  # it has replaced that of the first signal
     process = start(**{'train_cfg.max_epochs': iteration(work_dir) // 4 + 1})
     process.join(120)
@@ -168,7 +172,12 @@ def test_no_room(code, config, monkeypatch, tmp_path):
     assert names == ['iter_1.pth', 'iter_2.pth']
     assert latest_whole_checkpoint(str(work_dir)) == str(work_dir / 'iter_2.pth')
     log = next(work_dir.glob('*/*.log')).read_text()
-    assert 'cannot write the checkpoint iter_3.pth' in log and 'training goes on' in log
+    assert 'cannot write the checkpoint iter_3.pth' in log and 'training continues' in log
+    events = read_events(next(work_dir.glob('*/events.jsonl')).parent)
+    failed = [event for event in events if event['kind'] == 'checkpoint_failed']
+    assert failed[0]['level'] == 'ERROR' and failed[0]['reason'] == os.strerror(code)
+    assert failed[0]['path'].endswith('iter_3.pth')
+    assert not any(event['kind'] == 'finished' for event in events)
 
 
 @pytest.fixture
@@ -218,7 +227,7 @@ def test_a_full_disk(small_disk, config, tmp_path, capfd):
     last = latest_whole_checkpoint(str(work_dir))
     assert last == str(work_dir / f'iter_{len(saved)}.pth')
     said = capfd.readouterr().out
-    assert re.search('cannot write the checkpoint iter_[0-9].pth .*training goes on', said)
+    assert re.search('cannot write the checkpoint iter_[0-9].pth .*training continues', said)
     assert len(re.findall('cannot write to .*json: No space left on device', said)) == 1
     assert small_disk('60m') == 0
     Runner.from_cfg(config(**options, load_from=last, resume=True)).train()

@@ -97,6 +97,12 @@ def test_named_once_and_counted(tmp_path, num_workers):
     for name in ('0007.png', '0150.png'):
         assert log.count(f'cannot read image {folder}/{name}: the file is empty') == 1
     assert log.count('2 of 200 images (1.00%) cannot be read; others took their places') == 2
+    (folder,) = {path.parent for path in (tmp_path / 'work').rglob('*.log')}
+    events = read_events(folder)
+    images = [event['path'] for event in events if event['kind'] == 'unreadable_image']
+    assert sorted(path[-8:] for path in images) == ['0007.png', '0150.png']
+    counts = [event for event in events if event['kind'] == 'unreadable_images']
+    assert [(event['number'], event['total']) for event in counts] == [(2, 200)] * 2
 
 
 def test_too_many_are_an_error_after_the_first_epoch(tmp_path):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmdense.apis.report.charts import thin
 from mmdense.apis.report.report import (
-    _aligned,
+    _align_colours,
     build_dataset,
     charts_of,
     sample_views,
@@ -39,28 +39,37 @@ def row(step, per_epoch=10, **values):
     return dict(values, epoch=-(-step // per_epoch), iter=step, step=step)
 
 
-def log_line(text, level='INFO', clock='10:00:00'):
-    return f'2026/01/31 {clock} - mmengine - {level} - {text}\n'
+def event(kind, text='', level='INFO', clock='10:00:00', **data):
+    time = f'2026-01-31T{clock}'
+    return dict(kind=kind, time=time, iter=0, epoch=0, level=level, text=text, **data)
+
+
+STARTED = event('started', processes=2, epoch_length=10, max_iters=40, resumed=False)
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a session as MMEngine does; the work directory."""
+    """Write a start of a run as MMEngine and mmdense do; returns the work directory.
 
-    def session(rows, name='20260131_100000', lines=(), dataset=GONE, tail='', age=10000.0):
+    ``events`` None is a run of an mmdense that wrote none.
+    """
+
+    def start(rows, name='20260131_100000', events=(), dataset=GONE, tail='', age=10000.0, torn=''):
         folder = tmp_path / 'work' / name
         (folder / 'vis_data').mkdir(parents=True)
         text = ''.join(json.dumps(values) + '\n' for values in rows) + tail
         (folder / 'vis_data' / 'scalars.json').write_text(text)
         (folder / 'vis_data' / 'config.py').write_text(CONFIG.format(dataset=dataset))
-        head = [log_line(f'Epoch(train)  [1][{1:>2}/10]  lr: 1.0000e-01', clock='09:59:00')]
-        (folder / f'{name}.log').write_text('    GPU number: 2\n' + ''.join([*head, *lines]))
+        (folder / f'{name}.log').write_text('2026/01/31 10:00:00 - mmengine - INFO - begins\n')
+        if events is not None:
+            lines = ''.join(json.dumps(values) + '\n' for values in [STARTED, *events])
+            (folder / 'events.jsonl').write_text(lines + torn)
         when = time.time() - age
         for path in folder.rglob('*.*'):
             os.utime(path, (when, when))
         return str(tmp_path / 'work')
 
-    return session
+    return start
 
 
 def page(directory):
@@ -78,7 +87,7 @@ def figures(html):
 
 
 def resources(html):
-    """What a browser would fetch."""
+    """Return the addresses that a browser would fetch."""
     used = re.findall(r'(?:src|href|poster|action)\s*=\s*"([^"]*)"', html)
     used += re.findall(r'(?:url\(|@import)\s*([^)\s;]+)', html)
     return [address for address in used if not re.match('data:|#', address)]
@@ -98,11 +107,12 @@ def test_figures_are_those_of_the_log(write):
     assert resources(html) == []
 
 
-def test_the_queue_is_full_where_the_log_says_it(write):
+def test_the_queue_is_full_where_its_event_says_it(write):
     """Not at the next iteration that is logged."""
     rows = [row(s, queue_fill=1.0, chance=6.24) for s in (10, 20)]
-    said = log_line('The key queue is full (iteration 3); from here on the loss should fall.')
-    assert 'full at iteration 3<' in page(write(rows, lines=[said]))
+    assert 'full at iteration 10<' in page(write(rows))
+    full = event('queue_full', 'The key queue is full.', iteration=3)
+    assert 'full at iteration 3<' in page(write(rows, '20260131_110000', events=[full]))
 
 
 def test_ticks_of_small_shares_differ(write):
@@ -137,10 +147,15 @@ def test_every_scalar_has_a_place(write):
         assert shown[name.replace('eval/', '')] == value
 
 
-def test_chance_of_detco_is_that_of_its_weighted_sum(write):
+def test_chance_of_a_weighted_sum_over_stages(write):
+    """The weights of the config, or the default of the model; unknown without either."""
     names = [f'loss_{pairing}_stage{i}' for pairing in ('gg', 'gl', 'll') for i in (2, 3, 4, 5)]
     run = read_run(write([row(5, chance=2.0, **dict.fromkeys(names, 1.0))]))
+    assert run.chance is None
+    run.config['model'] = dict(type='DetCo')
     assert run.chance == pytest.approx(2 * 3 * (0.1 + 0.4 + 0.7 + 1))
+    run.config['model'] = dict(type='os.DetCo', stage_weights=(1.0, 1.0, 1.0, 2.0))
+    assert run.chance == pytest.approx(2 * 3 * 5)
 
 
 def test_bounds_of_health_are_those_of_the_hook(write):
@@ -175,14 +190,15 @@ def test_while_it_is_written(write):
 
 
 def test_interrupted(write):
-    said = 'SIGTERM: saved work/iter_20.pth and ended; --resume goes on from it.'
-    directory = write([row(s) for s in range(2, 21, 2)], lines=[log_line(said, 'WARNING')], age=3)
+    said = 'SIGTERM: saved work/iter_20.pth and ended.'
+    ended = event('preempted', said, 'WARNING', iterations=20)
+    directory = write([row(s) for s in range(2, 21, 2)], events=[ended], age=3)
     state = read_run(directory).state
     assert state.kind == 'interrupted' and said in state.text
     # lines come every other iteration
-    said = said.replace('iter_20', 'iter_21')
+    ended = event('preempted', said, 'WARNING', iterations=21)
     shutil.rmtree(directory)
-    directory = write([row(s) for s in range(2, 21, 2)], lines=[log_line(said, 'WARNING')], age=3)
+    directory = write([row(s) for s in range(2, 21, 2)], events=[ended], age=3)
     run = read_run(directory)
     assert run.last_step == 21 and 'at epoch 3 of 4, iteration 21 of 40' in run.state.text
 
@@ -200,19 +216,73 @@ def test_before_the_first_line(write):
 
 def test_warnings_in_words(write):
     said = [
-        log_line('health_dense_std is 0.01 after 100 iterations: collapse: <b>', 'WARNING'),
-        log_line('NaN or Inf in the loss of iteration 7: its step is skipped. First: x', 'WARNING'),
-        *(log_line(f'cannot read image {i}.jpg: no image; another', 'WARNING') for i in range(40)),
-        log_line('40 of 99 images (40.40%) cannot be read; others took their places'),
-        log_line('Some of another package', 'WARNING'),
-        log_line('"FileClient" will be deprecated in future.', 'WARNING'),
-        log_line('Load checkpoint from a.pth'),
+        event('health', 'health_dense_std is 0.01 after 100 iterations: collapse: <b>', 'WARNING'),
+        event('skipped_step', 'NaN or Inf in the loss of iteration 7', 'WARNING'),
+        *(event('unreadable_image', f'{i}.jpg: no image', 'WARNING') for i in range(40)),
+        event('unreadable_images', '40 of 99 images (40.40%) cannot be read'),
+        event('message', 'Some of another package', 'WARNING'),
+        event('checkpoint', path='a.pth'),
+        event('something_new', 'Load checkpoint from a.pth'),
     ]
-    html = page(write([row(2)], lines=said))
+    html = page(write([row(2)], events=said))
     assert 'collapse: &lt;b&gt;' in html and '<b>' not in html.split('What the log says')[1][:900]
     for words in ('and skipped</h3>', '39.jpg', 'and 11 more', 'Some of another package'):
         assert (words in html) == (words != '39.jpg')  # of forty the first thirty are enough
-    assert 'Load checkpoint' not in html and 'FileClient' not in html
+    assert 'Load checkpoint' not in html
+    assert '<span>health</span><b>1</b><span>warnings</span>' not in html  # no value was logged
+    assert '<span>skipped steps</span><b>1</b>' in html
+
+
+def test_a_torn_line_of_events_is_left_out(write):
+    skipped = event('skipped_step', 'NaN in the loss', 'WARNING', iteration=2)
+    torn = json.dumps(event('preempted', 'SIGTERM', 'WARNING', iterations=2))[:-9]
+    run = read_run(write([row(2)], events=[skipped], torn=torn, age=3))
+    assert [e.text for e in run.events] == ['NaN in the loss'] and run.state.kind == 'running'
+    torn = '[1]\n{"kind": 3}\n' + json.dumps(dict(STARTED, time='yesterday')) + '\n"é'
+    run = read_run(write([row(2)], '20260131_110000', torn=torn))
+    assert run.processes == 2 and len(run.events) == 1
+
+
+def test_events_with_values_that_make_no_sense(write):
+    odd = [event('queue_full', iteration='soon'), event('finished', iterations=None)]
+    odd.append(dict(STARTED, processes='many', epoch_length=-1))
+    html = page(write([row(2, queue_fill=1.0)], events=odd))
+    assert '>finished<' in html and 'full at iteration 2<' in html
+
+
+def test_a_run_without_events(write):
+    """As mmdense wrote them before, and as other packages do."""
+    rows = [row(s, queue_fill=1.0, health_dense_std=0.5) for s in range(2, 39, 2)]
+    directory = write(rows, events=None)
+    html = page(directory)
+    assert len(figures(html)['loss'][0]) == 19 and '32 images<' in html
+    assert html.count('This run wrote no events') == 1
+    assert 'warnings, skipped steps, unreadable images and the course of the run' in html
+    assert 'What the log says' not in html and '<span>health</span>' not in html
+    assert '>interrupted<' in html and 'iteration 38 of 40' in html
+    assert read_run(directory).seconds == pytest.approx(19)
+    # it says by its last checkpoint that it is finished: few lines log the last iteration
+    (Path(directory) / 'epoch_4.pth').touch()
+    assert '>finished<' in page(directory)
+    # a later start by this mmdense
+    directory = write([row(40)], '20260131_110000')
+    html = page(directory)
+    assert '1 of 2 starts (20260131_100000) wrote no events' in html
+
+
+def test_how_many_processes_an_old_run_had_is_not_known(write):
+    directory = write([row(5)], events=None)
+    path = Path(directory) / '20260131_100000' / 'vis_data' / 'config.py'
+    path.write_text(path.read_text() + "launcher = 'pytorch'\n")
+    html = page(directory)
+    assert '32 images on each process' in html and 'images/s' not in html
+
+
+def test_resumed_is_said(write):
+    write([row(s) for s in range(2, 31, 2)])
+    resumed = dict(STARTED, iter=20, resumed=True, resumed_from='work/iter_20.pth')
+    html = page(write([row(22)], '20260131_110000', events=[resumed]))
+    assert 'Resumed from work/iter_20.pth after 20 iterations' in html
 
 
 def test_values_that_are_not_finite(write):
@@ -291,7 +361,7 @@ def test_colours_of_checkpoints_are_brought_into_line():
     rng = np.random.default_rng(0)
     before = [rng.random((4, 5, 3)), rng.random((3, 3, 3))]
     shuffled = [np.stack([1 - c[..., 2], c[..., 0], 1 - c[..., 1]], axis=2) for c in before]
-    for now, then in zip(_aligned(shuffled, before), before):
+    for now, then in zip(_align_colours(shuffled, before), before):
         np.testing.assert_allclose(now, then)
 
 
@@ -300,8 +370,8 @@ def test_a_hundred_thousand_lines(write):
     line = json.dumps(row(2, **dict.fromkeys(names, 0.123456789)))
     prefix = line[: line.index('"epoch"')]
     tail = ''.join(f'{prefix}"epoch": 1, "iter": {s}, "step": {s}}}\n' for s in range(1, 100001))
-    said = [log_line(f'Epoch(train)  [1][{s}/100000]  lr: 1.0') for s in range(100000)]
-    directory = write([], lines=said, tail=tail)
+    said = [event('checkpoint', path=f'iter_{s}.pth') for s in range(100000)]
+    directory = write([], events=said, tail=tail)
     start = time.process_time()
     html = page(directory)
     assert time.process_time() - start < 30 and len(html) < 2e6

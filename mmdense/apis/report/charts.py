@@ -1,8 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Curves as SVG in the colours of the page around them, with their values for the page's script."""
+"""Draw curves as SVG in the theme colours of a report, with their values for its script."""
 
 import json
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -10,11 +10,11 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 520, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 36
-_MOST = 300  # points of a curve; one a pixel or so
+_MOST = 300  # points of a curve, about one a pixel
 
 
 class Series(NamedTuple):
-    """A named curve: ``x`` and ``y`` of one length."""
+    """Hold a named curve: ``x`` and ``y`` of one length."""
 
     name: str
     x: np.ndarray
@@ -22,17 +22,17 @@ class Series(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Curves over one another.
+    """Hold curves that share their axes.
 
     Attributes:
-        title (str): Above it.
-        series (List[Series]): One or more.
-        x_name (str): What x counts.
-        x_end (float): Where the x axis ends at least.
-        levels (Sequence[Tuple[float, str]]): Horizontal lines with their words.
-        span (Tuple[float, float, str], optional): A shaded part of the x axis.
+        title (str): Title above the chart.
+        series (List[Series]): One curve or more.
+        x_name (str): Name of the x axis.
+        x_end (float): The least end of the x axis.
+        levels (Sequence[Tuple[float, str]]): Horizontal lines, each with a label.
+        span (Tuple[float, float, str], optional): A shaded part of the x axis with a label.
         marks (Sequence[float]): Vertical lines.
-        note (str): How to read it.
+        note (str): An explanation below the chart.
         percent (bool): Whether values are shares, written in per cent.
         zero (bool): Whether the y axis begins at 0.
     """
@@ -50,18 +50,18 @@ class Chart(NamedTuple):
 
     @property
     def latest(self) -> List[Tuple[str, str]]:
-        """Name and last value of each curve."""
+        """Return name and last value of each curve."""
         return [(s.name, self.word(s.y[-1])) for s in self.series]
 
     def word(self, value: float) -> str:
-        """A value, as it is written."""
+        """Format a value."""
         if not np.isfinite(value):
             return str(value)
         return f'{value:.1%}' if self.percent else f'{value:.4g}'
 
     @property
     def summary(self) -> str:
-        """For those who do not see it."""
+        """Describe the chart for screen readers."""
         parts = []
         for s in self.series:
             known = s.y[np.isfinite(s.y)]
@@ -75,11 +75,27 @@ class Chart(NamedTuple):
         return f'{self.title} by {self.x_name}. ' + '; '.join(parts + levels)
 
     def svg(self) -> Markup:
-        """The picture and, in a script element, the values."""
+        """Draw the chart; a script element holds the values for the script of the report."""
         thinned = [thin(s.x, s.y) for s in self.series]
-        x_low = 0.0
+        axes = self._axes(thinned)
+        parts = [
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" '
+            f'aria-label="{escape(self.summary)}">',
+            *self._draw_span(axes),
+            *self._draw_ticks(axes),
+            *self._draw_marks(axes),
+        ]
+        for i, curve in enumerate(thinned):
+            parts += _draw_curve(axes, curve, f'c{i % 8}', len(self.series[i].x) > _MOST)
+        parts += self._draw_levels(axes)
+        parts.append(f'<line class="cursor" y1="{_TOP}" y2="{axes.bottom}" hidden=""/></svg>')
+        parts.append(self._script(axes, thinned))
+        return Markup(''.join(parts))
+
+    def _axes(self, thinned: List[Tuple[np.ndarray, ...]]) -> '_Axes':
+        """Return axes that all values fit in."""
         x_high = max(self.x_end, *(float(t[0][-1]) for t in thinned))
-        x_high = x_high if x_high > x_low else x_low + 1
+        x_high = x_high if x_high > 0 else 1.0
         known = [v[np.isfinite(v)] for t in thinned for v in t[2:]]
         known = np.concatenate([*known, [value for value, _ in self.levels]])
         known = known if len(known) else np.zeros(1)
@@ -87,78 +103,59 @@ class Chart(NamedTuple):
         if self.zero or 0 <= y_low < 0.25 * y_high:
             y_low = min(y_low, 0.0)
         room = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
-        y_high += room
-        y_low -= 0.0 if y_low == 0 else room
+        return _Axes(0.0, x_high, y_low - (0.0 if y_low == 0 else room), y_high + room)
 
-        right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
-
-        def to_x(x):
-            return _LEFT + (np.asarray(x) - x_low) / (x_high - x_low) * (right - _LEFT)
-
-        def to_y(y):
-            return bottom - (np.asarray(y) - y_low) / (y_high - y_low) * (bottom - _TOP)
-
-        parts = [
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" '
-            f'aria-label="{escape(self.summary)}">'
-        ]
+    def _draw_span(self, axes: '_Axes') -> Iterator[str]:
         if self.span is not None:
-            start, end = to_x(np.clip(self.span[:2], x_low, x_high))
-            parts.append(
+            start, end = axes.to_x(np.clip(self.span[:2], axes.x_low, axes.x_high))
+            yield (
                 f'<rect class="span" x="{start:.1f}" y="{_TOP}" width="{end - start:.1f}" '
-                f'height="{bottom - _TOP}"/><text class="label" text-anchor="end" '
-                f'x="{max(end - 5, start + 75):.1f}" y="{bottom - 7}">{escape(self.span[2])}</text>'
+                f'height="{axes.bottom - _TOP}"/><text class="label" text-anchor="end" '
+                f'x="{max(end - 5, start + 75):.1f}" y="{axes.bottom - 7}">'
+                f'{escape(self.span[2])}</text>'
             )
-        ticks = _ticks(y_low, y_high, 5)
+
+    def _draw_ticks(self, axes: '_Axes') -> Iterator[str]:
+        ticks = _ticks(axes.y_low, axes.y_high, 5)
         decimals = 0 if len({f'{tick:.0%}' for tick in ticks}) == len(ticks) else 1
         for tick in ticks:
-            y = float(to_y(tick))
+            y = float(axes.to_y(tick))
             text = f'{tick:.3g}' if not self.percent else f'{tick:.{decimals}%}'
-            parts.append(
-                f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            yield (
+                f'<line class="grid" x1="{_LEFT}" x2="{axes.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
                 f'<text class="tick" text-anchor="end" x="{_LEFT - 7}" y="{y + 4:.1f}">'
                 f'{text}</text>'
             )
-        for tick in _ticks(x_low, x_high, 6, whole=x_high - x_low > 4):
-            x = float(to_x(tick))
-            parts.append(
-                f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{bottom + 17}">'
+        for tick in _ticks(axes.x_low, axes.x_high, 6, whole=axes.x_high - axes.x_low > 4):
+            x = float(axes.to_x(tick))
+            yield (
+                f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{axes.bottom + 17}">'
                 f'{tick:,.6g}</text>'
             )
-        middle = (_LEFT + right) / 2
-        parts.append(
+        middle = (_LEFT + axes.right) / 2
+        yield (
             f'<text class="tick" text-anchor="middle" x="{middle}" y="{HEIGHT - 4}">'
             f'{escape(self.x_name)}</text>'
         )
+
+    def _draw_marks(self, axes: '_Axes') -> Iterator[str]:
         for mark in self.marks:
-            x = float(to_x(mark))
-            parts.append(
-                f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>'
-            )
-        for i, (x, y, low, high) in enumerate(thinned):
-            good = np.isfinite(low)
-            if len(self.series[i].x) > _MOST and good.any():
-                edge = np.concatenate([to_y(high[good]), to_y(low[good])[::-1]])
-                along = np.concatenate([to_x(x[good]), to_x(x[good])[::-1]])
-                parts.append(f'<path class="band c{i % 8}" d="{_path(along, edge)}Z"/>')
-            parts.append(f'<path class="line c{i % 8}" d="{_path(to_x(x), to_y(y))}"/>')
-            if np.isfinite(y).sum() <= 12:
-                parts += [
-                    f'<circle class="dot c{i % 8}" cx="{px:.1f}" cy="{py:.1f}" r="3"/>'
-                    for px, py in zip(to_x(x), to_y(y))
-                    if np.isfinite(py)
-                ]
+            x = float(axes.to_x(mark))
+            yield (f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{axes.bottom}"/>')
+
+    def _draw_levels(self, axes: '_Axes') -> Iterator[str]:
         for value, text in self.levels:
-            y = float(to_y(value))
-            parts.append(
-                f'<line class="level" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                f'<text class="label" text-anchor="end" x="{right - 4}" '
+            y = float(axes.to_y(value))
+            yield (
+                f'<line class="level" x1="{_LEFT}" x2="{axes.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                f'<text class="label" text-anchor="end" x="{axes.right - 4}" '
                 f'y="{y - 5 if y > _TOP + 16 else y + 15:.1f}">{escape(text)}</text>'
             )
-        parts.append(f'<line class="cursor" y1="{_TOP}" y2="{bottom}" hidden=""/></svg>')
+
+    def _script(self, axes: '_Axes', thinned: List[Tuple[np.ndarray, ...]]) -> str:
         values = dict(
-            x=[x_low, x_high],
-            px=[_LEFT, right],
+            x=[axes.x_low, axes.x_high],
+            px=[_LEFT, axes.right],
             width=WIDTH,
             x_name=self.x_name,
             percent=self.percent,
@@ -169,21 +166,58 @@ class Chart(NamedTuple):
         )
         # "<" cannot end the script element when it is written like this
         text = json.dumps(values, separators=(',', ':')).replace('<', '\\u003c')
-        parts.append(f'<script type="application/json">{text}</script>')
-        return Markup(''.join(parts))
+        return f'<script type="application/json">{text}</script>'
+
+
+class _Axes(NamedTuple):
+    """Map values to places in the picture."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    right: int = WIDTH - _RIGHT
+    bottom: int = HEIGHT - _BOTTOM
+
+    def to_x(self, x: Any) -> np.ndarray:
+        """Return the places of x values."""
+        share = (np.asarray(x) - self.x_low) / (self.x_high - self.x_low)
+        return _LEFT + share * (self.right - _LEFT)
+
+    def to_y(self, y: Any) -> np.ndarray:
+        """Return the places of y values."""
+        share = (np.asarray(y) - self.y_low) / (self.y_high - self.y_low)
+        return self.bottom - share * (self.bottom - _TOP)
+
+
+def _draw_curve(
+    axes: _Axes, curve: Tuple[np.ndarray, ...], style: str, banded: bool
+) -> Iterator[str]:
+    """Yield the band of the values around a thinned curve, its line, and dots of a short one."""
+    x, y, low, high = curve
+    good = np.isfinite(low)
+    if banded and good.any():
+        edge = np.concatenate([axes.to_y(high[good]), axes.to_y(low[good])[::-1]])
+        along = np.concatenate([axes.to_x(x[good]), axes.to_x(x[good])[::-1]])
+        yield f'<path class="band {style}" d="{_path(along, edge)}Z"/>'
+    yield f'<path class="line {style}" d="{_path(axes.to_x(x), axes.to_y(y))}"/>'
+    if np.isfinite(y).sum() <= 12:
+        for px, py in zip(axes.to_x(x), axes.to_y(y)):
+            if np.isfinite(py):
+                yield f'<circle class="dot {style}" cx="{px:.1f}" cy="{py:.1f}" r="3"/>'
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int = _MOST) -> Tuple[np.ndarray, ...]:
-    """At most so many points.
+    """Reduce a curve to a number of points.
 
     Args:
-        x (np.ndarray): Ascending.
-        y (np.ndarray): May hold values that are not finite.
-        most (int): Points.
+        x (np.ndarray): Places, ascending.
+        y (np.ndarray): Values, some of which may not be finite.
+        most (int): The largest number of points.
 
     Returns:
-        tuple[np.ndarray, ...]: x, and of what lies around it the mean, lowest
-        and highest y; NaN where there is no finite one.
+        tuple[np.ndarray, ...]: x, and the mean, lowest and highest y around it; NaN where there
+        is no finite one.
     """
     y = np.where(np.isfinite(y), y, np.nan)
     if len(x) <= most:
@@ -203,7 +237,7 @@ def _ticks(low: float, high: float, number: int, whole: bool = False) -> List[fl
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:
-    """SVG's path, with gaps where y is NaN."""
+    """Return the path of a line, with gaps where y is NaN."""
     parts, pen = [], 'M'
     for px, py in zip(x.tolist(), y.tolist()):
         if py != py:

@@ -1,11 +1,11 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""One page of a run, from its work directory."""
+"""Write the report of a run, from its work directory."""
 
 import re
 from datetime import datetime, timedelta
 from itertools import permutations
 from math import inf
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -32,14 +32,14 @@ _NUM_IMAGES, _NUM_CHECKPOINTS = 4, 5
 
 
 def write_report(directory: str, out: Optional[str] = None) -> str:
-    """Writes one HTML page of a run, which may be going on.
+    """Write one HTML file of a run, which may be running.
 
     Args:
         directory (str): The work directory.
-        out (str, optional): The file. Defaults to ``report.html`` in it.
+        out (str, optional): The file. Defaults to ``report.html`` in the work directory.
 
     Returns:
-        str: The file.
+        str: Path of the file.
 
     Raises:
         InputError: There is no run.
@@ -51,7 +51,7 @@ def write_report(directory: str, out: Optional[str] = None) -> str:
     views, images, names = [], [], []
     if dataset is not None:
         views = _attempt(notes, 'Views are not shown', sample_views, run, dataset) or []
-        found = _attempt(notes, 'Features are not shown', _photographs, dataset)
+        found = _attempt(notes, 'Features are not shown', _read_images, dataset)
         images, names = found or ([], [])
     features = checkpoint_features(run, images, notes) if images else []
     write_page(
@@ -62,7 +62,8 @@ def write_report(directory: str, out: Optional[str] = None) -> str:
         tiles=_tiles(run),
         sections=[(title, charts) for title, charts in charts_of(run) if charts],
         table=_table(run),
-        events=_events(run),
+        events=_group_events(run),
+        without_events=_describe_lack_of_events(run),
         views=views,
         features=features,
         photographs=[
@@ -74,78 +75,100 @@ def write_report(directory: str, out: Optional[str] = None) -> str:
     return out
 
 
-def _attempt(notes: List[str], what: str, act: Any, *args: Any) -> Any:
-    """A part of the page that may be missing: the images may lie elsewhere by now."""
+def _attempt(notes: List[str], failure: str, act: Callable, *args: Any) -> Any:
+    """Return a part of the report, or None with a note: the images may lie elsewhere by now."""
     try:
         return act(*args)
     except Exception as error:  # a config may ask for anything
-        notes.append(f'{what}: {" ".join(str(error).split()) or type(error).__name__}')
+        notes.append(f'{failure}: {" ".join(str(error).split()) or type(error).__name__}')
         return None
 
 
 # ---------------------------------------------------------------- figures
 
-# Of health values: what their names end with, the chart's title, and how to read it.
+# Endings of the names of health values, each with the title of its chart and the way to read it.
 _HEALTH = [
     (
         '_std',
         'Spread of features (std)',
-        '1 is spread over the whole sphere, 0 is constant: collapse.',
+        '1 is spread over the complete sphere, 0 is constant: collapse.',
     ),
     (
         '_rank',
         'Effective rank of features',
-        'Directions in which they differ; 1 is collapse.',
+        'Number of directions in which they differ; 1 is collapse.',
     ),
     (
         '_similarity',
         'Similarity of pairs (cosine)',
         'Positive pairs should be, and stay, more alike than negative ones.',
     ),
-    ('match_entropy', 'Entropy of matches', '1: cells match each another one; 0: all the same.'),
-    ('prototypes_used', 'Prototypes in use', 'Of all cells; 1 is collapse.'),
     (
-        'prototypes_dead',
-        'Prototypes hardly used',
-        'Share with less than a hundredth of its part.',
+        '_entropy',
+        'Entropy of matches',
+        '1: each location matches another one; 0: all match the same.',
     ),
-    ('without_positive', 'Images without a positive pair', 'They teach nothing.'),
+    ('_used', 'Prototypes in use', 'Number that all locations are assigned to; 1 is collapse.'),
+    ('_dead', 'Prototypes hardly used', 'Share with less than a hundredth of an equal part.'),
+    ('without_positive', 'Images without a positive pair', 'The loss learns nothing from them.'),
 ]
 
 
 def charts_of(run: RunLog) -> List[Tuple[str, List[Chart]]]:
-    """All scalars of a run as charts; each has a place in one of them.
+    """Draw all scalars of a run; each has a place in one chart.
 
     Args:
-        run (RunLog): Of :func:`read_run`.
+        run (RunLog): A run, from :func:`read_run`.
 
     Returns:
-        List[Tuple[str, List[Chart]]]: By section.
+        List[Tuple[str, List[Chart]]]: Charts by section.
     """
-    left = dict(run.train)
+    draw = _Drawer(run)
+    loss = _loss_charts(draw)
+    draw.take(lambda name: name == 'chance')
+    return [
+        ('Loss', loss),
+        ('Evaluation', _evaluation_charts(draw)),
+        ('Health of the features', _health_charts(draw)),
+        ('Course', _course_charts(draw)),
+    ]
 
-    def take(test) -> Dict[str, Curve]:
-        found = {name: left.pop(name) for name in list(left) if test(name)}
-        return found
 
-    def chart(title: str, curves: Dict[str, Curve], **kwargs: Any) -> List[Chart]:
-        per = run.per_epoch or 1
+class _Drawer:
+    """Draw the scalars of a run, and keep those that no chart has yet.
+
+    Args:
+        run (RunLog): The run.
+    """
+
+    def __init__(self, run: RunLog) -> None:
+        self.run, self.left = run, dict(run.train)
+
+    def take(self, test: Callable[[str], bool]) -> Dict[str, Curve]:
+        """Remove from the rest and return the scalars whose names pass a test."""
+        return {name: self.left.pop(name) for name in list(self.left) if test(name)}
+
+    def chart(self, title: str, curves: Dict[str, Curve], **kwargs: Any) -> List[Chart]:
+        """Return a chart of some curves, or none without a curve."""
+        per = self.run.per_epoch or 1
         if not curves:
             return []
         series = [Series(name, c.steps / per, c.values) for name, c in curves.items()]
-        kwargs.setdefault('x_name', 'epoch' if run.per_epoch else 'iteration')
-        kwargs.setdefault('marks', [step / per for step in run.starts])
-        kwargs.setdefault('x_end', run.last_step / per)
+        kwargs.setdefault('x_name', 'epoch' if self.run.per_epoch else 'iteration')
+        kwargs.setdefault('marks', [step / per for step in self.run.starts])
+        kwargs.setdefault('x_end', self.run.last_step / per)
         return [Chart(title, series, **kwargs)]
 
-    losses = take(lambda name: re.match(r'(.*\.)?loss', name) is not None)
+
+def _loss_charts(draw: _Drawer) -> List[Chart]:
+    run = draw.run
+    losses = draw.take(lambda name: re.match(r'(.*\.)?loss', name) is not None)
     total = {k: losses.pop(k) for k in ['loss'] if k in losses}
     groups: Dict[str, Dict[str, Curve]] = {}
     for name, curve in losses.items():
-        groups.setdefault(re.sub(r'_stage\d+$', '', name) if 'stage' in name else '', {})[name] = (
-            curve
-        )
-    if list(groups) == [''] and len(groups['']) == 1:  # it is the whole loss
+        group = re.sub(r'_stage\d+$', '', name) if 'stage' in name else ''
+        groups.setdefault(group, {})[name] = curve
+    if list(groups) == [''] and len(groups['']) == 1:  # the only part is the complete loss
         total.update(groups.pop(''))
     span, levels, note = None, [], ''
     full, chance = run.queue_full_at, run.chance
@@ -156,39 +179,47 @@ def charts_of(run: RunLog) -> List[Tuple[str, List[Chart]]]:
         note = 'While the queue fills the loss rises toward chance level; then it should fall.'
     if chance is not None:
         levels = [(chance, f'chance level {chance:.2f}')]
-    sections = [('Loss', chart('Loss', total, span=span, levels=levels, note=note))]
+    charts = draw.chart('Loss', total, span=span, levels=levels, note=note)
     for name, curves in groups.items():
-        sections[0][1].extend(
-            chart(f'Parts of the loss{f": {name}" if name else ""}', curves, span=span)
-        )
-    take(lambda name: name == 'chance')
+        charts += draw.chart(f'Parts of the loss{f": {name}" if name else ""}', curves, span=span)
+    return charts
 
+
+def _evaluation_charts(draw: _Drawer) -> List[Chart]:
     metrics: Dict[str, Dict[str, Curve]] = {}
-    for name, curve in run.evaluation.items():
+    for name, curve in draw.run.evaluation.items():
         short = re.sub('^eval/', '', name)
         metrics.setdefault(re.sub('^(knn|linear)_', '', short), {})[short] = curve
-    found = [chart(metric, curves) for metric, curves in metrics.items()]
-    sections.append(('Evaluation', [c for charts in found for c in charts]))
+    return [chart for title, curves in metrics.items() for chart in draw.chart(title, curves)]
 
-    health: List[Chart] = []
+
+def _health_charts(draw: _Drawer) -> List[Chart]:
+    prefix = 'health_'
+    values = draw.take(lambda name: name.startswith(prefix))
+    values = {name[len(prefix) :]: curve for name, curve in values.items()}
+    charts: List[Chart] = []
     for ending, title, note in _HEALTH:
-        curves = take(lambda name: name.startswith('health_') and name.endswith(ending))  # noqa: B023
-        curves = {name[len('health_') :]: curve for name, curve in curves.items()}
-        sign = next((s for s in SIGNS if ending == s.name), None)
+        names = [name for name in values if name.endswith(ending)]
+        sign = next((s for s in SIGNS if s.name.endswith(ending)), None)
         levels = []
         if sign is not None:
             word = 'below' if sign.over > sign.bound else 'above'
             levels = [(sign.bound, f'warns {word} {sign.bound:g}')]
-        health += chart(title, curves, note=note, levels=levels)
-    for name, curve in take(lambda name: name.startswith('health_')).items():
-        health += chart(name[len('health_') :], {name[len('health_') :]: curve})
-    sections.append(('Health of the features', health))
+        curves = {name: values.pop(name) for name in names}
+        charts += draw.chart(title, curves, note=note, levels=levels)
+    for name, curve in values.items():
+        charts += draw.chart(name, {name: curve})
+    return charts
 
+
+def _course_charts(draw: _Drawer) -> List[Chart]:
+    """Draw rates, speed, and all scalars that no other chart has."""
+    run, take, chart = draw.run, draw.take, draw.chart
     rates = take(lambda name: name in ('lr', 'base_lr') or name.startswith('lr/'))
     if len(rates) > 1 and len({tuple(c.values) for c in rates.values()}) == 1:
         rates = {k: rates[k] for k in list(rates)[:1]}
     speed, loading = run.images_per_second, run.loading_share
-    course = [
+    charts = [
         *chart('Learning rate', rates, zero=True),
         *chart('Throughput', {'images/s': speed} if speed else {}, zero=True),
         *chart(
@@ -201,27 +232,26 @@ def charts_of(run: RunLog) -> List[Tuple[str, List[Chart]]]:
         *chart('Queue fill', take(lambda name: name == 'queue_fill'), percent=True, zero=True),
     ]
     timing = take(lambda name: name in ('time', 'data_time'))
-    course += chart('Time of an iteration (s)', timing, zero=True)
-    course += chart('GPU memory (MB)', take(lambda name: name == 'memory'), zero=True)
-    for name in list(left):
-        course += chart(name, take(lambda other: other == name))  # noqa: B023
-    sections.append(('Course', course))
-    return sections
+    charts += chart('Time of an iteration (s)', timing, zero=True)
+    charts += chart('GPU memory (MB)', take(lambda name: name == 'memory'), zero=True)
+    for name, curve in take(lambda name: True).items():
+        charts += chart(name, {name: curve})
+    return charts
 
 
 def _tiles(run: RunLog) -> List[Tuple[str, str, str]]:
-    """The first look: a name, a value and a remark each."""
+    """Return the tiles at the top: a name, a value and a comment each."""
     tiles = []
     if 'loss' in run.train:
         values = run.train['loss'].values
-        remark = f'began at {values[0]:.4g}'
+        comment = f'began at {values[0]:.4g}'
         if run.chance is not None:
-            remark += f'; chance level {run.chance:.2f}'
-        tiles.append(('loss', f'{values[-1]:.4g}', remark))
+            comment += f'; chance level {run.chance:.2f}'
+        tiles.append(('loss', f'{values[-1]:.4g}', comment))
     if run.queue_full_at is not None:
         fill = run.train['queue_fill'].values[-1]
-        remark = f'full at iteration {run.queue_full_at:,.0f}' if fill >= 1 else 'it fills'
-        tiles.append(('queue', f'{fill:.0%}', remark))
+        comment = f'full at iteration {run.queue_full_at:,.0f}' if fill >= 1 else 'it fills'
+        tiles.append(('queue', f'{fill:.0%}', comment))
     if run.images_per_second is not None and len(run.images_per_second.values):
         speed = float(np.nanmedian(run.images_per_second.values))
         share = run.loading_share
@@ -230,7 +260,7 @@ def _tiles(run: RunLog) -> List[Tuple[str, str, str]]:
     for name, curve in list(run.evaluation.items())[:2]:
         best = np.nanmax(curve.values) if np.isfinite(curve.values).any() else float('nan')
         tiles.append((re.sub('^eval/', '', name), f'{curve.values[-1]:.4g}', f'highest {best:.4g}'))
-    if any(name.startswith('health_') for name in run.train):
+    if any(name.startswith('health_') for name in run.train) and not run.without_events:
         count = sum(e.count for e in run.events if e.kind == 'health' and e.level == 'WARNING')
         tiles.append(
             ('health', str(count) if count else 'good', 'warnings' if count else 'no warning')
@@ -242,7 +272,7 @@ def _tiles(run: RunLog) -> List[Tuple[str, str, str]]:
 
 
 def _about(run: RunLog, dataset: Any) -> List[Tuple[str, str]]:
-    """What was run, by the config."""
+    """Return names and values that describe the run, by the config."""
     kind, depth = (
         run.setting('model', 'backbone', 'type'),
         run.setting('model', 'backbone', 'depth'),
@@ -260,6 +290,8 @@ def _about(run: RunLog, dataset: Any) -> List[Tuple[str, str]]:
         batch = f'{run.batch_size} images'
         if run.processes > 1:
             batch += f', {run.batch_size // run.processes} on each of {run.processes} processes'
+    elif run.setting('train_dataloader', 'batch_size'):
+        batch = f'{run.setting("train_dataloader", "batch_size")} images on each process'
     rows = [
         ('Method', str(run.setting('model', 'type') or '')),
         ('Backbone', backbone),
@@ -269,7 +301,7 @@ def _about(run: RunLog, dataset: Any) -> List[Tuple[str, str]]:
         ('Config', run.config_name),
         ('Started', run.started),
         ('Running time', str(timedelta(seconds=round(run.seconds)))),
-        ('Sessions', f'{len(run.sessions)} (resumed: dotted lines)' if run.starts else ''),
+        ('Starts', f'{len(run.folders)} (resumed: dotted lines)' if run.starts else ''),
         ('Folder', str(run.directory.resolve())),
     ]
     return [(name, value) for name, value in rows if value]
@@ -286,7 +318,7 @@ def _table(run: RunLog) -> List[Tuple[str, List[str]]]:
 
 
 class Group(NamedTuple):
-    """Events under one heading: ``shown`` of ``total``; folded where they are minor."""
+    """Hold events under one heading: ``shown`` of ``total``; folded if they are minor."""
 
     title: str
     shown: list
@@ -294,7 +326,23 @@ class Group(NamedTuple):
     minor: bool
 
 
-def _events(run: RunLog) -> List[Group]:
+def _describe_lack_of_events(run: RunLog) -> str:
+    """Return one line on the starts that wrote scalars without events; '' if all wrote both."""
+    missing = run.without_events
+    if not missing:
+        return ''
+    if len(missing) == len(run.folders):
+        which = 'This run wrote'
+    else:
+        which = f'{len(missing)} of {len(run.folders)} starts ({", ".join(missing)}) wrote'
+    return (
+        f'{which} no events (events.jsonl), as runs of an older mmdense and of other packages do: '
+        'warnings, skipped steps, unreadable images and the course of the run are not shown; the '
+        'log has them.'
+    )
+
+
+def _group_events(run: RunLog) -> List[Group]:
     titles = dict(
         health='Health of the features',
         skipped='Steps that were not finite, and skipped',
@@ -310,23 +358,23 @@ def _events(run: RunLog) -> List[Group]:
     return groups
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 _TYPE = re.compile(r'((mmdense|mmpretrain|mmcv|mmengine)\.)?\w+')
 
 
 def build_dataset(run: RunLog) -> Dataset:
-    """The data set of a run, from its config, if that asks for nothing else.
+    """Build the data set of a run from its config, if the config asks for nothing else.
 
     Args:
-        run (RunLog): Of :func:`read_run`.
+        run (RunLog): A run, from :func:`read_run`.
 
     Returns:
-        Dataset: With its pipeline.
+        Dataset: The data set with its pipeline.
 
     Raises:
-        DataError: The config does not say, or names types that are no data
-            sets and transforms of mmdense, mmpretrain, mmcv and mmengine.
+        DataError: The config names no data set, or types that are no data sets and transforms
+            of mmdense, mmpretrain, mmcv and mmengine.
     """
     cfg = run.setting('train_dataloader', 'dataset')
     if not isinstance(cfg, dict):
@@ -350,11 +398,11 @@ def _check_types(node: Any) -> None:
             _check_types(value)
 
 
-def _spread(dataset: Any) -> List[int]:
+def _select_indices(dataset: Any) -> List[int]:
     return sorted(set(np.linspace(0, len(dataset) - 1, _NUM_IMAGES).round().astype(int).tolist()))
 
 
-def _photograph(dataset: Any, index: int) -> Tuple[str, np.ndarray]:
+def _read_image(dataset: Any, index: int) -> Tuple[str, np.ndarray]:
     if hasattr(dataset, 'read'):
         path, content = dataset.read(index)
         info = dict(img_path=path, img_bytes=content)
@@ -363,11 +411,11 @@ def _photograph(dataset: Any, index: int) -> Tuple[str, np.ndarray]:
     return info['img_path'], LoadImage().transform(info)['img']
 
 
-def _photographs(dataset: Any, size: int = 384) -> Tuple[List[np.ndarray], List[str]]:
+def _read_images(dataset: Any, size: int = 384) -> Tuple[List[np.ndarray], List[str]]:
     images, names = [], []
-    for index in _spread(dataset):
+    for index in _select_indices(dataset):
         try:
-            path, image = _photograph(dataset, index)
+            path, image = _read_image(dataset, index)
         except UnreadableImageError:
             continue
         images.append(fit_image(image, size))
@@ -376,16 +424,16 @@ def _photographs(dataset: Any, size: int = 384) -> Tuple[List[np.ndarray], List[
 
 
 class Sample(NamedTuple):
-    """An image and its views, to be shown.
+    """Hold an image and its views for the report.
 
     Attributes:
-        name (str): Of the file.
-        image (str): As :func:`~.html.data_uri` gives it.
-        width (int): In pixels.
-        height (int): In pixels.
-        views (List[str]): Likewise.
-        boxes (List[Tuple[float, ...]]): x, y, width and height of each view in
-            the image, in pixels; none where the pipeline does not tell.
+        name (str): Name of the file.
+        image (str): The image, from :func:`~.html.data_uri`.
+        width (int): Width in pixels.
+        height (int): Height in pixels.
+        views (List[str]): The views, from :func:`~.html.data_uri`.
+        boxes (List[Tuple[float, ...]]): x, y, width and height of each view in the image, in
+            pixels; empty if the pipeline keeps no boxes.
     """
 
     name: str
@@ -397,17 +445,17 @@ class Sample(NamedTuple):
 
 
 def sample_views(run: RunLog, dataset: Any) -> List[Sample]:
-    """What the network is given of some images.
+    """Return the views that the network gets of some images.
 
     Args:
-        run (RunLog): Of :func:`read_run`.
-        dataset (Dataset): Of :func:`build_dataset`.
+        run (RunLog): A run, from :func:`read_run`.
+        dataset (Dataset): Its data set, from :func:`build_dataset`.
 
     Returns:
-        List[Sample]: One an image; the same at every call.
+        List[Sample]: One for each image; the same at every call.
     """
     samples = []
-    for index in _spread(dataset):
+    for index in _select_indices(dataset):
         with seeded(index):
             packed = dataset[index]
         views, sample = packed['inputs'], packed['data_samples']
@@ -417,7 +465,7 @@ def sample_views(run: RunLog, dataset: Any) -> List[Sample]:
             views = [apply_batch(v[None], [o])[0] for v, o in zip(views, todo)]
         path = sample.get('img_path')
         try:
-            path, image = _photograph(dataset, index)
+            path, image = _read_image(dataset, index)
         except UnreadableImageError:
             continue
         image = fit_image(image, 384)
@@ -440,7 +488,7 @@ def sample_views(run: RunLog, dataset: Any) -> List[Sample]:
 
 
 def _pixels(view: Any) -> np.ndarray:
-    """3×H×W or patches G×3×H×W, BGR, to H×W×3, RGB."""
+    """Turn 3×H×W or patches G×3×H×W, BGR, into H×W×3, RGB."""
     if view.dim() == 4:
         side = int(len(view) ** 0.5)
         rows = [np.concatenate(list(map(_pixels, row)), axis=1) for row in view.split(side)]
@@ -449,7 +497,7 @@ def _pixels(view: Any) -> np.ndarray:
 
 
 class Features(NamedTuple):
-    """The last stage's features of a checkpoint, as colours of each image."""
+    """Hold the last stage's features of a checkpoint, as colours of each image."""
 
     label: str
     pictures: List[str]
@@ -459,18 +507,18 @@ class Features(NamedTuple):
 def checkpoint_features(
     run: RunLog, images: Sequence[np.ndarray], notes: List[str]
 ) -> List[Features]:
-    """How features change: random weights, then the checkpoints that are there.
+    """Colour the features of random weights and of the checkpoints, to show how they develop.
 
-    Colours of successive checkpoints are brought into the same order and
-    direction, which principal components by themselves do not have.
+    Principal components have no fixed order and direction: those of successive checkpoints are
+    aligned.
 
     Args:
-        run (RunLog): Of :func:`read_run`.
-        images (Sequence[np.ndarray]): Each H×W×3 uint8, RGB.
-        notes (List[str]): Gets a line for each checkpoint that cannot be used.
+        run (RunLog): A run, from :func:`read_run`.
+        images (Sequence[np.ndarray]): Images, each H×W×3 uint8, RGB.
+        notes (List[str]): Notes of the report; a checkpoint that cannot be used adds a line.
 
     Returns:
-        List[Features]: In order; empty without a checkpoint.
+        List[Features]: Features in the order of training; empty without a checkpoint.
     """
     number = min(len(run.checkpoints), _NUM_CHECKPOINTS)
     chosen = np.linspace(0, len(run.checkpoints) - 1, number).round().astype(int)
@@ -485,18 +533,19 @@ def checkpoint_features(
                     ('random weights', pca_colours(stage_maps(backbones.random, inputs)[-1]))
                 )
             stage = pca_colours(stage_maps(backbones.pretrained, inputs)[-1])
-        except Exception as error:  # as in _attempt
+        except Exception as error:  # a checkpoint may hold anything
             notes.append(f'{path.name} is not shown: {" ".join(str(error).split())}')
             continue
-        rows.append((label, stage._replace(colours=_aligned(stage.colours, rows[-1][1].colours))))
+        colours = _align_colours(stage.colours, rows[-1][1].colours)
+        rows.append((label, stage._replace(colours=colours)))
     return [
         Features(label, [data_uri(colour) for colour in stage.colours], stage.explained)
         for label, stage in rows
     ]
 
 
-def _aligned(colours: List[np.ndarray], before: List[np.ndarray]) -> List[np.ndarray]:
-    """Channels in the order, and with the signs, that are most like those before."""
+def _align_colours(colours: List[np.ndarray], before: List[np.ndarray]) -> List[np.ndarray]:
+    """Order and flip channels so that they are most like those of the checkpoint before."""
     now, then = (np.concatenate([c.reshape(-1, 3) for c in x]) - 0.5 for x in (colours, before))
     if now.shape != then.shape:
         return colours

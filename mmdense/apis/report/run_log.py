@@ -1,7 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What a work directory says about its run: scalars, events and state, also while it is written."""
+"""Read a run from its work directory: scalars, events and state, also while they are written."""
 
 import ast
+import inspect
 import json
 import re
 import time
@@ -15,40 +16,44 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from mmdense.checkpoints.model_config import _DictCalls
+from mmdense.engine.events import EVENTS_FILE, read_events
+from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
-from mmdense.utils.log_level import FILE_CLIENT_REMARK
 
-_LINE = re.compile(r'(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - \S+ - (\w+) - (.*)')
-_POSITION = re.compile(r'(?:Epoch\(train\)\s+\[(\d+)\])|(?:Iter\(train\))\s')
-_OF = re.compile(r'\[\s*(\d+)/(\d+)\]')
-# What belongs to which heading, and lines of level INFO that are worth telling.
-_KINDS = [
-    ('health', re.compile(r'^health_')),
-    ('skipped', re.compile(r'its step is skipped')),
-    ('unreadable', re.compile(r'^cannot read image |images .* cannot be read')),
-    ('course', re.compile(r': saved .* and ended; |^resumed |queue is full \(')),
-]
+# The heading of a kind of event. Events of another kind are shown if they are warnings or errors.
+_HEADINGS = dict(
+    health='health',
+    health_recovered='health',
+    skipped_step='skipped',
+    unreadable_image='unreadable',
+    unreadable_images='unreadable',
+    preempted='course',
+    resumed_with_difference='course',
+    queue_full='course',
+)
 
 
 class Curve(NamedTuple):
-    """A scalar over the run: ``steps`` are iterations, both arrays float64 of one length."""
+    """Hold a scalar over the run: ``steps`` are iterations, both arrays float64 of one length."""
 
     steps: np.ndarray
     values: np.ndarray
 
 
 class Event(NamedTuple):
-    """A line of the log: ``kind`` is health, skipped, unreadable, course or other."""
+    """Hold an event as a report shows it: ``kind`` is health, skipped, unreadable, course or
+    other, ``time`` the first of ``count`` times that it was written."""
 
     kind: str
     time: str
     level: str
     text: str
-    count: int  # how often it was said
+    count: int
 
 
 class State(NamedTuple):
-    """``kind`` is finished, running or interrupted; ``text`` says where, and how to go on."""
+    """Hold the state of a run: ``kind`` is finished, running or interrupted; ``text`` gives the
+    position, and the way to continue."""
 
     kind: str
     text: str
@@ -56,30 +61,33 @@ class State(NamedTuple):
 
 @dataclass
 class RunLog:
-    """A run, as its work directory tells it.
+    """Hold a run, as its work directory describes it.
 
     Attributes:
         directory (Path): The work directory.
-        sessions (List[str]): Folders of its starts and resumptions, in order.
+        folders (List[str]): The folder of each start, in order.
         starts (List[float]): First logged iteration of each resumption.
-        config_name (str): Of the config file; '' if not there.
-        config_text (str): The last session's dumped config.
+        config_name (str): Name of the config file; '' if it is not there.
+        config_text (str): The dumped config of the last start.
         config (dict): The same as values, read as data: nothing in it runs.
         train (Dict[str, Curve]): Scalars of training by name.
-        evaluation (Dict[str, Curve]): Those of evaluations.
+        evaluation (Dict[str, Curve]): Scalars of evaluations by name.
         per_epoch (int, optional): Iterations in an epoch.
-        processes (int): That trained.
-        started (str): When the first session began.
-        seconds (float): Of all sessions together, by the log.
-        state (State): What has become of it.
-        events (List[Event]): Warnings and the run's course.
+        processes (int, optional): Number of processes that trained; None if it is not known.
+        started (str): Time of the first start.
+        seconds (float): Duration of all starts together.
+        state (State): Whether the run is finished.
+        events (List[Event]): Warnings, errors and the course of the run.
+        without_events (List[str]): Folders of the starts that wrote scalars and no events.
+        queue_filled_at (int, optional): Iteration that filled the key queue, by the events.
         checkpoints (List[Tuple[str, Path]]): Label and file, in order; of a run that kept
             snapshots these, and the last checkpoint.
-        stopped_at (int): Iterations that were done when it was told to stop; 0 if it was not.
+        stopped_at (int): Completed iterations, by the event that ended the last start; 0
+            without one.
     """
 
     directory: Path
-    sessions: List[str]
+    folders: List[str]
     starts: List[float] = field(default_factory=list)
     config_name: str = ''
     config_text: str = ''
@@ -87,16 +95,18 @@ class RunLog:
     train: Dict[str, Curve] = field(default_factory=dict)
     evaluation: Dict[str, Curve] = field(default_factory=dict)
     per_epoch: Optional[int] = None
-    processes: int = 1
+    processes: Optional[int] = 1
     started: str = ''
     seconds: float = 0.0
     state: State = State('interrupted', '')
     events: List[Event] = field(default_factory=list)
+    without_events: List[str] = field(default_factory=list)
+    queue_filled_at: Optional[int] = None
     checkpoints: List[Tuple[str, Path]] = field(default_factory=list)
     stopped_at: int = 0
 
     def setting(self, *keys: str) -> Any:
-        """A value of the config, ``setting('model', 'type')``; None where there is none."""
+        """Return a value of the config, ``setting('model', 'type')``; None if there is none."""
         value: Any = self.config
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -104,13 +114,13 @@ class RunLog:
 
     @property
     def last_step(self) -> int:
-        """Iterations done, by the last logged line, or by what was said at the end."""
+        """Return the completed iterations, by the last logged line or the event at the end."""
         logged = max((curve.steps[-1] for curve in self.train.values()), default=0)
         return max(int(logged), self.stopped_at)
 
     @property
     def max_steps(self) -> Optional[int]:
-        """Iterations of the whole run, if that is known."""
+        """Return the iterations of the complete run, if they are known."""
         if self.setting('train_cfg', 'max_iters'):
             return self.setting('train_cfg', 'max_iters')
         epochs = self.setting('train_cfg', 'max_epochs')
@@ -118,13 +128,13 @@ class RunLog:
 
     @property
     def batch_size(self) -> Optional[int]:
-        """Images in an iteration, over all processes."""
+        """Return the images in an iteration, over all processes."""
         size = self.setting('train_dataloader', 'batch_size')
-        return size * self.processes if isinstance(size, int) else None
+        return size * self.processes if isinstance(size, int) and self.processes else None
 
     @property
     def images_per_second(self) -> Optional[Curve]:
-        """From the time of an iteration and the batch."""
+        """Return the throughput, from the time of an iteration and the batch."""
         times = self.train.get('time')
         if times is None or self.batch_size is None:
             return None
@@ -133,7 +143,7 @@ class RunLog:
 
     @property
     def loading_share(self) -> Optional[Curve]:
-        """How much of an iteration is waiting for data, in [0, 1]."""
+        """Return the share of an iteration that waits for data, in [0, 1]."""
         times, waits = self.train.get('time'), self.train.get('data_time')
         if times is None or waits is None or len(times.steps) != len(waits.steps):
             return None
@@ -142,10 +152,11 @@ class RunLog:
 
     @property
     def chance(self) -> Optional[float]:
-        """What ``loss`` is when nothing is known; None without a queue.
+        """Return ``loss`` at chance level; None without a key queue.
 
-        DetCo's loss is a weighted sum of losses over the stages, each of which
-        has the logged chance level.
+        A loss that has a part for each stage of the backbone (``loss_*_stage*``) is their sum,
+        weighted by ``model.stage_weights``; each part has the logged chance level. None if the
+        weights are not known.
         """
         logged = self.train.get('chance')
         if logged is None:
@@ -154,80 +165,136 @@ class RunLog:
         stages = [int(match[1]) for match in found if match]
         if not stages:
             return float(logged.values[-1])
-        weights = self.setting('model', 'stage_weights') or (0.1, 0.4, 0.7, 1.0)
+        weights = self.setting('model', 'stage_weights')
+        weights = weights or _default_argument(self.setting('model', 'type'), 'stage_weights')
+        if weights is None:
+            return None
         by_stage = dict(zip(sorted(set(stages)), weights))
         return float(logged.values[-1] * sum(by_stage.get(stage, 1.0) for stage in stages))
 
     @property
     def queue_full_at(self) -> Optional[float]:
-        """First iteration with a full queue, as the log says it, else the first logged one; inf
-        while it fills, None without one."""
+        """Return the first iteration with a full queue, by its event, or the first logged one; inf
+        while the queue fills, None without one."""
         fill = self.train.get('queue_fill')
         if fill is None:
             return None
-        said = (re.search(r'queue is full \(iteration (\d+)\)', e.text) for e in self.events)
-        found = [int(match[1]) for match in said if match]
-        if found:
-            return float(min(found))
+        if self.queue_filled_at is not None:
+            return float(self.queue_filled_at)
         full = fill.steps[fill.values >= 1]
         return float(full[0]) if len(full) else float('inf')
 
 
-def read_run(directory: str) -> RunLog:
-    """Reads a work directory of MMEngine.
+def _default_argument(kind: Any, name: str) -> Any:
+    """Return the default of an argument of a registered model; None if there is none."""
+    MODELS.import_from_location()
+    found = MODELS.module_dict.get(str(kind).rpartition('.')[2])  # nothing else is imported
+    argument = inspect.signature(found).parameters.get(name) if found else None
+    return None if argument is None or argument.default is argument.empty else argument.default
 
-    A later session replaces what earlier ones have logged of the same
-    iterations. A line that is cut short, as the last one of a run that goes on
-    may be, is left out.
+
+@dataclass
+class _Start:
+    """Hold one start of a run: events, and iteration and seconds of its training lines."""
+
+    folder: Path
+    events: List[Dict[str, Any]]
+    steps: array = field(default_factory=lambda: array('d'))
+    times: array = field(default_factory=lambda: array('d'))
+
+    def find(self, kind: str) -> Optional[Dict[str, Any]]:
+        """Return the last event of a kind; None without one."""
+        return next((event for event in reversed(self.events) if event['kind'] == kind), None)
+
+    @property
+    def trains(self) -> bool:
+        """Return whether it is a training, not an evaluation."""
+        return bool(self.steps) or self.find('started') is not None
+
+    @property
+    def begin(self) -> datetime:
+        """Return the time of the start, which names the folder."""
+        return _start_time(self.folder.name)
+
+    @property
+    def seconds(self) -> float:
+        """Return the duration until the last event, and of the iterations logged after it."""
+        seconds, done = 0.0, -1
+        if self.events:
+            end = datetime.fromisoformat(self.events[-1]['time'])
+            seconds = max(0.0, (end - self.begin).total_seconds())
+            done = self.events[-1]['iter']
+        steps, times = np.array(self.steps), np.array(self.times)
+        steps, times = steps[steps > done], times[steps > done]
+        if not len(steps):
+            return seconds
+        before = done if done >= 0 else max(0.0, 2 * steps[0] - steps[min(1, len(steps) - 1)])
+        return seconds + float((np.diff(steps, prepend=min(before, steps[0])) * times).sum())
+
+
+def read_run(directory: str) -> RunLog:
+    """Read a work directory of MMEngine.
+
+    A later start replaces the lines of earlier ones for the same iterations. A line that is cut
+    short is left out; the last one of a running training may be.
 
     Args:
-        directory (str): As ``--work-dir`` names it, or one session's folder in
-            it.
+        directory (str): The folder that ``--work-dir`` names, or the folder of one start in it.
 
     Returns:
-        RunLog: What is there.
+        RunLog: The run. One of an older mmdense or of another package has no events.
 
     Raises:
         InputError: There is no run.
     """
     folder = Path(directory)
     if not folder.is_dir():
-        what = 'is no directory' if folder.exists() else 'does not exist'
-        raise InputError(f'{directory} {what}: give the work directory of a run')
+        problem = 'is no directory' if folder.exists() else 'does not exist'
+        raise InputError(f'{directory} {problem}: give the work directory of a run')
     if (folder / 'vis_data').is_dir():
         folder = folder.resolve().parent
-    sessions = sorted(
+    folders = sorted(
         path
         for path in folder.iterdir()
-        if re.fullmatch(r'\d{8}_\d{6}', path.name) and any(_files(path))
+        if _start_time(path.name) is not None and any(_list_files(path))
     )
-    if not sessions:
+    if not folders:
         raise InputError(
             f'{directory} holds no run: looked for folders such as 20260131_235959 with a log '
             'in it; give the work directory of a run (--work-dir, work_dirs/CONFIG)'
         )
-    run = RunLog(folder, [session.name for session in sessions])
-    _read_config(run, sessions)
-    _read_scalars(run, sessions)
-    ends = _read_texts(run, sessions)
-    saved = re.search(r'iter_(\d+)\.pth', ends.get('stopped') or '')
-    run.stopped_at = int(saved[1]) if saved else 0
-    run.checkpoints = _checkpoints(folder, run.per_epoch or 1)
-    run.state = _state(run, sessions, ends)
+    run = RunLog(folder, [path.name for path in folders])
+    starts = [_Start(path, read_events(path)) for path in folders]
+    _read_config(run, folders)
+    _read_scalars(run, starts)
+    _read_course(run, starts)
+    run.checkpoints = _list_checkpoints(folder, run.per_epoch or 1)
+    run.state = _state(run, starts)
     return run
 
 
-def _files(session: Path) -> List[Path]:
-    """The logs of a session: text and scalars."""
-    return [*session.glob('*.log'), *session.glob('vis_data/scalars.json')]
+def _start_time(name: str) -> Optional[datetime]:
+    """Return the time that MMEngine names a folder by; None for another name."""
+    if not re.fullmatch(r'\d{8}_\d{6}', name):
+        return None
+    try:
+        return datetime.strptime(name, '%Y%m%d_%H%M%S')
+    except ValueError:
+        return None
 
 
-def _read_config(run: RunLog, sessions: List[Path]) -> None:
+def _list_files(folder: Path) -> List[Path]:
+    """Return the files that a start writes to: log, scalars and events."""
+    names = ('*.log', EVENTS_FILE, 'vis_data/scalars.json')
+    return [path for name in names for path in folder.glob(name)]
+
+
+def _read_config(run: RunLog, folders: List[Path]) -> None:
     names = sorted(run.directory.glob('*.py'), key=lambda path: path.stat().st_mtime)
     run.config_name = names[-1].name if names else ''
     own = run.config_name.replace('_whole.py', '.py')  # see mmdense.engine.training.keep_config
     run.config_name = own if (run.directory / own).is_file() else run.config_name
-    dumped = [session / 'vis_data' / 'config.py' for session in sessions]
+    dumped = [folder / 'vis_data' / 'config.py' for folder in folders]
     for path in reversed([*names, *dumped]):
         if path.is_file():
             run.config_text = path.read_text(encoding='utf-8', errors='replace')
@@ -241,118 +308,140 @@ def _read_config(run: RunLog, sessions: List[Path]) -> None:
             try:
                 value = ast.literal_eval(_DictCalls().visit(node.value))
             except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
-                continue  # not written out
+                continue  # a value that only a program can compute
             run.config[node.targets[0].id] = value
 
 
-def _read_scalars(run: RunLog, sessions: List[Path]) -> None:
-    new = lambda: defaultdict(lambda: (array('d'), array('d')))  # noqa: E731
-    train, evaluation = new(), new()
-    step = 0
-    for session in sessions:
-        path = session / 'vis_data' / 'scalars.json'
-        if not path.is_file():
-            continue
-        first = True
-        with open(path, encoding='utf-8', errors='replace') as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if not isinstance(row, dict) or not _is_number(row.get('step')):
-                    continue
-                # lines of training have both; an evaluation's own step counts epochs without 'iter'
-                if 'iter' in row and 'time' in row:
-                    step = row['step']
-                    if first:
-                        _forget(train, step)
-                        _forget(evaluation, step)
-                        run.starts = [start for start in run.starts if start < step] + [step]
-                    first = False
-                    if row.get('epoch') == 1:
-                        run.per_epoch = max(run.per_epoch or 1, int(step))
-                    _add(train, row, step, ('step', 'iter', 'epoch'))
-                else:
-                    at = row['step'] if 'iter' in row else step
-                    _forget({name: evaluation[name] for name in row if name in evaluation}, at)
-                    _add(evaluation, row, at, ('step', 'iter', 'epoch', 'time', 'data_time'))
-    for source, target in ((train, run.train), (evaluation, run.evaluation)):
-        for name, (steps, values) in source.items():
-            if steps:
-                target[name] = Curve(np.array(steps), np.array(values))
+# ---------------------------------------------------------------- scalars
+
+
+class _Columns:
+    """Collect scalars by name, in the order of their iterations."""
+
+    def __init__(self, skipped: Tuple[str, ...]) -> None:
+        self.skipped = skipped
+        self.by_name: Dict[str, Tuple[array, array]] = defaultdict(lambda: (array('d'), array('d')))
+
+    def add(self, row: Dict[str, Any], step: float) -> None:
+        """Append the numbers of a line."""
+        for name, value in row.items():
+            if name not in self.skipped and _is_number(value):
+                steps, values = self.by_name[name]
+                steps.append(step)
+                values.append(value)
+
+    def drop_from(self, step: float, names: Any = None) -> None:
+        """Remove the values from an iteration on, of all names or of some."""
+        for name in list(self.by_name) if names is None else names:
+            steps, values = self.by_name.get(name, ((), ()))
+            while steps and steps[-1] >= step:
+                steps.pop()
+                values.pop()
+
+    def curves(self) -> Dict[str, Curve]:
+        """Return the columns that have values."""
+        return {
+            name: Curve(np.array(steps), np.array(values))
+            for name, (steps, values) in self.by_name.items()
+            if steps
+        }
+
+
+def _read_scalars(run: RunLog, starts: List[_Start]) -> None:
+    train = _Columns(('step', 'iter', 'epoch'))
+    evaluation = _Columns(('step', 'iter', 'epoch', 'time', 'data_time'))
+    step = 0.0
+    for start in starts:
+        for row in _rows(start.folder / 'vis_data' / 'scalars.json'):
+            # lines of training have both; an evaluation counts epochs in 'step' without 'iter'
+            if 'iter' not in row or 'time' not in row:
+                at = row['step'] if 'iter' in row else step
+                evaluation.drop_from(at, row)
+                evaluation.add(row, at)
+                continue
+            step = row['step']
+            if not start.steps:
+                train.drop_from(step)
+                evaluation.drop_from(step)
+                run.starts = [other for other in run.starts if other < step] + [step]
+            start.steps.append(step)
+            start.times.append(row['time'] if _is_number(row['time']) else 0.0)
+            if _is_number(row.get('epoch')) and row['epoch'] >= 1:
+                run.per_epoch = max(run.per_epoch or 1, -int(-step // row['epoch']))
+            train.add(row, step)
+    run.train, run.evaluation = train.curves(), evaluation.curves()
     run.starts = run.starts[1:]
 
 
-def _add(columns: dict, row: dict, step: float, skip: Tuple[str, ...]) -> None:
-    for name, value in row.items():
-        if name not in skip and _is_number(value):
-            columns[name][0].append(step)
-            columns[name][1].append(value)
-
-
-def _forget(columns: dict, step: float) -> None:
-    """What was logged from an iteration on."""
-    for steps, values in columns.values():
-        while steps and steps[-1] >= step:
-            steps.pop()
-            values.pop()
+def _rows(path: Path) -> Any:
+    """Yield the lines of a file of scalars that have a step."""
+    if not path.is_file():
+        return
+    with open(path, encoding='utf-8', errors='replace') as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and _is_number(row.get('step')):
+                yield row
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _read_texts(run: RunLog, sessions: List[Path]) -> Dict[str, Any]:
-    """Events, and what was said of the end of the last session."""
-    said: Counter = Counter()
+# ---------------------------------------------------------------- events
+
+
+def _read_course(run: RunLog, starts: List[_Start]) -> None:
+    """Take lengths, times and events from all starts."""
+    trainings = [start for start in starts if start.trains]
+    run.started = starts[0].begin.strftime('%Y-%m-%d %H:%M:%S')
+    run.seconds = sum(start.seconds for start in starts)
+    run.without_events = [start.folder.name for start in trainings if not start.events]
+    started = trainings[-1].find('started') if trainings else None
+    if started is not None:
+        run.processes = _count(started, 'processes')
+        run.per_epoch = _count(started, 'epoch_length') or run.per_epoch
+    elif run.setting('launcher') not in (None, 'none'):
+        run.processes = None
+    events = [event for start in starts for event in start.events]
+    full = [_count(event, 'iteration') for event in events if event['kind'] == 'queue_full']
+    run.queue_filled_at = min(filter(None, full), default=None)
+    for kind in ('preempted', 'finished'):
+        ended = trainings[-1].find(kind) if trainings else None
+        run.stopped_at = max(run.stopped_at, _count(ended or {}, 'iterations') or 0)
+    run.events = _shown_events(events)
+
+
+def _count(event: Dict[str, Any], name: str) -> Optional[int]:
+    """Return a whole number above 0 of an event; None if there is none."""
+    value = event.get(name)
+    return int(value) if _is_number(value) and value >= 1 else None
+
+
+def _shown_events(events: List[Dict[str, Any]]) -> List[Event]:
+    count: Counter = Counter()
     first_time: Dict[tuple, str] = {}
-    ends: Dict[str, Any] = {}
-    for session in sessions:
-        end = dict(trains=False, finished=False, saved=None, stopped='')
-        path = session / f'{session.name}.log'
-        times = []
-        if not path.is_file():
+    for event in events:
+        heading, level, text = _HEADINGS.get(event['kind']), event['level'], event['text']
+        if event['kind'] == 'started' and event.get('resumed'):
+            heading = 'course'
+            origin = f' from {event["resumed_from"]}' if event.get('resumed_from') else ''
+            text = f'Resumed{origin} after {event["iter"]:,} iterations'
+        if heading is None and level == 'INFO':
             continue
-        with open(path, encoding='utf-8', errors='replace') as file:
-            for line in file:
-                match = _LINE.match(line)
-                if match is None:
-                    if 'GPU number: ' in line:
-                        run.processes = int(re.search(r'GPU number: (\d+)', line)[1])
-                    continue
-                when, level, text = match.groups()
-                times = [times[0] if times else when, when]
-                if level == 'INFO':
-                    if _POSITION.match(text):
-                        end['trains'] = True
-                        position = _OF.search(text)
-                        if text.startswith('Epoch') and position:
-                            run.per_epoch = int(position[2])
-                        continue
-                    if text.startswith('Saving checkpoint at '):
-                        end['saved'] = text[len('Saving checkpoint at ') :]
-                    end['trains'] |= text.startswith('Checkpoints will be saved to ')
-                    end['finished'] |= text.startswith('Backbone alone: ')
-                if ': saved ' in text and ' and ended; ' in text:
-                    end['stopped'] = text
-                kind = next((kind for kind, words in _KINDS if words.search(text)), 'other')
-                if (level != 'INFO' or kind != 'other') and not FILE_CLIENT_REMARK.match(text):
-                    said[kind, level, text] += 1
-                    first_time.setdefault((kind, level, text), when)
-        ends = end if end['trains'] else ends  # else it was an evaluation
-        if times:
-            run.started = run.started or times[0]
-            begin, end = (datetime.strptime(t, '%Y/%m/%d %H:%M:%S') for t in times)
-            run.seconds += (end - begin).total_seconds()
-    run.events = [
-        Event(kind, first_time[kind, level, text], level, text, count)
-        for (kind, level, text), count in said.items()
+        key = (heading or 'other', level, text)
+        count[key] += 1
+        first_time.setdefault(key, event['time'].replace('T', ' '))
+    return [
+        Event(kind, first_time[kind, level, text], level, text, number)
+        for (kind, level, text), number in count.items()
     ]
-    return ends
 
 
-def _checkpoints(folder: Path, per_epoch: int) -> List[Tuple[str, Path]]:
+def _list_checkpoints(folder: Path, per_epoch: int) -> List[Tuple[str, Path]]:
     found, kept = [], []
     for path in [*folder.glob('*.pth'), *folder.glob('snapshots/*.pth')]:
         match = re.fullmatch(r'(epoch|iter)_(\d+)\.pth', path.name)
@@ -365,27 +454,28 @@ def _checkpoints(folder: Path, per_epoch: int) -> List[Tuple[str, Path]]:
     return [(label, path) for _, label, path in sorted(found)]
 
 
-def _state(run: RunLog, sessions: List[Path], ends: Dict[str, Any]) -> State:
+# ---------------------------------------------------------------- state
+
+
+def _state(run: RunLog, starts: List[_Start]) -> State:
     step, total = run.last_step, run.max_steps
     where = f'iteration {step:,}' + (f' of {total:,}' if total else '')
     if run.per_epoch:
         epochs = run.setting('train_cfg', 'max_epochs')
         epoch = -(-step // run.per_epoch)
         where = f'epoch {epoch}' + (f' of {epochs}' if epochs else '') + f', {where}'
-        if epochs and ends.get('saved') == f'{epochs} epochs':
-            ends['finished'] = True
-    if total and (ends.get('saved') == f'{total} iterations' or step >= total):
-        ends['finished'] = True
-    if ends.get('finished'):
+    last = next((start for start in reversed(starts) if start.trains), starts[-1])
+    if _is_finished(run, last):
         return State('finished', where)
-    if ends.get('stopped'):
-        return State('interrupted', f'at {where}. {ends["stopped"]}')
+    preempted = last.find('preempted')
+    if preempted is not None:
+        return State('interrupted', f'at {where}. {preempted["text"]}')
     # Lines come at their own pace; a checkpoint or an evaluation takes a while more.
     pace = run.train.get('time')
     gap = 0.0
     if pace is not None and len(pace.steps) > 1:
         gap = float((pace.steps[-1] - pace.steps[-2]) * pace.values[-1])
-    age = time.time() - max(path.stat().st_mtime for path in _files(sessions[-1]))
+    age = time.time() - max(path.stat().st_mtime for path in _list_files(starts[-1].folder))
     if age < max(120.0, 5 * gap):
         left = ''
         if pace is not None and total:
@@ -393,4 +483,19 @@ def _state(run: RunLog, sessions: List[Path], ends: Dict[str, Any]) -> State:
             left = f', about {timedelta(seconds=round((total - step) * typical))} left'
         return State('running', f'at {where}{left}')
     ago = timedelta(seconds=round(age))
-    return State('interrupted', f'at {where}; nothing was logged for {ago}. --resume goes on')
+    return State('interrupted', f'at {where}; nothing was logged for {ago}. --resume continues it')
+
+
+def _is_finished(run: RunLog, last: _Start) -> bool:
+    """Return whether the last start reached the end: by its event, by the lines, or, for a start
+    that wrote none of its course, by a checkpoint of the last iteration."""
+    total = run.max_steps
+    if last.find('finished') is not None or (total and run.last_step >= total):
+        return True
+    if last.find('started') is not None or not total:
+        return False
+    train_cfg = run.setting('train_cfg') or {}
+    names = [f'epoch_{train_cfg.get("max_epochs")}.pth', f'iter_{total}.pth']
+    paths = [run.directory / name for name in names]
+    begin = last.begin.timestamp()
+    return any(path.is_file() and path.stat().st_mtime >= begin for path in paths)

@@ -2,6 +2,7 @@
 from .backbone_export import BackboneExportHook
 from .checkpoint import CheckpointHook
 from .dense_evaluation import DenseEvaluationHook
+from .event_log import EventLogHook
 from .exact_resume import ExactResumeHook
 from .health import HealthMonitorHook
 from .invalid_values import CheckInvalidValuesHook
@@ -18,6 +19,7 @@ __all__ = [
     'CheckInvalidValuesHook',
     'CheckpointHook',
     'DenseEvaluationHook',
+    'EventLogHook',
     'ExactResumeHook',
     'HealthMonitorHook',
     'KeyQueueLogHook',

@@ -11,21 +11,22 @@ from mmdense.checkpoints.model_config import saved_backbone_config
 from mmdense.registry import HOOKS
 from mmdense.utils.errors import MMDenseError
 
+from ..events import log_event
+
 
 @HOOKS.register_module()
 class BackboneExportHook(Hook):
-    """Marks every checkpoint with what the product of the run is, and writes
-    the product alone when training ends.
+    """Name the product of the run in every checkpoint, and write the product alone when
+    training ends.
 
-    On the way it keeps the product as ``snapshots/epoch_N.pth``, weights in
-    half precision: of checkpoints only the last few stay, and ``mmdense
-    report`` shows how features came about.
+    During the run it keeps the product as ``snapshots/epoch_N.pth``, weights in half precision:
+    only the last few checkpoints stay, and ``mmdense report`` shows how features develop.
 
     Args:
-        filename (str, optional): File in the work directory. None writes only
-            the mark. Defaults to 'backbone.pth'.
-        snapshots (int): How many, evenly spread over the epochs before the
-            last. Defaults to 4.
+        filename (str, optional): File in the work directory. None writes no file at the end.
+            Defaults to 'backbone.pth'.
+        snapshots (int): Number of snapshots, evenly spread over the epochs before the last.
+            Defaults to 4.
     """
 
     def __init__(self, filename: str = 'backbone.pth', snapshots: int = 4) -> None:
@@ -33,15 +34,15 @@ class BackboneExportHook(Hook):
         self.snapshots = snapshots
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Adds ``meta['mmdense']``; tensors lie in memory as everybody expects
-        them, with their channels first."""
+        """Add ``meta['mmdense']``, and store tensors with their channels first, which other
+        programs expect."""
         model = get_ori_model(runner.model)
         if hasattr(model, 'product'):
             checkpoint['meta']['mmdense'] = describe_product(model)
             checkpoint['state_dict'] = _contiguous(checkpoint['state_dict'])
 
     def after_train_epoch(self, runner) -> None:
-        """Keeps a snapshot, if it is its turn."""
+        """Keep a snapshot, if one is due."""
         epoch, last = runner.epoch + 1, runner.max_epochs
         turns = {-(-last * i // (self.snapshots + 1)) for i in range(1, self.snapshots + 1)}
         if not isinstance(runner.train_loop, EpochBasedTrainLoop) or epoch not in turns - {last}:
@@ -50,31 +51,34 @@ class BackboneExportHook(Hook):
         try:
             self._write(runner, path, epoch, runner.iter, half=True, cfg=runner.cfg.pretty_text)
         except MMDenseError as error:
-            runner.logger.error(f'{error}; training goes on')
+            log_event(runner, 'snapshot_failed', f'{error}; training continues', 'ERROR', path=path)
 
     def after_train(self, runner) -> None:
-        """Writes the backbone, if anything was trained."""
+        """Write the backbone, if anything was trained."""
         if self.filename is None or runner.iter == 0:
             return
         path = osp.join(runner.work_dir, self.filename)
-        # as in its checkpoints, and nothing else of the config, whose paths are its user's own
+        # checkpoints hold the complete config; paths in it are private to the user
         backbone = saved_backbone_config(dict(cfg=runner.cfg.pretty_text))
         about = dict(backbone=backbone) if backbone else {}
         if not self._write(runner, path, runner.epoch, runner.iter, **about):
             return
-        runner.logger.info(
+        log_event(
+            runner,
+            'backbone_exported',
             f'Backbone alone: {path}. In mmdet or mmseg: backbone=dict(init_cfg=dict('
-            f"type='mmdense.SelfSupPretrained', checkpoint='{path}'))"
+            f"type='mmdense.SelfSupPretrained', checkpoint='{path}'))",
+            path=path,
         )
 
     @staticmethod
     def _write(runner, path: str, epoch: int, step: int, half: bool = False, **more) -> bool:
-        """Whether there was something to write, and this process is to do it."""
+        """Write the product, if there is one; return whether this process wrote it."""
         model = get_ori_model(runner.model)
         if not hasattr(model, 'product') or not is_main_process():
             return False
         tensors = _contiguous(model.get_product().state_dict())
-        if half:  # statistics may be out of its range
+        if half:  # statistics may be out of the range of float16
             tensors = {k: v.half() if v.dim() > 1 else v for k, v in tensors.items()}
         about = {k: v for k, v in describe_product(model).items() if k != 'product'}
         save_backbone(tensors, path, epoch=epoch, iter=step, **about, **more)

@@ -1,5 +1,4 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-import logging
 import os
 import os.path as osp
 from contextlib import suppress
@@ -15,14 +14,15 @@ from torch import Tensor, nn
 
 from mmdense.registry import HOOKS
 from mmdense.utils.files import atomic_write, remove_parts
-from mmdense.utils.log_level import FILE_CLIENT_REMARK
+
+from ..events import keep_record, log_event
 
 
 class _WholeFiles(LocalBackend):
-    """Writes aside and renames.
+    """Write files under another name and rename them when they are complete.
 
     Args:
-        failed (list, optional): Gets the errors, which are then not raised.
+        failed (list, optional): A list that gets the errors, which are then not raised.
     """
 
     def __init__(self, failed: Optional[list] = None) -> None:
@@ -45,28 +45,27 @@ register_backend('mmdense.whole_files', _WholeFiles, force=True)
 class CheckpointHook(_CheckpointHook):
     """MMEngine's ``CheckpointHook`` for runs that may be killed at any moment.
 
-    - A checkpoint, and ``last_checkpoint``, is written aside, flushed and
-      renamed: under their names there are whole files only.
+    - A checkpoint, and ``last_checkpoint``, is written under another name, flushed and renamed:
+      under their own names there are complete files only.
     - The oldest checkpoint is deleted when the new one is there, not before.
-    - A checkpoint that cannot be written (a full disk) is an error line in the
-      log and leaves the others alone; the last one of a run ends it with that
-      error.
-    - Every process's own statistics of BatchNorm are in the file, as
-      ``bn_statistics``, where they differ; MMEngine keeps those of the first.
+    - A checkpoint that cannot be written (a full disk) is an error line in the log and leaves
+      the others alone; the last one of a run ends it with that error.
+    - Every process's own statistics of BatchNorm are in the file, as ``bn_statistics``, where
+      they differ; MMEngine keeps those of the first.
 
-    On local disks; elsewhere MMEngine's own way.
+    This holds on local disks; elsewhere MMEngine's own way is used.
 
     Args:
-        *args: Of MMEngine's.
-        **kwargs: Of MMEngine's.
+        *args: Arguments of MMEngine's hook.
+        **kwargs: Arguments of MMEngine's hook.
     """
 
-    out_of_turn = ''  # what save_now wrote
+    out_of_turn = ''  # the file that save_now wrote
     statistics: Dict[str, Tensor] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Find out where to write, and remove what a killed run left half."""
-        runner.logger.addFilter(_is_news)
+        """Prepare the folder, and remove incomplete files of a killed run."""
+        runner.logger.addFilter(keep_record)
         super().before_train(runner)
         self.local = isinstance(self.file_backend, LocalBackend)
         if not self.local:
@@ -80,20 +79,21 @@ class CheckpointHook(_CheckpointHook):
         self.out_of_turn = ''.join(self._ours([out_of_turn]))
 
     def _ours(self, paths: List[str]) -> List[str]:
-        """Those of this run: it may go on from another's checkpoint, which stays."""
+        """Return the paths of this run: a checkpoint of another run, which this one continues,
+        stays."""
         here = osp.abspath(self.out_dir)
         return [path for path in paths if osp.dirname(osp.abspath(path)) == here]
 
     def save_now(self, runner: Runner) -> None:
-        """Save after an iteration, whatever the interval: ``--resume`` starts
-        from it, and the next checkpoint replaces it. All processes call it.
+        """Save after an iteration, at any interval: ``--resume`` starts from it, and the next
+        checkpoint replaces it. All processes call it.
 
         Raises:
             OSError: It cannot be written.
         """
         step = runner.iter + 1
         before, path = self.out_of_turn, osp.join(self.out_dir, f'iter_{step}.pth')
-        if path == self.last_ckpt:  # it was its turn
+        if path == self.last_ckpt:  # a regular one was due
             return
         runner.message_hub.update_info('out_of_turn_ckpt', path)
         self._write(runner, osp.basename(path), dict(epoch=runner.epoch, iter=step), by_epoch=False)
@@ -104,6 +104,7 @@ class CheckpointHook(_CheckpointHook):
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         if not self.local:
             super()._save_checkpoint_with_step(runner, step, meta)
+            log_event(runner, 'checkpoint', path=self.last_ckpt, saved=dict(meta))
             return
         outdated: List[str] = [self.out_of_turn] if self.out_of_turn else []
         if self.max_keep_ckpts > 0:
@@ -123,9 +124,14 @@ class CheckpointHook(_CheckpointHook):
                 runner.message_hub.update_info('keep_ckpt_ids', before)
             if self.is_last_train_iter(runner) or runner.iter >= runner.max_iters:
                 raise
-            runner.logger.error(
+            log_event(
+                runner,
+                'checkpoint_failed',
                 f'cannot write the checkpoint {filename} to {self.out_dir}: {e.strerror or e}; '
-                'training goes on, and the checkpoints that are there stay'
+                'training continues, and the checkpoints that are there stay',
+                'ERROR',
+                path=osp.join(self.out_dir, filename),
+                reason=e.strerror or str(e),
             )
             return
         self.out_of_turn = ''
@@ -146,15 +152,21 @@ class CheckpointHook(_CheckpointHook):
         finally:
             self.file_backend, self.backend_args = before
         if failed:
-            runner.logger.error(
-                f'cannot write the best checkpoint to {self.out_dir}: '
-                f'{failed[0].strerror or failed[0]}; training goes on, and the one before stays'
+            reason = failed[0].strerror or str(failed[0])
+            log_event(
+                runner,
+                'checkpoint_failed',
+                f'cannot write the best checkpoint to {self.out_dir}: {reason}; training '
+                'continues, and the one before stays',
+                'ERROR',
+                path=self.out_dir,
+                reason=reason,
             )
         else:
             self._remove(later.paths)
 
     def _write(self, runner: Runner, filename: str, meta: dict, by_epoch: bool) -> None:
-        """The checkpoint, and then what says that it is the last."""
+        """Write the checkpoint, and then ``last_checkpoint``."""
         self.statistics = _gather_statistics(get_ori_model(runner.model))  # by all processes
         previous, self.last_ckpt = self.last_ckpt, osp.join(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -173,6 +185,7 @@ class CheckpointHook(_CheckpointHook):
                 last = osp.join(runner.work_dir, 'last_checkpoint')
                 with atomic_write(last) as part, open(part, 'w') as f:
                     f.write(self.last_ckpt)
+            log_event(runner, 'checkpoint', path=self.last_ckpt, saved=dict(meta))
         except OSError:
             self.last_ckpt = previous
             runner.message_hub.update_info('last_ckpt', previous)
@@ -187,19 +200,19 @@ class CheckpointHook(_CheckpointHook):
                 os.remove(path)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Adds every process's statistics."""
+        """Add every process's statistics."""
         if self.statistics:
             checkpoint['bn_statistics'] = self.statistics
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Takes this process's statistics."""
+        """Take this process's statistics."""
         statistics = checkpoint.get('bn_statistics')
         if not statistics:
             return
         written = len(next(iter(statistics.values())))
         if written != get_world_size():
             runner.logger.info(
-                f'{written} processes wrote the checkpoint, {get_world_size()} go on: all take '
+                f'{written} processes wrote the checkpoint, {get_world_size()} continue: all take '
                 "the first one's statistics of BatchNorm"
             )
             return
@@ -207,12 +220,8 @@ class CheckpointHook(_CheckpointHook):
             checkpoint['state_dict'][name] = by_process[get_rank()]
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return not FILE_CLIENT_REMARK.match(str(record.msg))
-
-
 class _RemovesLater(LocalBackend):
-    """Notes what is to be removed."""
+    """Note the files to remove."""
 
     def __init__(self) -> None:
         self.paths: List[str] = []
@@ -222,7 +231,7 @@ class _RemovesLater(LocalBackend):
 
 
 def _gather_statistics(model: nn.Module) -> Dict[str, Tensor]:
-    """W×C of each running mean and variance, if the W processes' differ."""
+    """Return W×C of each running mean and variance; {} if the W processes have equal ones."""
     names = [
         f'{prefix}.{name}'
         for prefix, part in model.named_modules()

@@ -12,45 +12,44 @@ from mmdense.registry import DATASETS, HOOKS
 from mmdense.utils.checks import check_counts
 from mmdense.utils.errors import MMDenseError
 
+from ..events import log_event
+
 
 @HOOKS.register_module()
 class DenseEvaluationHook(Hook):
-    """Measures what the frozen dense features are worth, while they are trained.
+    """Evaluate the frozen dense features during training.
 
-    By :func:`~mmdense.evaluation.evaluate_features`: nearest-neighbour label
-    propagation and a linear probe, on what the run is for (the algorithm's
-    product, in eval mode). Before the first iteration, which is what the run
-    started from, every ``interval`` epochs, and at the end. Every log backend
-    of the visualizer gets ``eval/knn_mIoU`` and ``eval/linear_mIoU``, or
-    ``eval/knn_accuracy`` and so on with boxes, in per cent, at the step of the
-    losses of that iteration; the log gets a line.
+    :func:`~mmdense.evaluation.evaluate_features` measures nearest-neighbour label propagation
+    and a linear probe on the algorithm's product, in eval mode: before the first iteration (the
+    weights that the run starts from), every ``interval`` epochs, and at the end. Every log
+    backend of the visualizer gets ``eval/knn_mIoU`` and ``eval/linear_mIoU``, or
+    ``eval/knn_accuracy`` and so on with boxes, in per cent, at the step of the losses of that
+    iteration; the log gets a line.
 
-    It works on a copy: weights, BatchNorm, gradients, modes and random
-    generators stay as they are, and a run is the same with and without it, to
-    the last bit. All processes share the images, and take the first one's
-    statistics of BatchNorm, so that the numbers do not depend on how many
-    there are.
+    It works on a copy: weights, BatchNorm, gradients, modes and random generators stay as they
+    are, and a run is the same with and without it, to the last bit. All processes share the
+    images, and take the first one's statistics of BatchNorm, so that the numbers do not depend
+    on the number of processes.
 
-    What is wrong with the data or the backbone ends the run at the first
-    evaluation; later (features that are not finite, an image that is gone) it
-    is an error in the log, and training goes on.
+    A fault of the data or the backbone ends the run at the first evaluation; later (features
+    that are not finite, an image that is gone) it is an error in the log, and training
+    continues.
 
-    ``save_best`` of the CheckpointHook does not see these numbers: it takes
-    those of a validation loop.
+    ``save_best`` of the CheckpointHook does not see these numbers: it takes those of a
+    validation loop.
 
     Args:
-        data (dict): Labelled images, :class:`~mmdense.evaluation.LabelledMaps`
-            or :class:`~mmdense.evaluation.LabelledBoxes`. Not those that the
-            result is published on: they are looked at again and again.
-        interval (int): Epochs between two evaluations, or iterations. Defaults
-            to 10.
+        data (dict): Labelled images, :class:`~mmdense.evaluation.LabelledMaps` or
+            :class:`~mmdense.evaluation.LabelledBoxes`. Do not take those that a result is
+            published on: a user looks at these numbers again and again.
+        interval (int): Epochs between two evaluations, or iterations. Defaults to 10.
         by_epoch (bool): Whether ``interval`` counts epochs. Defaults to True.
         methods (Sequence[str]): 'knn' and 'linear'. Defaults to both.
-        size (int): Larger images are scaled down until their longer side has
-            so many pixels. Defaults to 512.
-        max_images (int, optional): Of train and of test each; None is all.
+        size (int): Larger images are scaled down until their longer side has this many pixels.
+            Defaults to 512.
+        max_images (int, optional): Number of images of train and of test each; None is all.
             Defaults to 50.
-        stage (int): Whose map, as an index of a list. Defaults to -1, the last.
+        stage (int): Index of the stage whose map is evaluated. Defaults to -1, the last.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class DenseEvaluationHook(Hook):
         self.tried = False
 
     def before_train(self, runner: Runner) -> None:
-        """What the run starts from, unless it goes on."""
+        """Evaluate the weights that a new run starts from."""
         if runner.iter == 0:
             self._evaluate(runner, 0)
 
@@ -82,13 +81,13 @@ class DenseEvaluationHook(Hook):
         data_batch: Optional[dict] = None,
         outputs: Optional[dict] = None,
     ) -> None:
-        """Where ``interval`` counts iterations."""
+        """Evaluate, if ``interval`` counts iterations and they are due."""
         due = self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)
         if not self.by_epoch and due:
             self._evaluate(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Where it counts epochs."""
+        """Evaluate, if ``interval`` counts epochs and they are due."""
         due = self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)
         if self.by_epoch and due:
             self._evaluate(runner, runner.iter)
@@ -104,11 +103,24 @@ class DenseEvaluationHook(Hook):
         except MMDenseError as error:
             if first:
                 raise
-            runner.logger.error(f'Evaluation of the features after {step} iterations: {error}')
+            log_event(
+                runner,
+                'evaluation_failed',
+                f'Evaluation of the features after {step} iterations: {error}',
+                'ERROR',
+                iteration=step,
+            )
             return
         numbers = ', '.join(f'{name} {value:.2f}' for name, value in found.items())
         took = time.perf_counter() - start
-        runner.logger.info(f'Features after {step} iterations: {numbers} ({took:.0f} s)')
+        log_event(
+            runner,
+            'evaluation',
+            f'Features after {step} iterations: {numbers} ({took:.0f} s)',
+            iteration=step,
+            values=dict(found),
+            seconds=round(took, 1),
+        )
         scalars = {f'eval/{name}': value for name, value in found.items()}
         for name, value in scalars.items():
             runner.message_hub.update_scalar(name, value)  # checkpoints hold them

@@ -12,36 +12,36 @@ from mmdense.registry import HOOKS
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.randomness import seed_all
 
+from ..events import log_event
 from .momentum_encoder import accumulated
 
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """A resumed run goes on as if it had not been interrupted, to the last bit.
+    """Continue a resumed run as if it had not been interrupted, to the last bit.
 
-    Randomness is not stored but follows from where the run is: in a step from
-    the seed, the process and the iteration, in the data from
-    :class:`~mmdense.datasets.ResumableSampler`'s numbers. In the middle of an
-    epoch the sampler begins where the run stopped.
+    Randomness is not stored but derived from the position of the run: in a step from the seed,
+    the process and the iteration, in the data from the numbers of
+    :class:`~mmdense.datasets.ResumableSampler`. In the middle of an epoch the sampler begins
+    where the run stopped.
 
-    Resumed with another number of processes or another batch size, the run
-    goes on with the next sample of the epoch. Where the total batch differs,
-    what counts iterations would be elsewhere in its course: an error, or where
-    all schedules count epochs, a line in the log.
+    With another number of processes or another batch size, a resumed run continues with the next
+    sample of the epoch. If the total batch differs, schedules that count iterations would be at
+    another place: that is an error, or a line in the log if all schedules count epochs.
     """
 
-    known = True  # what the checkpoint counts iterations in
-    priority = 'VERY_HIGH'  # its seeds are those of all that follows in an iteration
+    known = True  # whether the checkpoint holds meta['course']
+    priority = 'VERY_HIGH'  # the seeds hold for all hooks that follow in an iteration
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Adds ``meta['course']``, what iterations are counted in."""
+        """Add ``meta['course']``: the batch and the epoch that iterations are counted in."""
         checkpoint['meta']['course'] = self._course(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Of a resumed run: puts ``meta['iter']`` where this run would be.
+        """Move ``meta['iter']`` of a resumed run to the same sample in iterations of this run.
 
         Raises:
-            CheckpointError: There is no such place.
+            CheckpointError: Schedules count iterations, and the total batch differs.
         """
         before, meta = checkpoint.get('meta', {}).get('course'), checkpoint.get('meta', {})
         self.known = before is not None
@@ -67,9 +67,15 @@ class ExactResumeHook(Hook):
                 )
             samples = (iterations - meta['epoch'] * before['iterations']) * before['total batch']
             meta['iter'] = meta['epoch'] * now['iterations'] + samples // now['total batch']
-        runner.logger.warning(
-            f'Resumed with a difference: {changed}. It goes on at iteration {meta["iter"]} of '
-            f'epoch {meta["epoch"] + 1}; the learning rate is the one of the checkpoint.'
+        log_event(
+            runner,
+            'resumed_with_difference',
+            f'Resumed with a difference: {changed}. It continues at iteration {meta["iter"]} of '
+            f'epoch {meta["epoch"] + 1}; the learning rate is the one of the checkpoint.',
+            'WARNING',
+            before=before,
+            now=now,
+            iteration=meta['iter'],
         )
 
     @staticmethod
@@ -84,7 +90,7 @@ class ExactResumeHook(Hook):
         }
 
     def before_train(self, runner: Runner) -> None:
-        """Puts the sampler where the run is.
+        """Move the sampler to the position of the run.
 
         Raises:
             CheckpointError: The processes are at different places.
@@ -103,29 +109,29 @@ class ExactResumeHook(Hook):
         done = runner.iter - runner.epoch * len(loader)
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         if isinstance(sampler, ResumableSampler):
-            # built before the checkpoint's seed was known
+            # the sampler was built before the checkpoint's seed was known
             changed, sampler.seed = sampler.seed != self.seed, self.seed
             if changed and getattr(loop, 'dataloader_iterator', None) is not None:
-                # of an IterBasedTrainLoop, which may have begun to draw
+                # an IterBasedTrainLoop may have begun to draw
                 loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
             if by_epoch and not self.known and not 0 <= done < len(loader):
                 runner.logger.warning(
                     f'The checkpoint does not say how long its epochs were, and iteration '
                     f'{runner.iter} is not in epoch {runner.epoch + 1} of {len(loader)} iterations '
-                    'each: it goes on with a whole epoch.'
+                    'each: it continues with a complete epoch.'
                 )
             elif by_epoch and done > 0:
                 sampler.start_at(done * _batch_size(loader))
         elif by_epoch and done > 0:
             runner.logger.warning(
                 f'{type(sampler).__name__} begins its epoch again, although {done} iterations of '
-                'it are done; ResumableSampler would go on.'
+                'it are done; ResumableSampler would continue it.'
             )
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None
     ) -> None:
-        """Seeds the step."""
+        """Seed the step."""
         seed_all(self.seed, get_rank(), runner.iter)
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What becomes of a step whose loss or gradients are not finite."""
+"""Skip steps whose loss or gradients are not finite, and say where the values come from."""
 
 from collections import defaultdict, deque
 from contextlib import contextmanager, suppress
@@ -19,41 +19,41 @@ from mmdense.registry import HOOKS
 from mmdense.utils.checks import check_counts
 from mmdense.utils.errors import MMDenseError
 
+from ..events import log_event
+
 
 @HOOKS.register_module()
 class CheckInvalidValuesHook(Hook):
-    """Skips steps whose loss or gradients are NaN or infinite, and says where they come from.
+    """Skip steps whose loss or gradients are NaN or infinite, and say where they come from.
 
-    Parameters, the optimizer's state, BatchNorm's statistics, queues and
-    centers stay what they were before the step. The batch is run once more, to
-    name in the log the first module (in forward order) whose output is not
-    finite, and the files: of the images that can be told, else of the whole
-    batch. Every process skips what one of them does.
+    Parameters, the optimizer's state, BatchNorm's statistics, queues and centers stay as they
+    were before the step. The batch is run once more, to name in the log the first module (in
+    forward order) whose output is not finite, and the files: those of the images that cause it,
+    or of the complete batch where single images cannot be separated. Every process skips a step
+    that one of them skips.
 
-    After ``max_in_a_row`` such steps the run ends with one line. It ends at
-    once when a weight itself is not finite, which no further step can mend. A
-    checkpoint that holds such a weight is not written, so the last one is good.
+    After ``max_in_a_row`` such steps the run ends with one line. It ends at once when a weight
+    itself is not finite, which no further step can fix. A checkpoint that holds such a weight is
+    not written, so the last one is good.
 
-    With a gradient scaler (float16) an overflow of the gradients is everyday
-    business, which the scaler skips by itself. It counts here when it goes on
-    at scales below 1. An overflow in the forward pass, which no scale mends,
-    does count.
+    With a gradient scaler (float16) an overflow of the gradients is expected, and the scaler
+    skips the step by itself. It counts here if it continues at scales below 1. An overflow in
+    the forward pass, which no scale fixes, does count.
 
-    With accumulated gradients one bad iteration spoils its whole step.
+    With accumulated gradients one bad iteration spoils its complete step.
 
-    Nothing waits for the device: it decides by itself whether a step is undone,
-    and the host reads the verdict one iteration later, when the next one is
-    under way. (On the CPU at once.) With several processes one number is
-    exchanged in every iteration. On a GPU there is, for the length of the
-    optimizer's step, a second copy of what it changes; the last batch is kept
-    for one iteration more.
+    Nothing waits for the device: it decides by itself whether a step is undone, and the host
+    reads the result one iteration later, when the next one is under way (on the CPU at once).
+    With several processes one number is exchanged in every iteration. On a GPU there is, for the
+    length of the optimizer's step, a second copy of all that the step changes; the last batch is
+    kept for one iteration more.
 
     Args:
-        max_in_a_row (int): Steps in a row that end the run, from 1, which ends
-            it at the first. Defaults to 5.
+        max_in_a_row (int): Steps in a row that end the run; 1 ends it at the first. Defaults to
+            5.
     """
 
-    priority = 'VERY_HIGH'  # what follows in an iteration finds good values
+    priority = 'VERY_HIGH'  # hooks that follow in an iteration find good values
     by_design: frozenset = frozenset()
 
     def __init__(self, max_in_a_row: int = 5) -> None:
@@ -61,15 +61,15 @@ class CheckInvalidValuesHook(Hook):
         self.max_in_a_row = max_in_a_row
 
     def before_train(self, runner: Runner) -> None:
-        """Attaches itself to the model and the optimizer."""
+        """Attach hooks to the model and the optimizer."""
         self.model = get_ori_model(runner.model)
         self.pending: deque = deque()
         self.in_a_row = self.skipped = 0
         self.bad_in_step = self.diagnosing = self.stepped = False
-        # flags on the device; in `spoiled` all of this step's iterations
+        # flags on the device; `spoiled` joins all iterations of this step
         self.spoiled: Any = False
         self.bad_gradients: Any = False
-        # a mask, say, that holds -inf by design
+        # a mask, for example, holds -inf by design
         self.by_design = {n for n, b in self.model.named_buffers() if not b.isfinite().all()}
         self.written = _Written(self.model, self.by_design)
         optimizer = runner.optim_wrapper.optimizer
@@ -103,14 +103,14 @@ class CheckInvalidValuesHook(Hook):
         params = [p for g in optimizer.param_groups for p in g['params'] if p.grad is not None]
         norms = torch.stack(torch._foreach_norm([p.grad for p in params], 1))
         invalid = ~norms.isfinite().all()
-        if getattr(optimizer, 'found_inf', None) is not None:  # a fused one skips by itself
+        if getattr(optimizer, 'found_inf', None) is not None:  # a fused optimizer skips by itself
             invalid = torch.zeros_like(invalid)
         self.bad_gradients, self.spoiled = invalid, self.spoiled | invalid
         self.stepped = True
         self.before_step = None
-        if invalid.device.type == 'cpu' and not self.spoiled:  # to ask costs nothing there
+        if invalid.device.type == 'cpu' and not self.spoiled:  # reading it costs nothing there
             return
-        # Adam's count of steps may be on the host, which is not asked to wait
+        # Adam's count of steps may be on the host, which must not wait
         states = [v for p in params for v in _states(optimizer, p) if v.device == invalid.device]
         self.before_step = _Snapshot([p.data for p in params] + states)
 
@@ -122,7 +122,8 @@ class CheckInvalidValuesHook(Hook):
         known = {id(value) for value in self.before_step.tensors}
         for p in optimizer.state:
             for value in _states(optimizer, p):
-                if id(value) not in known and value.device == self.spoiled.device:  # its first step
+                # the state of a parameter is new in its first step
+                if id(value) not in known and value.device == self.spoiled.device:
                     torch.where(self.spoiled, torch.zeros_like(value), value, out=value)
         self.before_step = None
 
@@ -135,7 +136,7 @@ class CheckInvalidValuesHook(Hook):
         data_batch: Optional[dict] = None,
         outputs: Optional[dict] = None,
     ) -> None:
-        """Undoes what a bad forward pass has written, and says so.
+        """Undo the writes of a bad forward pass, and log them.
 
         Raises:
             MMDenseError: It is the last in a row, or a weight is not finite.
@@ -143,10 +144,8 @@ class CheckInvalidValuesHook(Hook):
         self.written.put_back(self.bad | self.bad_gradients)
         ends_step, overflow = runner.optim_wrapper.should_update(), None
         scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-        if (
-            ends_step and not self.stepped and scaler is not None
-        ):  # it has skipped the step by itself
-            scale = scaler.get_scale()
+        if ends_step and not self.stepped and scaler is not None:
+            scale = scaler.get_scale()  # the scaler has skipped the step by itself
             overflow = scale if scale < 1 else None
         flags = torch.stack([self.bad, self.spoiled])
         self.pending.append(
@@ -158,14 +157,14 @@ class CheckInvalidValuesHook(Hook):
             self._judge(runner, self.pending.popleft())
 
     def after_train(self, runner: Runner) -> None:
-        """Reads what is left, and leaves the model as it was."""
+        """Read the remaining flags, and leave the model as it was."""
         while self.pending:
             self._judge(runner, self.pending.popleft())
         for handle in self.handles:
             handle.remove()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keeps what is not finite off the disk.
+        """Refuse to save values that are not finite.
 
         Raises:
             MMDenseError: A tensor of the model holds NaN or Inf.
@@ -173,27 +172,42 @@ class CheckInvalidValuesHook(Hook):
         state = checkpoint['state_dict']
         broken = _first_invalid({k: v for k, v in state.items() if k not in self.by_design})
         if broken:
-            raise MMDenseError(f'{broken}: no checkpoint is written. {_way_back(runner)}')
+            raise MMDenseError(
+                f'{broken}: no checkpoint is written. {_describe_last_checkpoint(runner)}'
+            )
 
     def _judge(self, runner: Runner, iteration: '_Iteration') -> None:
         (bad, spoiled), overflow = iteration.read(), iteration.overflow
-        # a step that an earlier iteration has spoiled says nothing of this batch
+        # where an earlier iteration has spoiled the step, this batch may be good
         if bad or (spoiled and not self.bad_in_step):
             found = self._diagnose(runner, iteration)
             if found.broken:
                 raise MMDenseError(
                     f'{found.broken}, found in iteration {iteration.number + 1}: no further step '
-                    f'can mend it. First: {found.where}. {_way_back(runner)}'
+                    f'can fix it. First: {found.where}. {_describe_last_checkpoint(runner)}'
                 )
-            runner.logger.warning(
-                f'NaN or Inf in the {"loss" if bad else "gradients"} of iteration '
-                f'{iteration.number + 1}: its step is skipped. First: {found.where}. '
-                f'Images: {", ".join(found.files)}'
+            cause = 'loss' if bad else 'gradients'
+            log_event(
+                runner,
+                'skipped_step',
+                f'NaN or Inf in the {cause} of iteration {iteration.number + 1}: its step is '
+                f'skipped. First: {found.where}. Images: {", ".join(found.files)}',
+                'WARNING',
+                iteration=iteration.number + 1,
+                cause=cause,
+                first=found.where,
+                images=found.files,
             )
         elif overflow is not None:
-            runner.logger.warning(
+            log_event(
+                runner,
+                'skipped_step',
                 f'The gradients of iteration {iteration.number + 1} overflow float16 although '
-                f'they are scaled by {overflow:g}: its step is skipped.'
+                f'they are scaled by {overflow:g}: its step is skipped.',
+                'WARNING',
+                iteration=iteration.number + 1,
+                cause='overflow',
+                scale=overflow,
             )
         self.bad_in_step = self.bad_in_step or bad
         if not iteration.ends_step:
@@ -209,16 +223,16 @@ class CheckInvalidValuesHook(Hook):
                 f'{self.in_a_row} step(s) in a row were not finite, the last in iteration '
                 f'{iteration.number + 1} ({self.skipped} in all); the log names modules and '
                 f'images. Try a lower learning rate, a longer warm-up, or without --amp. '
-                f'{_way_back(runner)}'
+                f'{_describe_last_checkpoint(runner)}'
             )
 
     def _diagnose(self, runner: Runner, iteration: '_Iteration') -> '_Finding':
-        """Runs a batch again, on all processes; the earliest finding of any."""
+        """Run a batch again on all processes, and return the earliest finding of any."""
         self.diagnosing = True
         inputs, samples = iteration.batch
         context = runner.optim_wrapper.optim_context(self.model)
         try:
-            with _left_as_it_is(self.model), context, torch.enable_grad():
+            with _unchanged(self.model), context, torch.enable_grad():
                 mine = _find(self.model, inputs, samples, self.by_design)
         finally:
             self.diagnosing = False
@@ -230,16 +244,16 @@ class CheckInvalidValuesHook(Hook):
 
 
 class _Iteration(NamedTuple):
-    """What the host has yet to read."""
+    """Hold an iteration whose flags the host has not read yet."""
 
     number: int
     flags: tuple  # two bools: this forward pass is bad; so is the step, until here
     ends_step: bool
-    overflow: Optional[float]  # the scale, where it is no excuse
+    overflow: Optional[float]  # the scale, if it is so low that the overflow counts
     batch: tuple
 
     def read(self) -> List[bool]:
-        """Waits until the device has come there."""
+        """Wait until the device has computed the flags, and return them."""
         host, event = self.flags
         if event is not None:
             event.synchronize()
@@ -262,9 +276,9 @@ def _states(optimizer: torch.optim.Optimizer, parameter: Tensor) -> List[Tensor]
 
 
 class _Snapshot:
-    """Tensors, and how they were.
+    """Keep tensors together with a copy of their values.
 
-    Vectors are many and small, and go through a few operations together.
+    Vectors are many and small: a few operations treat them together.
     """
 
     def __init__(self, tensors: List[Tensor]) -> None:
@@ -275,15 +289,15 @@ class _Snapshot:
         self.keep()
 
     def keep(self) -> None:
-        """How they are now."""
+        """Copy the present values."""
         self.before = [_flat(g) if g[0].dim() < 2 else g[0].clone() for g in self.groups]
 
     def finite(self) -> List[Tensor]:
-        """Whether they are now, bools on their device."""
+        """Return bools on the device of the tensors: whether the present values are finite."""
         return [_flat(g).isfinite().all() for g in self.groups if g[0].is_floating_point()]
 
     def put_back(self, bad: Tensor) -> None:
-        """Where ``bad``, as they were."""
+        """Restore the copies where ``bad``, a bool on the device."""
         for group, before in zip(self.groups, self.before):
             if group[0].dim() < 2:
                 values = torch.where(bad, before, _flat(group)).split([t.numel() for t in group])
@@ -297,23 +311,23 @@ def _flat(group: List[Tensor]) -> Tensor:
 
 
 class _Written:
-    """The buffers that a forward pass writes, and how they were before it.
+    """Keep the values that the buffers had before a forward pass, which writes them.
 
-    The twin's ``steps`` is not among them: the twin follows weights that are
-    good. Of a queue only the columns that the batch's keys go to.
+    The momentum encoder's ``steps`` is not among them: the encoder was updated with good
+    weights. Of a queue only the columns are kept that the batch's keys go to.
     """
 
     def __init__(self, model: nn.Module, by_design: Set[str]) -> None:
         parts = list(model.modules())
         self.queues = [part for part in parts if isinstance(part, KeyQueue)]
-        twins = [part for part in parts if isinstance(part, MomentumEncoder)]
-        others = {id(q.keys) for q in self.queues} | {id(twin.steps) for twin in twins}
+        encoders = [part for part in parts if isinstance(part, MomentumEncoder)]
+        others = {id(q.keys) for q in self.queues} | {id(encoder.steps) for encoder in encoders}
         others |= {id(b) for n, b in model.named_buffers() if n in by_design}
         self.buffers = _Snapshot([b for b in model.buffers() if id(b) not in others])
 
     @torch.no_grad()
     def keep(self, num_images: int) -> None:
-        """How it is now, before a batch of so many images in this process."""
+        """Copy the present values, before a batch of N images in this process."""
         number = num_images * get_world_size()
         self.columns = [
             (q.ptr + torch.arange(min(number, q.queue_len), device=q.ptr.device)) % q.queue_len
@@ -326,12 +340,12 @@ class _Written:
         return [q.keys[:, columns] for q, columns in zip(self.queues, self.columns)]
 
     def finite(self) -> List[Tensor]:
-        """Whether it is, bools on the device."""
+        """Return bools on the device: whether the present values are finite."""
         return self.buffers.finite() + [keys.isfinite().all() for keys in self._keys()]
 
     @torch.no_grad()
     def put_back(self, bad: Tensor) -> None:
-        """Where ``bad``, as it was."""
+        """Restore the copies where ``bad``, a bool on the device."""
         self.buffers.put_back(bad)
         for queue, columns, before, now in zip(self.queues, self.columns, self.keys, self._keys()):
             queue.keys.index_copy_(1, columns, torch.where(bad, before, now))
@@ -341,32 +355,33 @@ class _Written:
 
 
 class _Finding(NamedTuple):
-    order: tuple  # the less, the earlier in a step
+    order: tuple  # smaller is earlier in a step
     where: str
     files: List[str]
     broken: str  # a weight or buffer that is not finite by itself
 
 
 @contextmanager
-def _left_as_it_is(model: nn.Module) -> Iterator[None]:
-    """A forward pass in it changes no buffer, no twin and no random number; nothing is compiled."""
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Keep buffers, momentum encoders and random numbers as they are during forward passes in the
+    block, which run uncompiled."""
     buffers = [(b, b.clone()) for b in model.buffers()]
-    twins = [m for m in model.modules() if isinstance(m, MomentumEncoder)]
-    moving = [twin.enabled for twin in twins]
+    encoders = [m for m in model.modules() if isinstance(m, MomentumEncoder)]
+    enabled = [encoder.enabled for encoder in encoders]
     compiled = [(m, m.__dict__.pop('_compiled_call_impl', None)) for m in model.modules()]
-    for twin in twins:
-        twin.enabled = False
+    for encoder in encoders:
+        encoder.enabled = False
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        _put_all_back(twins, moving, compiled, buffers)
+        _restore(encoders, enabled, compiled, buffers)
 
 
-def _put_all_back(twins, moving, compiled, buffers) -> None:
-    for twin, moves in zip(twins, moving):
-        twin.enabled = moves
+def _restore(encoders, enabled, compiled, buffers) -> None:
+    for encoder, value in zip(encoders, enabled):
+        encoder.enabled = value
     for module, call in compiled:
         if call is not None:
             module._compiled_call_impl = call
@@ -376,95 +391,135 @@ def _put_all_back(twins, moving, compiled, buffers) -> None:
 
 
 def _find(model: nn.Module, inputs: Any, samples: Optional[list], by_design: Set[str]) -> _Finding:
-    """Where the first value comes from that is not finite."""
-    names = {module: name for name, module in model.named_modules()}
-    views = _views(inputs)
-    number = len(views[0])
-    files = [str(getattr(s, 'img_path', '?')) for s in samples or ()] or ['not known']
+    """Run a batch and name the first value that is not finite."""
+    trace = _Trace(model, len(_views(inputs)[0]))
     state = dict(model.named_parameters(), **dict(model.named_buffers()))
     broken = _first_invalid({k: v for k, v in state.items() if k not in by_design})
-    found: List[Tuple[int, nn.Module, Tensor]] = []  # with which images are finite there
-    backward: List[nn.Module] = []
-    calls, grads = [0], None
-
-    def note_gradient(module: nn.Module, grad: Tensor) -> None:
-        if not grad.isfinite().all():
-            backward.append(module)
-
-    def note(module: nn.Module, args: tuple, output: Any) -> None:
-        calls[0] += 1
-        for value in _tensors(output):
-            if not found and not value.isfinite().all():
-                # at once: what follows may write over it
-                found.append((calls[0], module, _finite_rows(value.detach(), number)))
-            if value.requires_grad and module is not model:
-                value.register_hook(partial(note_gradient, module))
-
-    handles = [module.register_forward_hook(note) for module in names]
-    try:
+    params = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    grads = None
+    with trace:
         losses = model(inputs, samples, mode='loss')
         values = list(_tensors(losses))
         finite = all(bool(loss.isfinite().all()) for loss in values)
         # a backward pass may communicate (SyncBN): all do it, or none
         if all(all_gather_object(finite)):
-            params = {k: p for k, p in model.named_parameters() if p.requires_grad}
             total = sum(loss.mean() for loss in values)
             # reentrant activation checkpointing allows .backward() only
             with suppress(RuntimeError):
                 grads = torch.autograd.grad(total, list(params.values()), allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
 
-    rows = torch.stack([_finite_rows(view, number) for view in views]).all(0)
+    rows = torch.stack([_finite_rows(view, trace.number) for view in _views(inputs)]).all(0)
     from_input = not bool(rows.all())
-    if found and found[0][1] is not model:
-        order, module, rows_there = found[0]
-        where = f'the output of {names[module]} ({type(module).__name__})'
-        own = _first_invalid(dict(module.named_parameters(), **dict(module.named_buffers())))
-        if from_input:
-            where = f'images that hold NaN or Inf as they enter the model, and with them {where}'
-        elif own:
-            where += f', whose own {own}'
-        else:
-            rows = rows_there
-            if names[module].startswith('encoder_k') and get_world_size() > 1:
-                rows = torch.ones_like(rows)  # the twin sees images of all processes
+    if trace.found and trace.found[1] is not model:
+        order = trace.found[0]
+        where, rows = trace.describe_output(rows, from_input)
     elif not finite:
-        order = calls[0] + 1
+        order = trace.calls + 1
         bad = [name for name, loss in losses.items() for t in _tensors(loss) if not t.isfinite()]
         where = f'{" and ".join(bad)} (the outputs of all modules are finite)'
-    elif backward:
-        order = calls[0] + 2
+    elif trace.backward:
+        order = trace.calls + 2
         where = (
-            f'the gradient that reaches the output of {names[backward[0]]} '
-            f'({type(backward[0]).__name__}); the forward pass is finite'
+            f'the gradient that reaches the output of {trace.describe(trace.backward[0])}; '
+            'the forward pass is finite'
         )
     elif grads is None:
-        order = calls[0] + 3
-        where = 'in the gradients; activation checkpointing hides of which module'
+        order = trace.calls + 3
+        where = 'in the gradients; activation checkpointing hides the module'
     else:
-        order = calls[0] + 4
-        bad = _first_invalid({k: g for (k, _), g in zip(params.items(), grads) if g is not None})
-        written = _first_invalid(dict(model.named_buffers()))
-        where = (
-            (bad and f'the gradient of {bad}')
-            or (written and f'{written} after the forward pass')
-            or 'not to be found, as the batch gave finite values when it was run once more'
-        )
-    some = [path for path, good in zip(files, rows.tolist()) if not good]
-    return _Finding((not from_input, order), where, some or files, broken)
+        order = trace.calls + 4
+        where = _describe_gradients(model, dict(zip(params, grads)))
+    files = [str(getattr(s, 'img_path', '?')) for s in samples or ()] or ['not known']
+    invalid = [path for path, good in zip(files, rows.tolist()) if not good]
+    return _Finding((not from_input, order), where, invalid or files, broken)
+
+
+class _Trace:
+    """Note, within a ``with`` block, the first output and the gradients that are not finite.
+
+    Args:
+        model (nn.Module): The model; hooks on all its modules are removed at the end.
+        number (int): Images N of the batch.
+    """
+
+    def __init__(self, model: nn.Module, number: int) -> None:
+        self.model, self.number = model, number
+        self.names = {module: name for name, module in model.named_modules()}
+        self.calls = 0  # of modules, which is the order of a finding
+        # call, module, and which images are finite in the output
+        self.found: Optional[Tuple[int, nn.Module, Tensor]] = None
+        self.backward: List[nn.Module] = []
+
+    def __enter__(self) -> '_Trace':
+        self.handles = [m.register_forward_hook(self._note_output) for m in self.names]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _note_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.calls += 1
+        for value in _tensors(output):
+            if self.found is None and not value.isfinite().all():
+                # at once: a later operation may write over it
+                self.found = self.calls, module, _finite_rows(value.detach(), self.number)
+            if value.requires_grad and module is not self.model:
+                value.register_hook(partial(self._note_gradient, module))
+
+    def _note_gradient(self, module: nn.Module, grad: Tensor) -> None:
+        if not grad.isfinite().all():
+            self.backward.append(module)
+
+    def describe(self, module: nn.Module) -> str:
+        """Return name and class of a module."""
+        return f'{self.names[module]} ({type(module).__name__})'
+
+    def describe_output(self, rows: Tensor, from_input: bool) -> Tuple[str, Tensor]:
+        """Return the words for the output that was found, and N, which images are finite there.
+
+        Args:
+            rows (Tensor): N, which images are finite as they enter the model.
+            from_input (bool): Whether one of them is not.
+        """
+        _, module, rows_there = self.found
+        where = f'the output of {self.describe(module)}'
+        if from_input:
+            where = f'images that hold NaN or Inf as they enter the model, and with them {where}'
+            return where, rows
+        own = _first_invalid(dict(module.named_parameters(), **dict(module.named_buffers())))
+        if own:
+            return f'{where}, whose own {own}', rows
+        if self._in_momentum_encoder(module) and get_world_size() > 1:
+            # BatchNorm there sees images of all processes
+            return where, torch.ones_like(rows_there)
+        return where, rows_there
+
+    def _in_momentum_encoder(self, module: nn.Module) -> bool:
+        encoders = [m for m in self.names if isinstance(m, MomentumEncoder)]
+        return any(module is part for encoder in encoders for part in encoder.modules())
+
+
+def _describe_gradients(model: nn.Module, grads: Dict[str, Optional[Tensor]]) -> str:
+    bad = _first_invalid({name: grad for name, grad in grads.items() if grad is not None})
+    if bad:
+        return f'the gradient of {bad}'
+    written = _first_invalid(dict(model.named_buffers()))
+    if written:
+        return f'{written} after the forward pass'
+    return 'not to be found, as the batch gave finite values when it was run once more'
 
 
 def _finite_rows(value: Tensor, number: int) -> Tensor:
-    """N, whether an image's part of a tensor is finite; all are where that cannot be told."""
+    """Return N bools: whether an image's part of a tensor is finite; all are True where the parts
+    are not known."""
     if value.dim() < 2 or len(value) % number:
         return torch.ones(number, dtype=torch.bool, device=value.device)
     return value.isfinite().reshape(number, -1).all(1)
 
 
 def _first_invalid(tensors: Dict[str, Any]) -> str:
-    """Which of them is not finite, in words; '' if all are."""
+    """Name the first tensor that is not finite, and its value; '' if all are finite."""
     for name, value in tensors.items():
         if isinstance(value, Tensor) and not value.isfinite().all():
             kind = 'NaN' if value.isnan().any() else 'Inf'
@@ -477,7 +532,7 @@ def _views(inputs: Any) -> List[Tensor]:
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """The floating-point ones, however nested."""
+    """Yield the floating-point tensors of a nested output."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output
@@ -486,6 +541,6 @@ def _tensors(output: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _way_back(runner: Runner) -> str:
+def _describe_last_checkpoint(runner: Runner) -> str:
     last = latest_whole_checkpoint(runner.work_dir)
     return f'The last checkpoint, {last}, is good.' if last else 'There is no checkpoint yet.'

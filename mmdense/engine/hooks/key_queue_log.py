@@ -9,27 +9,28 @@ from mmpretrain.utils import get_ori_model
 from mmdense.models.layers import KeyQueue, MomentumEncoder
 from mmdense.registry import HOOKS
 
+from ..events import log_event
 from .momentum_encoder import accumulated
 
 
 @HOOKS.register_module()
 class KeyQueueLogHook(Hook):
-    """Logs how full the key queue is, and the loss of pure chance, ln(1 + K).
+    """Log how full the key queue is, and the loss at chance level, ln(1 + K).
 
-    A queue starts with random vectors, which are easy to tell from real keys:
-    the loss RISES toward chance level while real keys replace them, and falls
-    only then. Users take that for divergence, so the log says it in words.
+    A queue starts with random vectors, which are easy to distinguish from real keys: the loss
+    RISES toward chance level while real keys replace them, and falls only then. Users take that
+    for divergence, so the log explains it.
 
-    It warns of keys that live for more than one of the twin's horizons, 1 / momentum steps: they
-    are told from fresh ones by their age alone (docs/evidence.md). In the papers' recipes it is
-    a quarter of one.
+    It warns of keys that are older than one horizon of the momentum encoder, 1 / momentum steps:
+    their age alone distinguishes them from fresh ones (docs/evidence.md). In the papers' recipes
+    the oldest key has a quarter of it.
 
-    The queue is read (which waits for the device) only when the logger writes
-    a line, and where it should be full.
+    The queue is read (which waits for the device) only when the logger writes a line, and when
+    the queue should be full.
     """
 
     def before_train(self, runner) -> None:
-        """Says what to expect."""
+        """Explain how the loss is going to behave."""
         model = get_ori_model(runner.model)
         queues = [m for m in model.modules() if isinstance(m, KeyQueue)]
         # Queues of one model advance together; the longest is full last.
@@ -44,22 +45,38 @@ class KeyQueueLogHook(Hook):
         self.iters_left = ceil((length - int(self.queue.filled)) / batch)
         if not self.full:
             ending = 's' * (self.iters_left > 1)
-            runner.logger.info(
+            log_event(
+                runner,
+                'queue_fills',
                 f'The key queue is {self._fill():.0%} full. While it fills, for the next '
                 f'{self.iters_left} iteration{ending} ({length} keys, {batch} an iteration), the '
                 f'loss rises toward chance level, ln(1 + {length}) = {self._chance():.2f}. This is '
-                'not divergence: it falls once the queue is full.'
+                'not divergence: it falls once the queue is full.',
+                fill=self._fill(),
+                iterations_left=self.iters_left,
+                queue_len=length,
+                chance=self._chance(),
             )
-        twins = [m for m in model.modules() if isinstance(m, MomentumEncoder)]
-        batch *= accumulated(runner)
-        age = max((twin.momentum * length / batch for twin in twins), default=0)
-        if age > 1:
-            runner.logger.warning(
-                f"The oldest of {length} keys is {age:.1f} of the twin's horizons (1 / momentum "
-                'steps) old: keys can be told apart by their age, whatever is in the images. Set '
-                f'model.queue_len to {max(int(length / age / 4) // batch, 1) * batch} or so, or a '
-                'smaller model.momentum.'
-            )
+        self._warn_of_old_keys(runner, model, batch * accumulated(runner))
+
+    def _warn_of_old_keys(self, runner, model, batch: int) -> None:
+        encoders = [m for m in model.modules() if isinstance(m, MomentumEncoder)]
+        length = self.queue.queue_len
+        age = max((encoder.momentum * length / batch for encoder in encoders), default=0)
+        if age <= 1:
+            return
+        better = max(int(length / age / 4) // batch, 1) * batch
+        log_event(
+            runner,
+            'old_keys',
+            f'The oldest of {length} keys is {age:.1f} horizons of the momentum encoder (1 / '
+            'momentum steps) old: the age alone distinguishes keys, whatever is in the images. '
+            f'Set model.queue_len to {better} or so, or a smaller model.momentum.',
+            'WARNING',
+            horizons=age,
+            queue_len=length,
+            suggested_queue_len=better,
+        )
 
     def after_train_iter(
         self,
@@ -68,7 +85,7 @@ class KeyQueueLogHook(Hook):
         data_batch: Optional[dict] = None,
         outputs: Optional[dict] = None,
     ) -> None:
-        """Publishes ``queue_fill`` in [0, 1] and ``chance`` to every log backend."""
+        """Publish ``queue_fill`` in [0, 1] and ``chance`` to every log backend."""
         if self.queue is None:
             return
         self.iters_left -= 1
@@ -83,9 +100,13 @@ class KeyQueueLogHook(Hook):
             runner.message_hub.update_scalar('train/chance', self._chance())
         if fill >= 1 and not self.full:
             self.full = True
-            runner.logger.info(
+            log_event(
+                runner,
+                'queue_full',
                 f'The key queue is full (iteration {runner.iter + 1}); from here on the loss '
-                f'should fall. Chance level is {self._chance():.2f}.'
+                f'should fall. Chance level is {self._chance():.2f}.',
+                iteration=runner.iter + 1,
+                chance=self._chance(),
             )
 
     def _fill(self) -> float:

@@ -14,6 +14,7 @@ from torch import distributed
 from mmdense.datasets.workers import defer_signals
 from mmdense.registry import HOOKS
 
+from ..events import log_event
 from .checkpoint import CheckpointHook
 from .momentum_encoder import accumulated
 from .progress_bar import ProgressBarHook
@@ -21,19 +22,18 @@ from .progress_bar import ProgressBarHook
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """On SIGTERM and SIGUSR1 saves after the running iteration, and ends with exit code 0.
+    """Save on SIGTERM and SIGUSR1 after the running iteration, and end with exit code 0.
 
-    Cluster schedulers send them before they take a machine away. One process
-    that gets the signal is enough: all agree on the iteration to stop after,
-    by a word of one byte over the network in every iteration, which nothing
-    waits for. ``tools/dist_train.sh`` hands the signals on, which torchrun
-    does not.
+    Cluster schedulers send them before they take a machine away. One process that gets the
+    signal is enough: all agree on the iteration to stop after, by one byte over the network in
+    every iteration, which nothing waits for. ``tools/dist_train.sh`` passes the signals on;
+    torchrun does not.
 
-    The data loaders' workers of :class:`~mmdense.datasets.UnlabeledDataset`,
-    which may get the signal as well, go on meanwhile.
+    The data loaders' workers of :class:`~mmdense.datasets.UnlabeledDataset`, which may get the
+    signal as well, continue meanwhile.
 
-    With 'SIGINT' among the signals Ctrl-C saves, too, and ends with the shell's
-    130; a second one ends at once.
+    With 'SIGINT' among the signals Ctrl-C saves, too, and ends with the shell's 130; a second
+    one ends at once.
 
     Args:
         signals (Sequence[str]): Defaults to ('SIGTERM', 'SIGUSR1').
@@ -46,7 +46,7 @@ class PreemptionHook(Hook):
         self.received: Optional[int] = None
 
     def before_train(self, runner: Runner) -> None:
-        """Listen."""
+        """Listen to the signals."""
         self.received, self.agreement = None, None
         self.process = os.getpid()
         listens = threading.current_thread() is threading.main_thread()  # Python's own rule
@@ -59,7 +59,7 @@ class PreemptionHook(Hook):
         signals = self.signals if listens else ()
         self.before = {number: signal.signal(number, self._receive) for number in signals}
         defer_signals(bool(signals))
-        # beside the GPUs' group: nothing has to wait for a device
+        # a group of its own next to the one of the GPUs: nothing has to wait for a device
         self.group = distributed.new_group(backend='gloo') if is_distributed() else None
 
     def _receive(self, number: int, frame) -> None:
@@ -75,7 +75,7 @@ class PreemptionHook(Hook):
         data_batch: Optional[dict] = None,
         outputs: Optional[dict] = None,
     ) -> None:
-        """Save and end, if any process was told to one iteration ago."""
+        """Save and end, if any process had a signal one iteration ago."""
         if self.group is None:
             stop = self.received is not None
         else:
@@ -89,9 +89,9 @@ class PreemptionHook(Hook):
                 word, distributed.ReduceOp.MAX, group=self.group, async_op=True
             )
             self.agreement = word, work
-        # gradients that are still being accumulated are in no checkpoint
-        whole_step = (runner.iter + 1) % accumulated(runner) == 0
-        if stop and whole_step and not self.is_last_train_iter(runner):
+        # no checkpoint holds gradients that are still being accumulated
+        complete_step = (runner.iter + 1) % accumulated(runner) == 0
+        if stop and complete_step and not self.is_last_train_iter(runner):
             self._save_and_end(runner)
 
     def _save_and_end(self, runner: Runner) -> None:
@@ -101,8 +101,14 @@ class PreemptionHook(Hook):
                 hook.close()
             if isinstance(hook, CheckpointHook):
                 hook.save_now(runner)
-                runner.logger.warning(
-                    f'{name}: saved {hook.last_ckpt} and ended; --resume goes on from it.'
+                log_event(
+                    runner,
+                    'preempted',
+                    f'{name}: saved {hook.last_ckpt} and ended; --resume continues from it.',
+                    'WARNING',
+                    signal=name,
+                    checkpoint=hook.last_ckpt,
+                    iterations=runner.iter + 1,
                 )
         if self.group is not None:
             distributed.barrier(group=self.group)  # no peer is left in the middle of a message

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What becomes of images that cannot be read, and of data sets too small."""
+"""Name images that cannot be read, and refuse data sets that are too small."""
 
 from typing import Dict, Optional, Sequence, Set
 
@@ -13,6 +13,8 @@ from mmdense.registry import HOOKS
 from mmdense.utils.checks import check_number, is_number
 from mmdense.utils.errors import DataError
 
+from ..events import log_event
+
 MAX_UNREADABLE = 0.01  # of the images
 
 
@@ -20,18 +22,18 @@ MAX_UNREADABLE = 0.01  # of the images
 class UnreadableImagesHook(Hook):
     """Name, count and limit the images that could not be read.
 
-    :class:`~mmdense.datasets.UnlabeledDataset` replaces them and says so in its
-    data samples. This hook logs each file once a run: at once where rank 0 met
-    it, at the end of the epoch where another rank did. At the end of each epoch
-    all ranks together count them; the first epoch that this process completes
-    ends in an error if they are too many. Iterations only look through a list.
+    :class:`~mmdense.datasets.UnlabeledDataset` replaces them and names them in its data samples.
+    This hook logs each file once a run: at once if rank 0 met it, at the end of the epoch if
+    another rank did. At the end of each epoch all ranks together count them; the first epoch
+    that this process completes ends in an error if there are too many. An iteration only reads a
+    list.
 
-    Loops that count iterations are given epochs of as many as it takes to see
-    every image once.
+    For loops that count iterations, an epoch is as many of them as it takes to see every image
+    once.
 
-    A resumed run counts anew: what was bad before and still is, it meets again.
+    A resumed run counts anew: it meets again the files that are still bad.
 
-    Before training it makes sure that there are enough images for one batch.
+    Before training it checks that there are enough images for one batch.
 
     Args:
         max_ratio (float): The largest share of the data set that may be
@@ -86,7 +88,7 @@ class UnreadableImagesHook(Hook):
             self._end_epoch(runner)
 
     def after_train(self, runner: Runner) -> None:
-        """Name what other ranks met after the last whole epoch."""
+        """Name the files that other ranks met after the last complete epoch."""
         self._gather(runner)
 
     def _end_epoch(self, runner: Runner) -> None:
@@ -105,8 +107,14 @@ class UnreadableImagesHook(Hook):
                 f'{_source(dataset)}. Delete them, or leave them out by tools/convert_dataset.py '
                 '--check'
             )
-        # Not a warning: MMEngine's logger drops one that it has shown before.
-        runner.logger.info(f'{count}; others took their places')
+        # not a warning: MMEngine's logger drops one that it has shown before
+        log_event(
+            runner,
+            'unreadable_images',
+            f'{count}; others took their places',
+            number=number,
+            total=total,
+        )
 
     def _gather(self, runner: Runner) -> None:
         """Make ``_reasons`` the same on all ranks and let rank 0 name the
@@ -121,15 +129,22 @@ class UnreadableImagesHook(Hook):
     def _name(self, runner: Runner, path: str, reason: str) -> None:
         if path not in self._named:
             self._named.add(path)
-            runner.logger.warning(f'cannot read image {path}: {reason}; another takes its place')
+            log_event(
+                runner,
+                'unreadable_image',
+                f'cannot read image {path}: {reason}; another takes its place',
+                'WARNING',
+                path=path,
+                reason=reason,
+            )
 
 
 def check_enough_images(dataloader: DataLoader) -> None:
     """Make sure that a data set fills one batch on every process.
 
-    With fewer images training would do nothing (``drop_last``), or fail far
-    from the cause: MMEngine's conversion of schedulers to iterations asserts on
-    an empty epoch before any hook runs, so the tools call this before that.
+    With fewer images training would do nothing (``drop_last``), or fail far from the cause:
+    MMEngine's conversion of schedulers to iterations asserts on an empty epoch before any hook
+    runs, so the tools call this before that.
 
     Args:
         dataloader (DataLoader): ``runner.train_dataloader``.
@@ -161,7 +176,7 @@ def _num_images(dataset: Dataset) -> int:
 
 
 def _source(dataset: Dataset) -> str:
-    """Where the images come from, through wrappers (Subset, ConcatDataset…)."""
+    """Return the source of the images, through wrappers (Subset, ConcatDataset…)."""
     if hasattr(dataset, 'source'):
         return dataset.source
     inner: Sequence[Dataset] = getattr(dataset, 'datasets', ())

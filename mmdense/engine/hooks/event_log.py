@@ -1,0 +1,47 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from mmdense.registry import HOOKS
+
+from ..events import WarningEvents, log_event
+
+
+@HOOKS.register_module()
+class EventLogHook(Hook):
+    """Write the start and the end of a run, and the warnings of every package, as events.
+
+    ``mmdense report`` reads them from ``events.jsonl`` next to the log. Other hooks add their
+    own by :func:`~mmdense.engine.events.log_event`.
+    """
+
+    priority = 'LOWEST'  # the run is finished when all other hooks are
+
+    def before_run(self, runner: Runner) -> None:
+        """Listen to the logger."""
+        self.after_run(runner)
+        runner.logger.addHandler(WarningEvents(runner))
+
+    def before_train(self, runner: Runner) -> None:
+        """Write the event 'started': processes, lengths, and the checkpoint of a resumed run."""
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        log_event(
+            runner,
+            'started',
+            processes=get_world_size(),
+            epoch_length=len(runner.train_dataloader) if by_epoch else None,
+            max_iters=runner.max_iters,
+            resumed=bool(runner._resume and runner.iter),
+            resumed_from=runner._load_from if runner._resume else None,
+        )
+
+    def after_train(self, runner: Runner) -> None:
+        """Write the event 'finished'."""
+        log_event(runner, 'finished', iterations=runner.iter)
+
+    def after_run(self, runner: Runner) -> None:
+        """Leave the logger as it was; it may serve another run of this process."""
+        for handler in list(runner.logger.handlers):
+            if isinstance(handler, WarningEvents):
+                runner.logger.removeHandler(handler)
