@@ -1,15 +1,16 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from .compat import check_dependencies, map_packages
+from .compat import check_dependencies, find_config_packages
+from .utils.mmengine_patches import map_config_packages
 from .version import __version__
 
 check_dependencies()
-map_packages()
+map_config_packages(find_config_packages())
 
 __all__ = ['__version__', 'get_model', 'list_models']
 
 
 def __getattr__(name: str):
-    """Imports PyTorch only where it is asked for."""
+    """Import a function of apis, and with it PyTorch, at its first use."""
     if name in ('get_model', 'list_models'):
         from .apis import hub
 

@@ -1,19 +1,23 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What mmdense asks of the packages under it, and how MMEngine finds it.
+"""Check the packages that mmdense stands on, and find configs by package.
 
-There are two lines of OpenMMLab that import under the same names: the
-maintained one (``onedl-mmcv``...) and the classic one (``mmcv``...). pip knows
-nothing of that and installs one over the other, hence no requirement in
-setup.py and this check instead. It imports none of the packages it looks at.
+There are two distributions of OpenMMLab that import under the same names: the maintained one
+(``onedl-mmcv`` and others) and the classic one (``mmcv`` and others). pip does not know that and
+installs one over the other, hence no requirement in setup.py and this check instead. It imports
+none of the packages that it checks.
 """
 
 import os.path as osp
-import re
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Dict, List, Optional
+
+try:
+    from packaging.version import InvalidVersion, Version
+except ImportError:
+    raise ImportError('packaging is not installed. Run: pip install packaging') from None
 
 # module: (oldest version that does, first one that does not)
 REQUIRED = {
@@ -23,8 +27,8 @@ REQUIRED = {
     'mmpretrain': ('1.1.0', None),
 }
 
-# What mends a module, by line: combinations that mmdense was tried with.
-MENDS = {
+# Packages that fix a module, by distribution of OpenMMLab: combinations that were tested.
+FIXES = {
     'onedl': {
         'torch': ('torch==2.11.0', 'torchvision==0.26.0'),
         'mmengine': ('onedl-mmengine==0.10.12',),
@@ -40,19 +44,14 @@ MENDS = {
 }
 
 
-def _key(version: str) -> tuple:
-    """Sorts versions; a release candidate comes before its release."""
-    release, rest = re.match(r'v?([\d.]*)(.*)', version).groups()
-    numbers = [int(n) for n in release.split('.') if n]
-    return numbers + [0] * (4 - len(numbers)), not re.match(r'[-_]?(a|b|rc|dev)', rest)
-
-
 def find_version(module: str) -> Optional[str]:
-    """The version ``module`` would give itself, without importing it.
+    """Return the version of a module, without importing it.
 
-    None where the module is missing, '' where it does not say. Its own
-    version.py is asked, and not the metadata of a distribution, since either
-    line can provide the module, and a checkout on PYTHONPATH has none.
+    The module's own version.py is read, and not the metadata of a distribution: either one of
+    OpenMMLab's can provide the module, and a checkout on PYTHONPATH has none.
+
+    Returns:
+        str, optional: None if the module is missing, '' if it does not say.
     """
     spec = find_spec(module)
     if spec is None or spec.origin is None:
@@ -61,13 +60,21 @@ def find_version(module: str) -> Optional[str]:
     try:
         with open(osp.join(osp.dirname(spec.origin), 'version.py'), encoding='utf-8') as f:
             exec(f.read(), scope)
-    except Exception:  # whatever is wrong with it, its import will say
+    except Exception:  # the import of the module will say what is wrong
         return ''
     return str(scope.get('__version__', ''))
 
 
+def _parse(version: Optional[str]) -> Optional[Version]:
+    """Return a version that can be compared, or None if it is unknown."""
+    try:
+        return Version(version or '')
+    except InvalidVersion:
+        return None
+
+
 def _providers() -> Dict[str, List[str]]:
-    """The installed distributions that provide each required module."""
+    """Return the installed distributions that provide each required module."""
     found: Dict[str, List[str]] = {module: [] for module in REQUIRED}
     for dist in distributions():
         name = (dist.metadata['Name'] or '').lower().replace('_', '-')
@@ -77,29 +84,29 @@ def _providers() -> Dict[str, List[str]]:
     return found
 
 
-def _line(providers: Dict[str, List[str]], torch: Optional[str]) -> str:
-    """The line that is in use, or else the one that fits python and torch."""
+def _find_distribution(providers: Dict[str, List[str]], torch: Optional[str]) -> str:
+    """Return the distribution in use, or else the one that fits Python and PyTorch."""
     names = [dist for module in REQUIRED if module != 'torch' for dist in providers[module]]
     if names:
         return 'onedl' if any(name.startswith('onedl-') for name in names) else 'classic'
-    fits = sys.version_info >= (3, 10) and (not torch or _key(torch) >= _key('2.2'))
+    version = _parse(torch)
+    fits = sys.version_info >= (3, 10) and (version is None or version >= Version('2.2'))
     return 'onedl' if fits else 'classic'
 
 
-def _mend(modules: List[str], torch: Optional[str]) -> str:
-    """The command that mends ``modules`` and leaves the other line alone."""
+def _find_fix(modules: List[str], torch: Optional[str]) -> str:
+    """Return the command that fixes ``modules`` and leaves the other distribution alone."""
     providers = _providers()
-    line = _line(providers, torch)
+    fixes = FIXES[_find_distribution(providers, torch)]
     commands, remove, install = [], [], []
     for module in modules:
         if find_version(module) is not None and not providers[module]:
-            # Somebody's checkout on PYTHONPATH, which pip would not reach.
+            # A checkout on PYTHONPATH, which pip would not reach.
             commands.append(f'git -C "{osp.dirname(osp.dirname(find_spec(module).origin))}" pull')
             continue
-        mends = MENDS[line][module]
-        install += mends
-        if set(providers[module]) - {mends[0].split('==')[0]}:
-            # mmcv-full, mmcv-lite or the other line: they own the same files.
+        install += fixes[module]
+        if set(providers[module]) - {fixes[module][0].split('==')[0]}:
+            # mmcv-full, mmcv-lite or the other distribution: they own the same files.
             remove += providers[module]
     if remove:
         commands.append('pip uninstall -y ' + ' '.join(sorted(set(remove))))
@@ -111,23 +118,24 @@ def _mend(modules: List[str], torch: Optional[str]) -> str:
 
 
 def check_dependencies() -> None:
-    """Raises one ImportError for all that is missing, too old or too new."""
+    """Raise one ImportError for all modules that are missing, too old or too new."""
     wrong = {}
     torch = find_version('torch')
     for module, (minimum, maximum) in REQUIRED.items():
         found = torch if module == 'torch' else find_version(module)
+        version = _parse(found)
         if found is None:
             fault = 'is not installed'
-        elif found and _key(found) < _key(minimum):
+        elif version is not None and version < Version(minimum):
             fault = f'is {found}, too old'
-        elif found and maximum and _key(found) >= _key(maximum):
+        elif version is not None and maximum and version >= Version(maximum):
             fault = f'is {found}, too new'
         else:
             continue
         needs = f'>={minimum}' + (f',<{maximum}' if maximum else '')
         wrong[module] = f'{module} {fault} (mmdense needs {module}{needs})'
     if wrong:
-        raise ImportError(f'{"; ".join(wrong.values())}. Run: {_mend(list(wrong), torch)}')
+        raise ImportError(f'{"; ".join(wrong.values())}. Run: {_find_fix(list(wrong), torch)}')
 
 
 def _is_distribution(name: str) -> bool:
@@ -138,37 +146,44 @@ def _is_distribution(name: str) -> bool:
     return True
 
 
-def map_packages() -> None:
-    """Lets ``_base_ = 'mmseg::...'`` and ``'mmdense::...'`` find their configs.
+def find_config_packages() -> Dict[str, str]:
+    """Return where the configs of ``_base_ = 'mmseg::…'`` and ``'mmdense::…'`` are.
 
-    MMEngine maps the module before ``::`` to the distribution that it looks
-    for, and installs where it finds none. It knows the classic names alone:
-    on the maintained line it would not find mmseg, and would install the
-    classic release beside or over the maintained one. What no distribution
-    has for a name is looked up as a module, wherever it is imported from.
+    MMEngine maps the module before ``::`` to a distribution, and installs one that it does not
+    find. It knows the classic names alone: with the maintained distribution it would not find
+    mmseg, and would install the classic release over the maintained one. A name that is no
+    distribution is looked up as a module, wherever it is imported from.
+
+    Returns:
+        dict[str, str]: Module → distribution or module, for the modules that MMEngine would not
+        find.
     """
-    from mmengine.config.utils import MODULE2PACKAGE
-
     # Not mmdense itself: for an editable install the classic MMEngine takes the folder of the
     # distribution, which has no module in it. The folder of this module is ours in any install.
-    MODULE2PACKAGE['mmdense'] = 'mmdense.version'
-    for module, maintained in (('mmseg', 'onedl-mmsegmentation'), ('mmdet', 'onedl-mmdetection')):
-        classic = MODULE2PACKAGE.get(module, module)
+    found = {'mmdense': 'mmdense.version'}
+    for module, classic, maintained in (
+        ('mmseg', 'mmsegmentation', 'onedl-mmsegmentation'),
+        ('mmdet', 'mmdet', 'onedl-mmdetection'),
+    ):
         if _is_distribution(classic):
             continue
         if find_spec(module) is not None:
-            MODULE2PACKAGE[module] = module
+            found[module] = module
         elif _is_distribution('onedl-mmengine'):
-            MODULE2PACKAGE[module] = maintained
+            found[module] = maintained
+    return found
 
 
 def classic_config() -> dict:
-    """The config that a shim in ``mmdense/configs`` stands for.
+    """Return the config that a shim in ``mmdense/configs`` stands for.
 
-    Pure-Python configs (``with read_base()``) cannot inherit classic ones, nor
-    import names with dashes. A shim is the classic file of the same name, with
-    ``_`` for ``-``, read when it is evaluated, so that the two cannot drift.
-    The caller's file name says which: MMEngine does not always set __file__.
+    Pure-Python configs (``with read_base()``) cannot inherit classic ones, nor import names with
+    dashes. A shim is the classic file of the same name, with ``_`` for ``-``, read when the shim is
+    evaluated, so that the two cannot drift. The shim is the caller's file: MMEngine does not always
+    set ``__file__``.
+
+    Raises:
+        ImportError: There is no such classic file, or more than one.
     """
     from mmengine.config import Config
 

@@ -7,17 +7,16 @@ import struct
 import tarfile
 import zipfile
 from contextlib import suppress
-from types import ModuleType
 from typing import Any, BinaryIO, Optional, Union
 
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.fileio import get_file_backend
 from mmengine.runner import CheckpointLoader
-from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from mmdense.utils.download import download, file_name
 from mmdense.utils.errors import CheckpointError
+from mmdense.utils.mmengine_patches import replace_checkpoint_loaders
 
 from . import restricted_pickle
 
@@ -219,21 +218,4 @@ def load_from_ceph(
     return read_checkpoint(io.BytesIO(content), map_location, name=filename)
 
 
-class _RestrictedTorch(ModuleType):
-    """Stand in for ``torch`` in the module of MMEngine's remaining loaders.
-
-    These (``torchvision://``, ``openmmlab://``, ``mmcls://``, ``pavi://``) end
-    in ``load_from_http`` or in ``torch.load``, and look both names up in their
-    module. ``torch`` itself stays as it is.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    @staticmethod
-    def load(f: Any, map_location: Any = None, **kwargs: Any) -> Any:
-        return read_checkpoint(f, map_location)
-
-
-mmengine_checkpoint.torch = _RestrictedTorch('torch')
-mmengine_checkpoint.load_from_http = load_from_http
+replace_checkpoint_loaders(read_checkpoint, load_from_http)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmdense.models.layers import MomentumEncoder
 from mmdense.registry import WEIGHT_INITIALIZERS
 from mmdense.utils.errors import CheckpointError
+from mmdense.utils.mmengine_patches import mark_initialized
 
 from .architectures import LAST_STAGE, architecture, count_by_part, has_deep_stem, resnet_stages
 from .formats import Recognised, check_finite, recognise
@@ -80,12 +81,7 @@ class SelfSupPretrained:
         check_finite(offered, self.checkpoint)
         module.load_state_dict(offered, strict=False)
 
-        # The filled weights must survive the rest of init_weights().
-        for part in module.modules():
-            if hasattr(part, '_is_init'):
-                part._is_init = True
-            elif hasattr(part, 'init_weights'):  # mmcv's ConvModule begins anew at every call
-                part.init_weights = _keep_weights
+        mark_initialized(module, _keep_weights)
         module.init_cfg = dict(
             type='Pretrained',
             _scope_='mmdense',

@@ -16,6 +16,7 @@ from typing import List, Optional
 from mmengine.dist import is_main_process
 
 from mmdense.utils.log_level import suppress_third_party_warnings
+from mmdense.utils.mmengine_patches import remove_hooks
 
 suppress_third_party_warnings()  # before the imports below
 
@@ -52,7 +53,7 @@ def train_config(args: argparse.Namespace) -> None:
             handler.setStream(sys.stderr)
             handler.setLevel('ERROR' if args.quiet else handler.level)
     if args.quiet:
-        runner._hooks = [h for h in runner.hooks if not isinstance(h, ProgressBarHook)]
+        remove_hooks(runner, ProgressBarHook)
     with redirect_stdout(hidden if args.quiet else sys.stderr):
         train(runner)
 

@@ -13,6 +13,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmdense.checkpoints import latest_whole_checkpoint
 from mmdense.models.selfsup import SelfSupervisor
 from mmdense.utils.errors import CONFIG_ERRORS, one_line_errors
+from mmdense.utils.mmengine_patches import set_config_file
 
 from .hooks import check_enough_images
 from .launch import add_common_arguments, build_runner, merge_common_arguments
@@ -82,8 +83,7 @@ def keep_config(cfg: Config) -> None:
     path = cfg.filename and osp.realpath(cfg.filename)
     if path and path == osp.realpath(osp.join(cfg.work_dir, osp.basename(path))):
         stem, ending = osp.splitext(path)
-        # a Config's attributes are its keys
-        object.__setattr__(cfg, '_filename', f'{stem}_whole{ending}')
+        set_config_file(cfg, f'{stem}_whole{ending}')
 
 
 def start_from_checkpoint(cfg: Config) -> None:

@@ -9,6 +9,7 @@ from typing import Dict, List
 
 import mmdense
 from mmdense.compat import find_version
+from mmdense.utils.mmengine_patches import find_checkpoint_loader
 
 # What provides a module, of either line of OpenMMLab.
 _DISTRIBUTIONS = {
@@ -82,9 +83,7 @@ def _ops() -> str:
 
 
 def _loader() -> str:
-    from mmengine.runner import CheckpointLoader
-
-    ours = CheckpointLoader._get_checkpoint_loader('file.pth').__module__.startswith('mmdense.')
+    ours = find_checkpoint_loader('file.pth').__module__.startswith('mmdense.')
     return 'restricted' if ours else 'NOT RESTRICTED: another package registered its own'
 
 

@@ -35,7 +35,7 @@ from pages import CODE, REPO, blocks, english
 from mmdense.apis import hub
 from mmdense.cli import main
 from mmdense.cli.main import build_parser
-from mmdense.compat import MENDS
+from mmdense.compat import FIXES
 from mmdense.engine.training import train_parser
 
 # Where a command is run; they come last, so they win.
@@ -160,7 +160,7 @@ def read_arguments(call, monkeypatch):
                 target
             )
     elif program in ('pip', 'mim'):
-        pins = {p for line in MENDS.values() for packages in line.values() for p in packages}
+        pins = {p for line in FIXES.values() for packages in line.values() for p in packages}
         for pin in arguments:
             assert '==' not in pin or pin in pins, f'{pin} is not what mmdense was tried with'
 

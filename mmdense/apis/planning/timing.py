@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmdense.engine.training import prepare_training, train_parser
+from mmdense.utils.mmengine_patches import end_workers, initialize_weights
 
 from .settings import choose_threads
 from .survey import Images, Machine
@@ -83,7 +84,7 @@ def time_steps(text: str, steps: int = 5, seconds: float = 60) -> Times:
 
 def _time(runner: Runner, steps: int, seconds: float) -> Times:
     runner.message_hub.update_info('max_iters', runner.max_iters)  # for the twin's schedule
-    runner._init_model_weights()
+    initialize_weights(runner)
     model, cuda = runner.model, torch.cuda.is_available()
     loader = runner.train_dataloader
     model.train()
@@ -91,7 +92,7 @@ def _time(runner: Runner, steps: int, seconds: float) -> Times:
     batch = next(batches)
     data = _time_loader(batches, max(loader.num_workers, 1), seconds)
     del batches
-    loader._iterator = None  # ends its workers: they take no cores from the steps
+    end_workers(loader)  # they take no cores from the steps
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     with FlopCounterMode(display=False) as counter:  # the first, which is slower for other reasons

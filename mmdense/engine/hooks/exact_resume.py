@@ -10,6 +10,7 @@ from mmdense.datasets.sampler import ResumableSampler
 from mmdense.models.layers import MomentumEncoder
 from mmdense.registry import HOOKS
 from mmdense.utils.errors import CheckpointError
+from mmdense.utils.mmengine_patches import is_resuming
 from mmdense.utils.randomness import seed_all
 
 from ..events import log_event
@@ -45,7 +46,7 @@ class ExactResumeHook(Hook):
         """
         before, meta = checkpoint.get('meta', {}).get('course'), checkpoint.get('meta', {})
         self.known = before is not None
-        if not runner._resume or not self.known:
+        if not is_resuming(runner) or not self.known:
             return
         now = self._course(runner)
         if before == now:
