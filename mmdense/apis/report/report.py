@@ -13,12 +13,13 @@ from mmengine.registry import DefaultScope
 from torch.utils.data import Dataset
 
 from mmdense.checkpoints.backbones import load_backbones
+from mmdense.checkpoints.model_config import find_foreign_type
 from mmdense.datasets import LoadImage, UnreadableImageError
 from mmdense.datasets.transforms.batched import apply_batch
 from mmdense.evaluation.collapse import SIGNS
 from mmdense.evaluation.feature_maps import fit_image, stage_maps, to_inputs
 from mmdense.models.utils.batch_norm import calibrate
-from mmdense.registry import DATASETS, TRANSFORMS
+from mmdense.registry import DATASETS
 from mmdense.utils.errors import DataError
 from mmdense.utils.randomness import seeded
 from mmdense.visualization.levels import pca_colours
@@ -360,8 +361,6 @@ def _group_events(run: RunLog) -> List[Group]:
 
 # ---------------------------------------------------------------- images
 
-_TYPE = re.compile(r'((mmdense|mmpretrain|mmcv|mmengine)\.)?\w+')
-
 
 def build_dataset(run: RunLog) -> Dataset:
     """Build the data set of a run from its config, if the config asks for nothing else.
@@ -379,23 +378,11 @@ def build_dataset(run: RunLog) -> Dataset:
     cfg = run.setting('train_dataloader', 'dataset')
     if not isinstance(cfg, dict):
         raise DataError('the config names no data set')
+    foreign = find_foreign_type(cfg, ['TRANSFORMS', 'DATASETS'], (BaseTransform, Dataset))
+    if foreign is not None:
+        raise DataError(f'{foreign[1]!r} is no data set or transform that mmdense knows')
     with DefaultScope.overwrite_default_scope('mmdense'):
-        _check_types(cfg)
         return DATASETS.build(dict(cfg))
-
-
-def _check_types(node: Any) -> None:
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            _check_types(item)
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            if key == 'type':
-                plain = isinstance(value, str) and _TYPE.fullmatch(value)
-                kind = (TRANSFORMS.get(value) or DATASETS.get(value)) if plain else None
-                if not (isinstance(kind, type) and issubclass(kind, (BaseTransform, Dataset))):
-                    raise DataError(f'{value!r} is no data set or transform that mmdense knows')
-            _check_types(value)
 
 
 def _select_indices(dataset: Any) -> List[int]:
