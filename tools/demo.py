@@ -1,6 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Pretrains DenseCL for minutes on photographs of the installed packages and
-draws what it has learned: python tools/demo.py [--work-dir DIR] [--epochs N]"""
+"""Pretrain DenseCL for minutes on photographs of the installed packages, and draw its matches:
+python tools/demo.py [--work-dir DIR] [--epochs N]"""
 
 import argparse
 import os
@@ -88,7 +88,7 @@ def parse_args():
 
 
 def check_args(args):
-    """Makes whole numbers of those that have to be."""
+    """Turn arguments that have to be integers into integers."""
     for name, least in (
         ('epochs', 1),
         ('batch_size', 1),
@@ -186,7 +186,7 @@ Pretrain on your own images; it ends with the lines for a config of mmdet or mms
 
 
 def installed(photographs):
-    """The paths of those that are there."""
+    """Return the paths of the photographs that exist."""
     paths = []
     for package, name in photographs:
         spec = find_spec(package)  # does not import it
@@ -198,14 +198,14 @@ def installed(photographs):
 
 
 def open_photo(path):
-    """RGB, the long side no longer than LONG_SIDE."""
+    """Open a photograph as RGB, the long side no longer than LONG_SIDE."""
     photo = Image.open(path).convert('RGB')
     photo.thumbnail((LONG_SIDE, LONG_SIDE), Image.BICUBIC)
     return photo
 
 
 def cut_tiles(photographs, folder, limit):
-    """Writes the tiles; returns how many."""
+    """Write the tiles, and return their number."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob('*_tile_*.jpg'):
         old.unlink()
@@ -222,7 +222,7 @@ def cut_tiles(photographs, folder, limit):
 
 
 def pretrain(args, work_dir):
-    """Runs tools/train.py, shows one line an epoch; returns the checkpoint."""
+    """Run tools/train.py, show one line an epoch, and return the checkpoint."""
     options = [f'train_dataloader.dataset.data_root={work_dir / "photographs"}']
     if args.epochs is not None:
         options += [f'train_cfg.max_epochs={args.epochs}']
@@ -253,8 +253,8 @@ def pretrain(args, work_dir):
 
 
 def random_backbone(cfg, preprocess, folder):
-    """The backbone as pretraining starts from it, with BatchNorm statistics of
-    the photographs: without them it would be worse than it has to be."""
+    """Build the backbone that pretraining starts from, with BatchNorm statistics of the
+    photographs: without these it would be worse than it has to be."""
     torch.manual_seed(0)
     backbone = MODELS.build(cfg.model.backbone)
     backbone.init_weights()
@@ -273,12 +273,12 @@ def pretrained_backbone(cfg, checkpoint):
 
 
 def to_tensor(preprocess, views):
-    """Images of one size to N×3×H×W."""
+    """Stack images of one size to N×3×H×W."""
     return torch.stack([preprocess(view) for view in views])
 
 
 def view_pair(photo, random):
-    """Two views that differ in brightness, contrast and colour too: boxes and images."""
+    """Draw two views that also differ in brightness, contrast and colour: boxes and images."""
     boxes, views = draw_view_pair(photo, VIEW, random)
     return boxes, [jitter(view, random) for view in views]
 
@@ -290,7 +290,7 @@ def jitter(view, random):
 
 
 def compare(backbones, preprocess, pairs, batch=16):
-    """For each backbone and two ways to guess: of each pair of views, whether
+    """Compare each backbone and two ways to guess: of each pair of views, whether
     the matches of the cells that both show are right, 1 or 0 (guessing: the
     probability of it)."""
     place, blind = 'same place in the view', 'blind guessing'
@@ -311,13 +311,13 @@ def compare(backbones, preprocess, pairs, batch=16):
 
 
 def right(match, *boxes_and_grids):
-    """Of the visible cells: 1.0 where the match is within one cell of the truth."""
+    """Return 1.0 for each visible location whose match is within one grid cell of the truth."""
     errors = match_errors(match, *boxes_and_grids)
     return (errors[~errors.isnan()] <= 1).float()
 
 
 def share(hits, chosen=None):
-    """Of the chosen pairs, in per cent."""
+    """Return the share of the chosen pairs, in per cent."""
     hits = [hit for i, hit in enumerate(hits) if chosen is None or chosen[i]]
     return f'{torch.cat(hits).mean():.1%}' if hits else '-'
 

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Measures frozen dense features by nearest neighbours and a linear probe, and prints one table:
+"""Measure frozen dense features by nearest neighbours and a linear probe, and print one table:
 python tools/evaluate_features.py CHECKPOINT … --data configs/_base_/evaluation_camvid.py"""
 
 import argparse
@@ -53,7 +53,7 @@ def parse_args():
 
 
 def read_settings(args) -> dict:
-    """What to evaluate on, and how."""
+    """Read the data to evaluate on, and the settings."""
     cfg = Config.fromfile(args.data).get('default_hooks', {}).get('evaluation')
     if cfg is None:
         raise InputError(
@@ -71,7 +71,7 @@ def read_settings(args) -> dict:
 
 
 def print_table(results: dict) -> None:
-    """In Markdown; a row for each checkpoint."""
+    """Print a table in Markdown; a row for each checkpoint."""
     columns = list(next(iter(results.values())))
     rows = [['checkpoint', *columns]]
     rows += [[name, *(f'{found[c]:.2f}' for c in columns)] for name, found in results.items()]

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Evaluates a checkpoint on the test set of a config that has one:
+"""Evaluate a checkpoint on the test set of a config that has one:
 python tools/test.py CONFIG CHECKPOINT …"""
 
 import argparse
@@ -38,7 +38,7 @@ def parse_args():
 
 
 def load(runner, args):
-    """Strictly: MMEngine's test() only warns, and scores what was not loaded as it is."""
+    """Load strictly: MMEngine's test() only warns, and scores random weights."""
     try:
         runner.load_checkpoint(args.checkpoint, strict=True)
     except RuntimeError as error:

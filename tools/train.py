@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Pretrains a backbone: python tools/train.py CONFIG [--work-dir DIR] …"""
+"""Pretrain a backbone: python tools/train.py CONFIG [--work-dir DIR] …"""
 
 from mmdense.utils.log_level import suppress_third_party_warnings
 

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Transfers backbones to tasks of configs/transfer, under mmdet's and mmseg's own tools, and
+"""Transfer backbones to tasks of configs/transfer, under mmdet's and mmseg's own tools, and
 prints one table: python tools/transfer.py CHECKPOINT … --to TASK … [--baseline random]"""
 
 import argparse

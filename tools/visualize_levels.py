@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Draws what each stage of a backbone sees, pretrained beside random:
+"""Draw the features of each stage of a backbone, pretrained next to random:
 python tools/visualize_levels.py CHECKPOINT IMAGE [IMAGE …] [--out FILE.png]"""
 
 import argparse
@@ -23,7 +23,7 @@ NETWORKS = ('pretrained', 'random')
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description='Draw what each stage of a backbone sees')
+    parser = argparse.ArgumentParser(description='Draw the features of each stage of a backbone')
     parser.add_argument('checkpoint', help='of a training run, exported, or published')
     parser.add_argument('images', nargs='+', metavar='image', help='an image file')
     parser.add_argument('--out', default='work_dirs/levels.png', help='the picture to write')

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Draws what SlotCon's prototypes stand for:
+"""Draw what the prototypes of SlotCon stand for:
 python tools/visualize_slots.py CHECKPOINT IMAGES [--out DIR]"""
 
 import argparse

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Pretrained backbones × tasks of configs/transfer, under mmdet's and mmseg's own tools.
+"""Run pretrained backbones × tasks of configs/transfer, under mmdet's and mmseg's own tools.
 
 A run's folder has ``config.py``, whole, from its start, and ``result.json`` from its end; what is
 between the two is an interrupted run.
@@ -63,14 +63,14 @@ _FREE = {
 
 
 def find_tasks() -> Dict[str, str]:
-    """The configs of configs/transfer, by their file names without ending."""
+    """Return the configs of configs/transfer by their file names without ending."""
     paths = find_configs('transfer/mm*/*.py')
     return {osp.splitext(osp.basename(path))[0]: path for path in paths}
 
 
 @dataclass
 class Method:
-    """A backbone to be compared.
+    """Hold a backbone to be compared.
 
     Attributes:
         name (str): In the table, and of its folder.
@@ -84,7 +84,7 @@ class Method:
 
 
 def split_name(argument: str) -> Tuple[str, str]:
-    """``NAME=CHECKPOINT``, or ``CHECKPOINT`` alone, which may have a ``=`` in it.
+    """Split ``NAME=CHECKPOINT``, or ``CHECKPOINT`` alone, which may contain a ``=``.
 
     Returns:
         tuple[str, str]: The name, '' without one, and the checkpoint.
@@ -94,7 +94,7 @@ def split_name(argument: str) -> Tuple[str, str]:
 
 
 def read_method(argument: str) -> Method:
-    """``CHECKPOINT`` or ``NAME=CHECKPOINT``; a path or a URL.
+    """Read ``CHECKPOINT`` or ``NAME=CHECKPOINT``; a path or a URL.
 
     Without a name it is called by its algorithm, if the file says that, or by
     the file's name.
@@ -118,7 +118,7 @@ def read_method(argument: str) -> Method:
 
 
 def read_methods(arguments: Sequence[str], baseline: Optional[str] = None) -> List[Method]:
-    """All of them, the baseline first; each name once.
+    """Read all methods, the baseline first; each name once.
 
     Raises:
         InputError: When there is none, or two have the same name.
@@ -140,7 +140,7 @@ def read_methods(arguments: Sequence[str], baseline: Optional[str] = None) -> Li
 
 @dataclass
 class Run:
-    """One method on one task.
+    """Hold one method on one task.
 
     Attributes:
         method (Method): What is transferred.
@@ -174,7 +174,7 @@ def plan(
     options: Optional[dict] = None,
     data_root: Optional[str] = None,
 ) -> List[Run]:
-    """All runs, every one checked: nothing is trained while anything is wrong.
+    """Plan all runs, and check each: nothing is trained while anything is wrong.
 
     Args:
         methods (Sequence[Method]): As :func:`read_methods` gives them.
@@ -231,7 +231,7 @@ def _config(path, method, task, options, data_root) -> Config:
 
 
 def _items(node: Any) -> Iterator[Tuple[Any, Any]]:
-    """(key, container) of all values, at any depth."""
+    """Yield (key, container) of all values, at any depth."""
     if isinstance(node, (dict, list, Config)):
         for key in list(range(len(node)) if isinstance(node, list) else node):
             yield key, node
@@ -255,7 +255,7 @@ def _check_data(run: Run) -> None:
 
 
 def _check_fit(run: Run) -> None:
-    """Builds what the checkpoint fills, and fills it."""
+    """Build the backbone that the checkpoint fills, and fill it."""
     with DefaultScope.overwrite_default_scope(run.package):
         for key, node in list(_items(run.cfg.model)):
             if _is_ours(node[key]) and key == 'init_cfg':
@@ -263,7 +263,7 @@ def _check_fit(run: Run) -> None:
 
 
 def _check_folder(run: Run, work_dir: str) -> None:
-    """Runs of one task in one folder are compared: they must be comparable."""
+    """Check that the runs of one task in one folder are comparable."""
     mend = 'delete that folder, or name another --work-dir'
     for path in sorted(glob.glob(osp.join(work_dir, '*', run.task, 'config.py'))):
         folder = osp.dirname(path)
@@ -287,7 +287,7 @@ def _check_folder(run: Run, work_dir: str) -> None:
 
 
 def _settings(cfg: Config) -> Dict[str, str]:
-    """All that must be equal, by its path."""
+    """Return all settings that must be equal, by path."""
     found = {}
 
     def walk(node: Any, path: str) -> None:
@@ -306,7 +306,7 @@ def _settings(cfg: Config) -> Dict[str, str]:
 
 
 def execute(run: Run, gpus: int = 1) -> None:
-    """Trains, or goes on training, tests, and writes ``result.json``.
+    """Train or resume, test, and write ``result.json``.
 
     Args:
         run (Run): As :func:`plan` gives it.
@@ -343,7 +343,7 @@ def execute(run: Run, gpus: int = 1) -> None:
 
 
 def _call(run: Run, tool: str, gpus: int, *arguments: str) -> None:
-    """mmdet's or mmseg's own tool, with its output in a log."""
+    """Call mmdet's or mmseg's own tool, with its output in a log."""
     folder = Path(find_spec(run.package).origin).parent
     tools = find_package_folder(folder, 'tools') or folder / '.mim' / 'tools'
     script = str(tools / f'{tool}.py')
@@ -373,7 +373,7 @@ def _call(run: Run, tool: str, gpus: int, *arguments: str) -> None:
 
 
 def check_gpus(gpus: int) -> None:
-    """mmdet's and mmseg's tools run on the CPU in one process alone.
+    """Check the number of GPUs: on a CPU mmdet's and mmseg's tools run in one process only.
 
     Raises:
         InputError: When there are not as many.
@@ -384,13 +384,13 @@ def check_gpus(gpus: int) -> None:
 
 
 def images_per_step(run: Run, gpus: int) -> Tuple[int, Optional[int]]:
-    """Images in a step on so many GPUs, and in the protocol's, if it says."""
+    """Return the images in a step on so many GPUs, and in a step of the protocol, if known."""
     base = run.cfg.get('auto_scale_lr', {}).get('base_batch_size')
     return gpus * run.cfg.train_dataloader.batch_size, base
 
 
 def make_table(work_dir: str) -> str:
-    """All results below ``work_dir``, one row a method, in Markdown; '' if there are none.
+    """Return all results below ``work_dir``, one row a method, in Markdown; '' without results.
 
     A task's name is in the head of the first of its columns.
     """

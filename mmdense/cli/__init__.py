@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""The command ``mmdense``, which is also ``python -m mmdense``.
+"""Define the command ``mmdense``, which is also ``python -m mmdense``.
 
 One file a group of commands. Of each, ``add_NAME(parser)`` declares the arguments and
 ``run_NAME(args)`` does the work; what is slow to import is imported in the latter, so that help and

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""``mmdense completion``."""
+"""Define ``mmdense completion``."""
 
 from argparse import (
     Action,
@@ -18,7 +18,7 @@ _RESNETS = [f'resnet{depth}' for depth in (18, 34, 50, 101, 152)]
 
 
 def add_completion(command: ArgumentParser) -> None:
-    """Its arguments."""
+    """Declare the arguments."""
     command.formatter_class = RawDescriptionHelpFormatter
     command.epilog = (
         'to use it:\n'
@@ -30,7 +30,7 @@ def add_completion(command: ArgumentParser) -> None:
 
 
 def run_completion(args: Namespace) -> None:
-    """Prints the script."""
+    """Print the script."""
     try:
         import shtab
     except ImportError:
@@ -46,7 +46,7 @@ def run_completion(args: Namespace) -> None:
 
 
 def _complete(command: str, action: Action) -> None:
-    """Says what an argument of a command is completed to."""
+    """Set the words or files that an argument of a command is completed to."""
     import shtab
 
     from mmdense.apis import hub
@@ -64,7 +64,7 @@ def _complete(command: str, action: Action) -> None:
 
 
 def _words_or_files(words: Iterable[str]) -> dict:
-    """For shtab, whose arguments have either; tcsh can do no more than files."""
+    """Return a completion by words or files for shtab; tcsh completes files only."""
     import shtab
 
     words = ' '.join(words)

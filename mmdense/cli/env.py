@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""``mmdense env``."""
+"""Define ``mmdense env``."""
 
 from argparse import ArgumentParser, Namespace
 

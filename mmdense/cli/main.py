@@ -32,7 +32,7 @@ COMMANDS = [
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog='mmdense',
         usage='mmdense [-h] [-V] [-q | -v] [--debug] COMMAND ...',
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Optional[List[str]] = None) -> None:
-    """Runs a command.
+    """Run a command.
 
     Args:
         arguments (list[str], optional): Defaults to those of the process.
@@ -93,7 +93,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    """One line for what the user can mend."""
+    """Run a command; an error that the user can fix is one line."""
     if args.command == 'completion':  # is run by every new shell of some: nothing slow
         return args.run(args)
     from mmdense.utils.log_level import suppress_third_party_warnings
@@ -113,7 +113,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _reader_left() -> bool:
-    """Whether nobody reads our output any more; Python then shall not complain at its end."""
+    """Return whether nobody reads the output any more; Python then ends without a complaint."""
     left = False
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -9,8 +9,10 @@ from typing import Iterator, Sequence
 
 
 def add_output(group, shown: bool = True) -> None:
-    """``-q``, ``-v`` and ``--debug``, before the command and after it; no defaults, or the second
-    would undo the first."""
+    """Add ``-q``, ``-v`` and ``--debug``, before and after the command.
+
+    They have no defaults, or the second place would overwrite the first.
+    """
     loudness = group.add_mutually_exclusive_group()
     for flags, about in (
         (('-q', '--quiet'), 'print results and errors only'),
@@ -26,7 +28,7 @@ def _add_flag(group, flags: Sequence[str], about: str) -> None:
 
 @contextmanager
 def output(args: argparse.Namespace) -> Iterator[None]:
-    """What other packages log and warn of goes to stderr, as much of it as was asked for."""
+    """Send the logs and warnings of other packages to stderr, as many as were asked for."""
     import logging
 
     from mmengine.logging import MMLogger

@@ -1,11 +1,11 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""``mmdense show``."""
+"""Define ``mmdense show``."""
 
 from argparse import Namespace
 
 
 def add_show(command) -> None:
-    """Its arguments."""
+    """Declare the arguments."""
     command.add_argument('checkpoint', help='of a training run, exported, or published')
     command.add_argument('images', nargs='+', help='folders or files of images')
     command.add_argument(
@@ -27,7 +27,7 @@ def add_show(command) -> None:
 
 
 def run_show(args: Namespace) -> None:
-    """Writes pictures and a page, and prints their paths."""
+    """Write pictures and a page, and print their paths."""
     from mmdense.apis.report.show import show
     from mmdense.utils.errors import CONFIG_ERRORS, one_line_errors
 

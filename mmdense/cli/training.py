@@ -1,6 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""How ``mmdense pretrain`` trains: as tools/train.py does, but what precedes the first step,
-hundreds of lines, is in the log file alone. With ``--gpus N`` each process runs
+"""Train as tools/train.py does, for ``mmdense pretrain``.
+
+The hundreds of lines before the first step are in the log file only. With ``--gpus N`` each
+process runs
 
     python -m mmdense.cli.training CONFIG [-q | -v] [flags of tools/train.py]
 """
@@ -28,7 +30,7 @@ from .output import add_output, output  # noqa: E402
 
 
 def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
-    """Those of tools/train.py, ``-q``, ``-v`` and ``--debug``."""
+    """Parse the arguments of tools/train.py, ``-q``, ``-v`` and ``--debug``."""
     parser = train_parser()
     parser.set_defaults(quiet=False, verbose=False, debug=False)
     add_output(parser)
@@ -36,7 +38,7 @@ def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
 
 
 def train_config(args: argparse.Namespace) -> None:
-    """Trains. MMEngine's lines are progress and go to stderr; warnings are shown.
+    """Train. MMEngine's lines are progress and go to stderr; warnings are shown.
 
     Args:
         args (argparse.Namespace): What :func:`parse_args` gives.
@@ -59,7 +61,7 @@ def train_config(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """One of several processes."""
+    """Run one of several processes."""
     args = parse_args()
     with output(args):
         train_config(args)

@@ -1,16 +1,16 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""``mmdense list`` and ``mmdense download``."""
+"""Define ``mmdense list`` and ``mmdense download``."""
 
 from argparse import Namespace
 
 
 def add_list(command) -> None:
-    """Its arguments."""
+    """Declare the arguments."""
     command.add_argument('pattern', nargs='?', help='only those with this in their name')
 
 
 def run_list(args: Namespace) -> None:
-    """Prints the recipes."""
+    """Print the recipes."""
     from mmdense.apis import hub
     from mmdense.utils.errors import InputError
 
@@ -27,7 +27,7 @@ def run_list(args: Namespace) -> None:
 
 
 def add_download(command) -> None:
-    """Its arguments."""
+    """Declare the arguments."""
     command.add_argument('name', help='as `mmdense list` prints it')
     command.add_argument(
         '--dest', default='.', metavar='DIR', help='folder to write to (default: this one)'
@@ -35,7 +35,7 @@ def add_download(command) -> None:
 
 
 def run_download(args: Namespace) -> None:
-    """Downloads, and prints the path."""
+    """Download the weights, and print the path."""
     from mmdense.apis import hub
 
     print(hub.download(args.name, args.dest))

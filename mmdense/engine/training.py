@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What tools/train.py does, and `mmdense pretrain` with it."""
+"""Prepare and run a training, for tools/train.py and `mmdense pretrain`."""
 
 import argparse
 import os.path as osp
@@ -20,7 +20,7 @@ from .launch import add_common_arguments, build_runner, merge_common_arguments
 
 
 def train_parser() -> argparse.ArgumentParser:
-    """The arguments of tools/train.py."""
+    """Build the parser of tools/train.py."""
     parser = argparse.ArgumentParser(description='Pretrain a backbone')
     parser.add_argument('config', help='config file path')
     parser.add_argument(
@@ -45,7 +45,7 @@ def train_parser() -> argparse.ArgumentParser:
 
 
 def merge_train_arguments(cfg: Config, args: argparse.Namespace) -> None:
-    """Applies them to a config."""
+    """Apply the arguments to a config."""
     merge_common_arguments(cfg, args)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
@@ -72,14 +72,19 @@ def merge_train_arguments(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def loss_scale(dtype: str) -> Union[str, dict]:
-    """``AmpOptimWrapper``'s argument: bfloat16 has float32's range, so there is nothing to scale,
-    and no step waits to hear of an overflow."""
+    """Return the ``loss_scale`` of ``AmpOptimWrapper``.
+
+    bfloat16 has the range of float32: nothing is scaled, and no step waits for an overflow check.
+    """
     return 'dynamic' if dtype == 'float16' else dict(enabled=False)
 
 
 def keep_config(cfg: Config) -> None:
-    """MMEngine writes the whole config into the work directory under its file's name. Where that
-    is the file itself, it goes to ``NAME_whole.py``."""
+    """Keep the config's own file.
+
+    MMEngine writes the complete config into the work directory under the name of its file. Where
+    that is the file itself, the complete config goes to ``NAME_whole.py``.
+    """
     path = cfg.filename and osp.realpath(cfg.filename)
     if path and path == osp.realpath(osp.join(cfg.work_dir, osp.basename(path))):
         stem, ending = osp.splitext(path)
@@ -87,8 +92,10 @@ def keep_config(cfg: Config) -> None:
 
 
 def start_from_checkpoint(cfg: Config) -> None:
-    """``load_from`` of a new run becomes the model's initialiser, which is strict: MMEngine's own
-    way only warns of what does not fit, and would train on random weights."""
+    """Make ``load_from`` of a new run the initialiser of the model, which is strict.
+
+    MMEngine's own way only warns of tensors that do not fit, and trains on random weights.
+    """
     if not cfg.get('load_from') or cfg.get('resume'):
         return
     with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
@@ -99,8 +106,10 @@ def start_from_checkpoint(cfg: Config) -> None:
 
 
 def scale_lr(runner: Runner) -> None:
-    """``--auto-scale-lr``. MMEngine's takes an iteration for a step of the optimizer, which
-    accumulated gradients are not."""
+    """Scale the learning rate for ``--auto-scale-lr``.
+
+    MMEngine takes an iteration for a step of the optimizer, also where gradients are accumulated.
+    """
     scale, runner.auto_scale_lr = runner.auto_scale_lr, None
     runner.scale_lr(runner.optim_wrapper, scale)
     counts = runner.cfg.optim_wrapper.get('accumulative_counts', 1)
@@ -111,8 +120,11 @@ def scale_lr(runner: Runner) -> None:
 
 
 def build_training(runner: Runner) -> None:
-    """What Runner.train() builds first, in its order. Here, so that a mistake in it is one line,
-    and because a data set without a whole batch breaks the schedules before any hook could tell."""
+    """Build the parts that ``Runner.train()`` builds first, in its order.
+
+    Built here, a mistake in them is one line; and a data set without a complete batch breaks the
+    schedules before any hook could say so.
+    """
     loop = runner.train_loop
     check_enough_images(loop.dataloader)
     if loop.max_iters < 1:
@@ -133,8 +145,10 @@ def build_training(runner: Runner) -> None:
 
 
 def prepare_training(args: argparse.Namespace) -> Runner:
-    """The runner of the config and the arguments, ready for
-    :func:`mmdense.engine.launch.train`. What is wrong with them ends the program with one line."""
+    """Build the runner of the config and the arguments for :func:`mmdense.engine.launch.train`.
+
+    An error in them ends the program with one line.
+    """
     with one_line_errors(*CONFIG_ERRORS):
         cfg = Config.fromfile(args.config)
         merge_train_arguments(cfg, args)

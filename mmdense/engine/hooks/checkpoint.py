@@ -43,7 +43,7 @@ register_backend('mmdense.whole_files', _WholeFiles, force=True)
 
 @HOOKS.register_module()
 class CheckpointHook(_CheckpointHook):
-    """MMEngine's ``CheckpointHook`` for runs that may be killed at any moment.
+    """Save as MMEngine's ``CheckpointHook``, in runs that may be killed at any moment.
 
     - A checkpoint, and ``last_checkpoint``, is written under another name, flushed and renamed:
       under their own names there are complete files only.

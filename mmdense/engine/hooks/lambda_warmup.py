@@ -13,7 +13,7 @@ from .momentum_encoder import accumulated
 
 @HOOKS.register_module()
 class LambdaWarmupHook(Hook):
-    """Keeps DenseCL's λ at 0 for the first iterations.
+    """Keep DenseCL's λ at 0 for the first iterations.
 
     Until the backbone's features say something, matched cells are random; the
     authors' code has this as an option, and the released recipes leave it off
@@ -29,17 +29,17 @@ class LambdaWarmupHook(Hook):
         self.start_iters = start_iters
 
     def before_train(self, runner) -> None:
-        """Remembers the λ of the config."""
+        """Remember the λ of the config."""
         model = get_ori_model(runner.model)
         if not hasattr(model, 'loss_lambda'):
             raise InputError(f'LambdaWarmupHook: {type(model).__name__} has no loss_lambda')
         self.model, self.loss_lambda = model, model.loss_lambda
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Optional[dict] = None) -> None:
-        """Sets λ for this iteration."""
+        """Set λ for this iteration."""
         steps = runner.iter // accumulated(runner)
         self.model.loss_lambda = self.loss_lambda if steps >= self.start_iters else 0.0
 
     def after_train(self, runner) -> None:
-        """Leaves the model as it was."""
+        """Set the λ of the config again."""
         self.model.loss_lambda = self.loss_lambda

@@ -11,7 +11,7 @@ from mmdense.registry import HOOKS
 
 @HOOKS.register_module()
 class LossLogHook(Hook):
-    """Reads the losses when a line is logged, and not in every iteration.
+    """Read the losses when a line is logged, and not in every iteration.
 
     To read a loss is to wait for the device, and MMEngine reads each of them
     after each step: the device then idles until the next step reaches it. This
@@ -29,7 +29,7 @@ class LossLogHook(Hook):
         self.pending: List[Dict[str, Tensor]] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Finds out when lines are due."""
+        """Find out when lines are due."""
         loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
         self.interval = min((hook.interval for hook in loggers), default=50)
 
@@ -40,7 +40,7 @@ class LossLogHook(Hook):
         data_batch: Optional[dict] = None,
         outputs: Optional[Dict[str, Tensor]] = None,
     ) -> None:
-        """Takes the losses out of ``outputs``; the log gets them when a line is due."""
+        """Take the losses out of ``outputs``; the log gets them when a line is due."""
         names = [name for name, value in (outputs or {}).items() if isinstance(value, Tensor)]
         if names:
             self.pending.append({name: outputs.pop(name).detach() for name in names})
@@ -53,7 +53,7 @@ class LossLogHook(Hook):
             self._flush(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Checkpoints hold the log."""
+        """Add the log to the checkpoint."""
         if self.pending:
             self._flush(runner)
             checkpoint['message_hub'] = runner.message_hub.state_dict()

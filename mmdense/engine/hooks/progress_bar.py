@@ -29,7 +29,7 @@ class _Speed(ProgressColumn):
 
 @HOOKS.register_module()
 class ProgressBarHook(Hook):
-    """On a terminal one bar in place of MMEngine's lines: epoch, images a second, loss, time left.
+    """Show one bar on a terminal, not MMEngine's lines: epoch, images a second, loss, time left.
 
     The lines are in the log file as ever; warnings are shown above the bar. Elsewhere (a file, a
     pipe, a terminal that cannot move the cursor) it does nothing.
@@ -44,7 +44,7 @@ class ProgressBarHook(Hook):
         self.progress: Optional[Progress] = None
 
     def before_train(self, runner: Runner) -> None:
-        """Shows the bar, and quietens the console."""
+        """Show the bar, and quieten the console."""
         console = Console(stderr=True)
         if not is_main_process() or not console.is_terminal or console.is_dumb_terminal:
             return
@@ -89,7 +89,7 @@ class ProgressBarHook(Hook):
         data_batch: Optional[dict] = None,
         outputs: Optional[dict] = None,
     ) -> None:
-        """Moves it, and draws it four times a second at most."""
+        """Move the bar, and draw it four times a second at most."""
         if self.progress is None:
             return
         scalars = runner.message_hub.log_scalars
@@ -102,11 +102,11 @@ class ProgressBarHook(Hook):
             self.progress.refresh()
 
     def after_train(self, runner: Runner) -> None:
-        """Leaves the bar where it ended, and the console as it was."""
+        """Leave the bar where it ended, and the console as it was."""
         self.close()
 
     def close(self) -> None:
-        """At any time."""
+        """Close the bar; it may be called at any time."""
         if self.progress is None:
             return
         self.progress.stop()
