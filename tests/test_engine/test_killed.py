@@ -21,6 +21,7 @@ from runs import tiny_config, train
 
 from mmdense.checkpoints import latest_whole_checkpoint
 from mmdense.engine import CheckpointHook, PreemptionHook
+from mmdense.engine.events import read_events
 from mmdense.utils.files import remove_parts, replacing
 
 PROCESSES = multiprocessing.get_context('forkserver')
