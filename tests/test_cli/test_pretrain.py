@@ -77,7 +77,7 @@ def test_pretrains(repo, run, images, tmp_path, monkeypatch):
     assert code == 130, shown
     assert 'setting      value' in shown and 'images are of 72 px' in shown
     assert re.search(r'epoch 1/3 .* [\d.]+ images/s loss [\d.]+ 0:\d\d:\d\d', shown)
-    assert re.search(rf'SIGINT: saved {out}/iter_\d+\.pth and ended; --resume goes on', shown)
+    assert re.search(rf'SIGINT: saved {out}/iter_\d+\.pth and ended; --resume continues', shown)
     assert 'System environment' not in shown and 'Epoch(train)' not in shown
     assert 'Traceback' not in shown and not (out / 'backbone.pth').exists()
     text = (out / 'config.py').read_text()

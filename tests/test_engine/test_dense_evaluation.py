@@ -14,6 +14,7 @@ from PIL import Image
 from runs import tiny_config
 
 from mmdense.engine import DenseEvaluationHook
+from mmdense.engine.events import read_events
 from mmdense.utils.errors import DataError, InputError
 
 NAMES = [f'eval/{method}_{key}' for method in ('knn', 'linear') for key in ('mIoU', 'aAcc')]
@@ -95,6 +96,12 @@ def test_every_backend_gets_the_numbers(train, labelled, tmp_path):
     assert [(int(step), float(value)) for step, value in lines] == [
         (step, local[step]['eval/knn_mIoU']) for step in (0, 4, 8)
     ]
+    found = read_events(next(tmp_path.glob('work/*/events.jsonl')).parent)
+    found = [event for event in found if event['kind'] == 'evaluation']
+    assert [event['iteration'] for event in found] == [0, 4, 8]
+    for event in found:
+        for name, value in event['values'].items():
+            assert value == local[event['iteration']][f'eval/{name}']
     saved = torch.load(tmp_path / 'work/iter_8.pth', weights_only=False)
     history = saved['message_hub']['log_scalars']['eval/linear_mIoU'].data[0]
     # that of the last iteration comes before the evaluation
@@ -200,7 +207,7 @@ def test_a_resumed_run_does_not_begin_with_it(train, labelled, tmp_path):
     assert re.findall(r'Features after (\d+)', log) == ['8']
 
 
-def test_what_goes_wrong_later_is_a_line(train, labelled, monkeypatch):
+def test_what_goes_wrong_later_is_a_line(train, labelled, monkeypatch, tmp_path):
     import mmdense.engine.hooks.dense_evaluation as module
 
     calls = []
@@ -217,6 +224,9 @@ def test_what_goes_wrong_later_is_a_line(train, labelled, monkeypatch):
     _, log = train(**{'default_hooks.evaluation': hook})
     assert re.findall(r'ERROR .* after (\d+) iterations: features of stage 5', log) == ['4']
     assert re.findall(r'Features after (\d+)', log) == ['0', '8']
+    found = read_events(next(tmp_path.glob('work/*/events.jsonl')).parent)
+    failed = [event for event in found if event['kind'] == 'evaluation_failed']
+    assert [(event['iteration'], event['level']) for event in failed] == [(4, 'ERROR')]
     fails_at, calls[:] = [1], []
     with pytest.raises(InputError, match='not finite'):
         train(name='at_once', **{'default_hooks.evaluation': hook})

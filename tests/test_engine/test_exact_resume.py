@@ -13,6 +13,7 @@ from runs import tiny_config
 
 from mmdense.datasets import ResumableSampler, UnlabeledDataset
 from mmdense.engine import ExactResumeHook
+from mmdense.engine.events import read_events
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.randomness import seed_all, seeded
 

@@ -290,7 +290,9 @@ def test_keys_that_give_themselves_away_by_their_age(momentum, queue_len, warns)
     warnings = runner.logger.warnings
     assert bool(warnings) == warns
     if warns:
-        assert '1.3 horizons of the' in warnings[0] and 'model.queue_len to 384 or so' in warnings[0]
+        assert (
+            '1.3 horizons of the' in warnings[0] and 'model.queue_len to 384 or so' in warnings[0]
+        )
 
 
 def test_key_queue_log_without_a_queue():

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from runs import tiny_config
 
 from mmdense.engine import CheckInvalidValuesHook
+from mmdense.engine.events import read_events
 from mmdense.utils.errors import InputError, MMDenseError
 
 ALGORITHMS = ['densecl', 'pixpro', 'slotcon', 'detco']

@@ -21,6 +21,7 @@ from runs import tiny_config, train
 
 from mmdense.checkpoints import latest_whole_checkpoint
 from mmdense.engine import CheckpointHook, PreemptionHook
+from mmdense.engine.events import read_events
 from mmdense.utils.files import atomic_write, remove_parts
 
 PROCESSES = multiprocessing.get_context('forkserver')
@@ -296,7 +297,7 @@ def test_save_now_leaves_what_is_regular_and_what_is_anothers(config, tmp_path):
     assert first.exists() and (tmp_path / 'second' / 'iter_3.pth').exists()
 
 
-def test_replacing(tmp_path):
+def test_atomic_write(tmp_path):
     path = tmp_path / 'deep' / 'a.txt'
     with atomic_write(str(path)) as part, open(part, 'w') as f:
         f.write('old')

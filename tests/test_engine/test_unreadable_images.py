@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from mmdense.datasets import UnlabeledDataset
 from mmdense.engine import UnreadableImagesHook, check_enough_images
+from mmdense.engine.events import read_events
 from mmdense.utils.errors import DataError
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Pages of one file that need no network: pictures and scripts are in them."""
+"""Write HTML files that need no network: pictures and scripts are in them."""
 
 import base64
 import io
@@ -17,12 +17,12 @@ _TEMPLATES = Path(__file__).parent / 'templates'
 
 
 def write_page(path: str, template: str, **values: Any) -> None:
-    """Fills a template and writes the page.
+    """Fill a template and write the file.
 
     Args:
-        path (str): The file; its folder is made where there is none.
+        path (str): The file; its folder is made if there is none.
         template (str): Name of a file in ``templates``.
-        **values: What it names. Text is escaped.
+        **values: Values of the names in the template. Text is escaped.
     """
     environment = Environment(
         loader=FileSystemLoader(str(_TEMPLATES)),
@@ -37,11 +37,11 @@ def write_page(path: str, template: str, **values: Any) -> None:
 
 
 def data_uri(pixels: np.ndarray, quality: int = 0) -> str:
-    """An image as it may stand in a page.
+    """Encode an image as a URI.
 
     Args:
-        pixels (np.ndarray): H×W×3 or H×W, uint8, RGB, or floats in [0, 1].
-        quality (int): Of a JPEG, 1 to 95. Defaults to 0, a PNG.
+        pixels (np.ndarray): Pixels, H×W×3 or H×W, uint8, RGB, or floats in [0, 1].
+        quality (int): Quality of a JPEG, 1 to 95. Defaults to 0, a PNG.
 
     Returns:
         str: ``data:image/…``.

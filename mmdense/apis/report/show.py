@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What the dense features of a checkpoint do, in pictures and one page, beside random weights."""
+"""Show the dense features of a checkpoint next to those of random weights."""
 
 import base64
 from datetime import datetime
@@ -38,7 +38,7 @@ from mmdense.visualization.slots import _short_name, draw_groups, paint_groups, 
 from .html import data_uri, write_page
 
 NETWORKS = ('pretrained', 'random')
-_MOST_CELLS = 576  # of an image in the page, whose table has the square of it
+_MOST_CELLS = 576  # grid cells of an image in index.html, whose table holds the square
 _LINES = 16
 
 
@@ -51,27 +51,26 @@ def show(
     size: int = 512,
     config: Optional[str] = None,
 ) -> List[str]:
-    """Writes pictures of what a checkpoint sees, and ``index.html`` with all of them.
+    """Write pictures of the features of a checkpoint, and ``index.html`` with all of them.
 
     Args:
-        checkpoint (str): Any that :func:`mmdense.checkpoints.recognise` knows.
-        paths (Sequence[str]): Image files, all of which are shown, and folders
-            or archives of them.
-        out (str): The folder to write to; made where there is none.
-        point (tuple[float, float]): What the other cells of an image are
-            compared to at first, in fractions of width and height.
-        number (int): Images of each folder, from all over it.
+        checkpoint (str): Any checkpoint that :func:`mmdense.checkpoints.recognise` knows.
+        paths (Sequence[str]): Image files, all of which are shown, and folders or archives of
+            them.
+        out (str): The folder to write to; made if there is none.
+        point (tuple[float, float]): The point that the other grid cells of an image are compared
+            with at first, in fractions of width and height.
+        number (int): Number of images of each folder, spread over it.
         size (int): Longer side of the images in pixels, at least 64.
-        config (str, optional): The config of the run, where the checkpoint
-            does not hold it.
+        config (str, optional): The config of the run, for a checkpoint that does not hold it.
 
     Returns:
-        List[str]: The files, the page last.
+        List[str]: The files, ``index.html`` last.
 
     Raises:
-        CheckpointError: It is none, or its backbone cannot be built.
+        CheckpointError: The file is no checkpoint, or its backbone cannot be built.
         DataError: There is no image that can be read.
-        InputError: A number that makes no sense.
+        InputError: A number is out of its range.
     """
     check_counts(**{'--number': number})
     check_fractions(**{'x of --point': point[0], 'y of --point': point[1]})
@@ -80,34 +79,81 @@ def show(
     content = read_checkpoint(checkpoint)
     found = recognise(content, name=checkpoint)
     backbones = load_backbones(checkpoint, config=config)
-    images, names, remarks = load_images(paths, number, size)
-    slotcon = None
-    if has_prototypes(content):
-        try:
-            slotcon = load_slotcon(checkpoint, config)
-        except CheckpointError as error:
-            if config is not None:
-                raise
-            remarks.append(f'Groups of SlotCon: {error}')
+    images, names, messages = load_images(paths, number, size)
+    slotcon = _load_prototypes(content, checkpoint, config, messages)
+    measured = _measure(backbones, images, size)
+
+    folder, title = Path(out), Path(checkpoint).name
+    folder.mkdir(parents=True, exist_ok=True)
+    files = _draw_pairs(folder, measured.pairs, names)
+    files += [str(folder / 'features.png'), str(folder / 'similarity.png')]
+    draw_levels(images, names, measured.stages, f'What each stage sees: {title}', files[-2])
+    draw_similarity(images, names, measured.tables, point, title, files[-1])
+    groups = None
+    if slotcon is not None:
+        files.append(str(folder / 'groups.png'))
+        groups = _draw_prototypes(slotcon, images, names, files[-1])
+    files.append(str(folder / 'index.html'))
+    write_page(
+        files[-1],
+        'show.html',
+        title=title,
+        about=f'{found}; {backbones.about}',
+        size=size,
+        point=point,
+        photographs=[
+            (_short_name(name), data_uri(image, 85), image.shape)
+            for name, image in zip(names, images)
+        ],
+        groups=groups,
+        messages=messages,
+        written=datetime.now().strftime('%Y-%m-%d %H:%M'),
+        **_describe(measured),
+    )
+    return files
+
+
+class _Measured(NamedTuple):
+    """Hold, for each network, the stages' maps as colours and the similarities of the last one;
+    and for each image the matches of two views."""
+
+    stages: Dict[str, List[Stage]]
+    tables: Dict[str, List[np.ndarray]]
+    pairs: List['Pair']
+
+
+def _measure(backbones: Backbones, images: Sequence[np.ndarray], size: int) -> _Measured:
     inputs = to_inputs(images, backbones.preprocessor)
     calibrate(backbones.random, inputs)
     maps = {name: stage_maps(getattr(backbones, name), inputs) for name in NETWORKS}
-    stages = {name: [pca_colours(stage) for stage in maps[name]] for name in NETWORKS}
-    pairs = [
-        match_two_views(backbones, image, seed, size // 2) for seed, image in enumerate(images)
-    ]
-    tables = {name: [cell_similarities(m) for m in maps[name][-1]] for name in NETWORKS}
+    return _Measured(
+        {name: [pca_colours(stage) for stage in maps[name]] for name in NETWORKS},
+        {name: [cell_similarities(m) for m in maps[name][-1]] for name in NETWORKS},
+        [match_two_views(backbones, image, seed, size // 2) for seed, image in enumerate(images)],
+    )
 
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+
+def _load_prototypes(
+    content: Dict[str, Any], checkpoint: str, config: Optional[str], messages: List[str]
+) -> Any:
+    """Return the model of a checkpoint with prototypes, None without; a model that cannot be
+    built adds a message, and raises if its config was given."""
+    if not has_prototypes(content):
+        return None
+    try:
+        return load_slotcon(checkpoint, config)
+    except CheckpointError as error:
+        if config is not None:
+            raise
+        messages.append(f'Groups of SlotCon: {error}')
+        return None
+
+
+def _draw_pairs(folder: Path, pairs: Sequence['Pair'], names: Sequence[str]) -> List[str]:
+    """Draw the matches of two views of each image; return the files."""
     files = []
-
-    def file(name: str) -> str:
-        files.append(str(folder / name))
-        return files[-1]
-
-    title = Path(checkpoint).name
     for i, (pair, name) in enumerate(zip(pairs, names), start=1):
+        files.append(str(folder / f'correspondence_{i}.png'))
         panels = [
             Panel(
                 f'{kind}: {share(pair.errors[kind])}',
@@ -122,82 +168,60 @@ def show(
             *pair.views,
             panels,
             *grids,
-            title=f'The most similar cells of two views of {_short_name(name)}',
+            title=f'The most similar locations of two views of {_short_name(name)}',
             max_lines=_LINES,
-            path=file(f'correspondence_{i}.png'),
+            path=files[-1],
         )
-    draw_levels(images, names, stages, f'What each stage sees: {title}', file('features.png'))
-    draw_similarity(images, names, tables, point, title, file('similarity.png'))
-    groups = None
-    if slotcon is not None:
-        pictures = group_pixels(slotcon, images, names)
-        labels = np.concatenate([p.labels.ravel() for p in pictures])
-        count = slotcon.encoder_k.module['grouping'].slot_embed.num_embeddings
-        pixels = torch.from_numpy(np.bincount(labels, minlength=count)).double()
-        seen = int((pixels > 0).sum())
-        used = f'{seen} of {count} prototypes {"is" if seen == 1 else "are"} in use'
-        colours = prototype_colours(pixels)
-        draw_groups(pictures, colours, f'Pixels by prototype: {used}', file('groups.png'))
-        groups = (
-            used,
-            [
-                (data_uri(paint_groups(picture, colours), 85), len(np.unique(picture.labels)))
-                for picture in pictures
-            ],
-        )
-    write_page(
-        file('index.html'),
-        'show.html',
-        title=title,
-        about=f'{found}; {backbones.about}',
-        size=size,
-        point=point,
-        photographs=[
-            (_short_name(name), data_uri(image, 85), image.shape)
-            for name, image in zip(names, images)
-        ],
-        pairs=[_drawn_pair(pair) for pair in pairs],
-        shares={k: share(torch.cat([pair.errors[k] for pair in pairs])) for k in NETWORKS},
-        similarity=[
-            {name: _encoded(tables[name][i]) for name in NETWORKS} for i in range(len(images))
-        ],
-        colours=[
-            '#' + ''.join(f'{round(255 * part):02x}' for part in colour[:3])
-            for colour in matplotlib.colormaps['inferno'](np.linspace(0.05, 0.97, 12))
-        ],
-        stages=_drawn_stages(stages),
-        networks=NETWORKS,
-        groups=groups,
-        remarks=remarks,
-        written=datetime.now().strftime('%Y-%m-%d %H:%M'),
-    )
     return files
+
+
+def _draw_prototypes(
+    slotcon: Any, images: Sequence[np.ndarray], names: Sequence[str], path: str
+) -> Tuple[str, List[Tuple[str, int]]]:
+    """Draw the pixels of each image by prototype.
+
+    Returns:
+        tuple: The number of prototypes in use, in words; and for each image the picture and its
+        number of prototypes.
+    """
+    pictures = group_pixels(slotcon, images, names)
+    labels = np.concatenate([p.labels.ravel() for p in pictures])
+    count = slotcon.encoder_k.module['grouping'].slot_embed.num_embeddings
+    pixels = torch.from_numpy(np.bincount(labels, minlength=count)).double()
+    seen = int((pixels > 0).sum())
+    used = f'{seen} of {count} prototypes {"is" if seen == 1 else "are"} in use'
+    colours = prototype_colours(pixels)
+    draw_groups(pictures, colours, f'Pixels by prototype: {used}', path)
+    return used, [
+        (data_uri(paint_groups(picture, colours), 85), len(np.unique(picture.labels)))
+        for picture in pictures
+    ]
 
 
 def load_images(
     paths: Sequence[str], number: int, size: int
 ) -> Tuple[List[np.ndarray], List[str], List[str]]:
-    """Images from files, folders and archives.
+    """Read images from files, folders and archives.
 
     Args:
-        paths (Sequence[str]): As in :func:`show`.
-        number (int): How many of each folder or archive.
-        size (int): What the longer side is scaled to, in pixels.
+        paths (Sequence[str]): The paths of :func:`show`.
+        number (int): Number of images of each folder or archive.
+        size (int): Longer side in pixels that images are scaled to.
 
     Returns:
-        tuple: Images, H×W×3 uint8, RGB; their paths; and a line for each that
-        could not be read.
+        tuple: Images, H×W×3 uint8, RGB; their paths; and a message for each file that cannot be
+        read.
 
     Raises:
-        DataError: There is none.
+        DataError: No image can be read.
     """
-    images, names, remarks = [], [], []
+    images, names, messages = [], [], []
 
     def add(info: Dict[str, Any]) -> bool:
         try:
             image = LoadImage().transform(info)['img']
         except UnreadableImageError as error:
-            remarks.append(str(error))
+            messages.append(str(error))
             return False
         images.append(fit_image(image, size))
         names.append(info['img_path'])
@@ -212,21 +236,21 @@ def load_images(
             try:
                 name, content = dataset.read(int(index))
             except UnreadableImageError as error:
-                remarks.append(str(error))
+                messages.append(str(error))
                 continue
             add(dict(img_path=name, img_bytes=content))
     if not images:
-        raise DataError(remarks[0] if remarks else f'no image in {", ".join(map(str, paths))}')
-    return images, names, remarks
+        raise DataError(messages[0] if messages else f'no image in {", ".join(map(str, paths))}')
+    return images, names, messages
 
 
 class Pair(NamedTuple):
-    """Two views of an image and what networks match in them.
+    """Hold two views of an image and the matches of each network.
 
     Attributes:
-        views (tuple[np.ndarray, np.ndarray]): Each S×S×3 uint8, RGB.
-        matches (Dict[str, Matches]): Of each network.
-        errors (Dict[str, Tensor]): In cells, see :func:`match_errors`.
+        views (tuple[np.ndarray, np.ndarray]): The views, each S×S×3 uint8, RGB.
+        matches (Dict[str, Matches]): Matches by network.
+        errors (Dict[str, Tensor]): Errors in grid cells by network, see :func:`match_errors`.
     """
 
     views: Tuple[np.ndarray, np.ndarray]
@@ -235,13 +259,13 @@ class Pair(NamedTuple):
 
 
 def match_two_views(backbones: Backbones, image: np.ndarray, seed: int, size: int) -> Pair:
-    """Draws two views, and matches their cells by each network.
+    """Cut two views out of an image, and match their grid cells by each network.
 
     Args:
-        backbones (Backbones): The random one calibrated.
-        image (np.ndarray): H×W×3 uint8, RGB.
-        seed (int): Of the views.
-        size (int): Their side in pixels.
+        backbones (Backbones): The backbones, the random one calibrated.
+        image (np.ndarray): The image, H×W×3 uint8, RGB.
+        seed (int): Seed of the views.
+        size (int): Side of the views in pixels.
 
     Returns:
         Pair: The views and matches.
@@ -257,17 +281,16 @@ def match_two_views(backbones: Backbones, image: np.ndarray, seed: int, size: in
 
 
 def share(errors: Tensor, tolerance: float = 1.0) -> str:
-    """How many of the cells that both views show are matched rightly, in words."""
+    """Return in words how many of the grid cells in both views are matched rightly."""
     known = errors[~errors.isnan()]
     return f'{int((known <= tolerance).sum())} of {len(known)} right'
 
 
 def cell_similarities(features: Tensor) -> np.ndarray:
-    """Of each cell of a map with each.
+    """Return the cosine of each pair of grid cells of a map.
 
     Args:
-        features (Tensor): C×h×w. Large maps are pooled to at most 24×24 cells
-            or so.
+        features (Tensor): The map, C×h×w. Large maps are pooled to about 24×24 cells at most.
 
     Returns:
         np.ndarray: h×w×h×w, cosines.
@@ -289,19 +312,19 @@ def draw_similarity(
     title: str = '',
     path: Optional[str] = None,
 ) -> Figure:
-    """A row for each image: the point, and how similar the features elsewhere are.
+    """Draw a row for each image: the point, and the similarity of the features elsewhere.
 
     Args:
-        images (Sequence[np.ndarray]): Each H×W×3 uint8, RGB.
-        names (Sequence[str]): Of the images.
-        tables (Dict[str, Sequence[np.ndarray]]): For each network and image
-            what :func:`cell_similarities` gives.
+        images (Sequence[np.ndarray]): The images, each H×W×3 uint8, RGB.
+        names (Sequence[str]): Their paths.
+        tables (Dict[str, Sequence[np.ndarray]]): For each network and image the result of
+            :func:`cell_similarities`.
         point (tuple[float, float]): x and y in fractions.
-        title (str): Of the whole picture.
-        path (str, optional): Also save it there; the suffix is the format.
+        title (str): Title of the complete figure.
+        path (str, optional): File to save it to; the suffix is the format.
 
     Returns:
-        Figure: No display is needed, and pyplot does not know it.
+        Figure: A figure that needs no display, and that pyplot does not know.
     """
     heights = [3.2 * min(1.2, image.shape[0] / image.shape[1]) for image in images]
     figure = Figure(
@@ -343,23 +366,43 @@ def draw_similarity(
 
 
 def similarity_at(table: np.ndarray, point: Tuple[float, float]) -> np.ndarray:
-    """h×w, the cosines with the cell that a point, in fractions, lies in."""
+    """Return h×w, the cosines with the grid cell that holds a point in fractions."""
     h, w = table.shape[:2]
     return table[min(int(point[1] * h), h - 1), min(int(point[0] * w), w - 1)]
 
 
-# ---------------------------------------------------------------- for the page
+# ---------------------------------------------------------------- for index.html
 
 
-def _encoded(table: np.ndarray) -> Dict[str, Any]:
-    """Cosines −1 to 1 as bytes 0 to 255."""
+def _describe(measured: _Measured) -> Dict[str, Any]:
+    """Return the values that the template takes from the measurements."""
+    number = len(measured.pairs)
+    errors = {k: torch.cat([pair.errors[k] for pair in measured.pairs]) for k in NETWORKS}
+    return dict(
+        pairs=[_describe_pair(pair) for pair in measured.pairs],
+        shares={name: share(errors[name]) for name in NETWORKS},
+        similarity=[
+            {name: _encode_table(measured.tables[name][i]) for name in NETWORKS}
+            for i in range(number)
+        ],
+        colours=[
+            '#' + ''.join(f'{round(255 * part):02x}' for part in colour[:3])
+            for colour in matplotlib.colormaps['inferno'](np.linspace(0.05, 0.97, 12))
+        ],
+        stages=_describe_stages(measured.stages),
+        networks=NETWORKS,
+    )
+
+
+def _encode_table(table: np.ndarray) -> Dict[str, Any]:
+    """Encode cosines −1 to 1 as bytes 0 to 255."""
     h, w = table.shape[:2]
     codes = ((table.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
     return dict(h=h, w=w, codes=base64.b64encode(codes.tobytes()).decode())
 
 
-def _drawn_pair(pair: Pair) -> Dict[str, Any]:
-    """Views, and for each network lines between points in fractions of a view."""
+def _describe_pair(pair: Pair) -> Dict[str, Any]:
+    """Return views, and for each network lines between points in fractions of a view."""
     lines = {}
     for name, found in pair.matches.items():
         errors = pair.errors[name]
@@ -385,7 +428,7 @@ def _centre(cell: int, grid: Tuple[int, int]) -> Tuple[float, float]:
     return round((column + 0.5) / grid[1], 4), round((row + 0.5) / grid[0], 4)
 
 
-def _drawn_stages(stages: Dict[str, List[Stage]]) -> Dict[str, List[Dict[str, Any]]]:
+def _describe_stages(stages: Dict[str, List[Stage]]) -> Dict[str, List[Dict[str, Any]]]:
     return {
         name: [
             dict(
