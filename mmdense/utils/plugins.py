@@ -9,9 +9,10 @@ import logging
 from importlib import import_module
 from importlib.metadata import distributions
 from operator import attrgetter
-from typing import Any, Dict, Iterable, List, NamedTuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 
 from .errors import InputError
+from .model_index import methods
 
 GROUP = 'mmdense.algorithms'
 
@@ -95,6 +96,18 @@ def import_modules(modules: Iterable[str]) -> List[str]:
                 'on PYTHONPATH'
             ) from None
     return modules
+
+
+def unknown_method(name: str, others: Optional[Iterable[str]] = None) -> InputError:
+    """Return the error that lists the methods.
+
+    Args:
+        name (str): Name that is unknown.
+        others (Iterable[str], optional): Methods beside those of the model index. Defaults to
+            :func:`find_plugins`.
+    """
+    names = [*methods(), *(find_plugins() if others is None else others)]
+    return InputError(f'method must be one of {", ".join(dict.fromkeys(names))}, got {name!r}')
 
 
 def _one_line(error: Exception) -> str:

@@ -12,7 +12,6 @@ from .methods import (
     find_method,
     read_config,
     read_recipe,
-    unknown_method,
 )
 from .plan import Plan, make_plan, plan_for_gpus, plan_text, published_weights
 from .settings import Options, choose_threads, derive_settings
@@ -60,5 +59,4 @@ __all__ = [
     'survey_machine',
     'survey_network',
     'time_steps',
-    'unknown_method',
 ]

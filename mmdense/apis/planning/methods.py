@@ -15,7 +15,7 @@ from mmdense.models.selfsup import SelfSupervisor, registered_algorithms
 from mmdense.registry import MODELS
 from mmdense.utils import model_index
 from mmdense.utils.errors import InputError
-from mmdense.utils.plugins import find_plugins, import_modules, load_plugin
+from mmdense.utils.plugins import find_plugins, import_modules, load_plugin, unknown_method
 
 from .config_text import base_line, literal
 from .survey import SMALL
@@ -100,16 +100,10 @@ def find_method(name: str, custom_imports: Sequence[str] = ()) -> Method:
     elif name in classes:
         kind = classes[name]
     else:
-        raise unknown_method(name, classes)
+        raise unknown_method(name, [*plugins, *classes])
     if not (isinstance(kind, type) and issubclass(kind, SelfSupervisor)):
         raise InputError(f'method {name}: {kind!r} is no SelfSupervisor')
     return _outside_method(name, kind, imports)
-
-
-def unknown_method(name: str, others: Sequence[str] = ()) -> InputError:
-    """Return the error that lists the methods."""
-    names = dict.fromkeys([*METHODS, *find_plugins(), *others])
-    return InputError(f'method must be one of {", ".join(names)}, got {name!r}')
 
 
 def find_algorithm(recipe: Config) -> type:
@@ -171,8 +165,10 @@ def _locate(base: str, folder: str) -> str:
     if package in MODULE2PACKAGE:
         return base
     spec = find_spec(package)
-    configs = spec and spec.origin and model_index.find_package_folder(
-        Path(spec.origin).parent, 'configs'
+    configs = (
+        spec
+        and spec.origin
+        and model_index.find_package_folder(Path(spec.origin).parent, 'configs')
     )
     if not configs:
         raise InputError(f'{base}: there is no package {package} with a folder configs')

@@ -82,9 +82,7 @@ def plan_text(plan: Plan, work_dir: str, command: str) -> str:
         command (str): The command that writes the config, for the reader.
     """
     method = plan.method
-    return config_text(
-        plan.base, plan.settings, work_dir, command, method.changes, method.imports
-    )
+    return config_text(plan.base, plan.settings, work_dir, command, method.changes, method.imports)
 
 
 def plan_for_gpus(plan: Plan) -> Plan:

@@ -405,9 +405,7 @@ def _schedule(recipe: Config, length: _Length) -> Setting:
     return Setting('warm-up', value, reason, {'param_scheduler': schedules})
 
 
-def _running(
-    recipe: Config, options: Options, machine: Machine, length: _Length
-) -> List[Setting]:
+def _running(recipe: Config, options: Options, machine: Machine, length: _Length) -> List[Setting]:
     """Return what does not change the result: loading, log, checkpoints, evaluation, signals."""
     usual = recipe.train_dataloader.num_workers
     workers = choose_workers(machine.cores, options.gpus, machine.device, usual)

@@ -117,9 +117,7 @@ def survey_images(path: str, prefix: Optional[str] = None) -> Images:
     return Images(arguments, count, int(median(sides)), len(reasons), len(indices))
 
 
-def _read_sides(
-    dataset: UnlabeledDataset, indices: Iterable[int]
-) -> Tuple[List[int], List[str]]:
+def _read_sides(dataset: UnlabeledDataset, indices: Iterable[int]) -> Tuple[List[int], List[str]]:
     """Return the shorter sides of images by their headers, and why others cannot be read."""
     sides, reasons = [], []
     for index in indices:

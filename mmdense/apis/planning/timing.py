@@ -83,7 +83,9 @@ def time_steps(text: str, steps: int = 5, seconds: float = 60) -> Times:
 
 
 def _time(runner: Runner, steps: int, seconds: float) -> Times:
-    runner.message_hub.update_info('max_iters', runner.max_iters)  # for the momentum encoder's schedule
+    runner.message_hub.update_info(
+        'max_iters', runner.max_iters
+    )  # for the momentum encoder's schedule
     runner._init_model_weights()
     model, cuda = runner.model, torch.cuda.is_available()
     loader = runner.train_dataloader
