@@ -18,6 +18,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmdense.apis.planning import METHODS
 from mmdense.apis.report.report import write_report
 from mmdense.cli import main
 
@@ -292,7 +293,7 @@ def test_plan(call, images, tmp_path):
         ('prefix', '--prefix none is for a json or a list of images, {here}/three is neither'),
         ('labels', 'three is no COCO json with boxes, nor a folder with JPEGImages and Annot'),
         ('size', '--size 8: the last map is 1/32 of the views, at least 32'),
-        ('method', "method must be one of densecl, detco, pixpro, slotcon, got 'moco'"),
+        ('method', f"method must be one of {', '.join(METHODS)}, got 'moco'"),
         ('module', '--custom-imports no_such: ModuleNotFoundError: No module named'),
     ],
 )
