@@ -240,6 +240,6 @@ def test_a_plan_advises_what_was_published(method, backbone, name):
     times = planning.Times(8, 0.1, 1.0, 1e9, 0)
     line = planning.advise(times, images, machine, cfg, weights=found)[0]
     if name:
-        assert line.endswith(f'--init {name} goes on from published weights')
+        assert line.endswith(f'--init {name} starts from published weights')
     else:
-        assert 'CHECKPOINT goes on from weights of your own; none were published' in line
+        assert 'CHECKPOINT starts from weights of your own; none were published' in line

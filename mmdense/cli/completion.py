@@ -50,11 +50,15 @@ def _complete(command: str, action: Action) -> None:
     import shtab
 
     from mmdense.apis import hub
+    from mmdense.utils.model_index import methods
+    from mmdense.utils.plugins import find_plugins
 
     if (command, action.dest) == ('download', 'name'):
         action.choices = [*hub.short_names().values(), *hub.list_models()]
     elif action.dest == 'backbone':
         action.choices = _RESNETS
+    elif action.dest == 'method':
+        action.choices = [*methods(), *find_plugins()]
     elif action.dest == 'init':
         action.complete = _words_or_files(filter(hub.find_weights, hub.short_names().values()))
     elif {action.metavar, action.dest.upper()} & {*_FOLDERS}:

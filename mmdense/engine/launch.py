@@ -4,6 +4,7 @@
 import os
 import os.path as osp
 import warnings
+from typing import List
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -16,6 +17,7 @@ from mmengine.runner import Runner
 
 import mmdense.checkpoints  # noqa: F401 - its loader takes MMEngine's place from here on
 from mmdense.utils.errors import one_line_errors
+from mmdense.utils.plugins import import_modules
 
 
 def add_common_arguments(parser) -> None:
@@ -31,6 +33,13 @@ def add_common_arguments(parser) -> None:
         action=DictAction,
         help='override settings of the config, as xxx=yyy; a list as key="[a,b]" or key=a,b',
     )
+    parser.add_argument(
+        '--custom-imports',
+        nargs='+',
+        action='extend',
+        metavar='MODULE',
+        help='modules to import, as custom_imports of a config; their folder is on PYTHONPATH',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
@@ -45,6 +54,8 @@ def merge_common_arguments(cfg: Config, args) -> None:
         cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    if args.custom_imports:
+        _merge_custom_imports(cfg, args.custom_imports)
     loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
     for loader in filter(None, loaders):
         if cfg.get('default_scope') in ('mmdense', 'mmpretrain'):  # mmdet and mmseg stack no images
@@ -53,6 +64,15 @@ def merge_common_arguments(cfg: Config, args) -> None:
             loader.pin_memory = False
         if loader.get('num_workers', 0) == 0:  # PyTorch refuses the combination
             loader.persistent_workers = False
+
+
+def _merge_custom_imports(cfg: Config, modules: List[str]) -> None:
+    """Import modules, and name them in the config, for its copy in the work directory."""
+    import_modules(modules)
+    found = cfg.get('custom_imports') or {}
+    names = found.get('imports', [])
+    names = [names] if isinstance(names, str) else names
+    cfg.custom_imports = dict(found, imports=list(dict.fromkeys([*names, *modules])))
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -27,6 +27,16 @@ def collections() -> Tuple[dict, ...]:
     return tuple(entry for content in _read_metafiles() for entry in content['Collections'])
 
 
+def methods() -> Dict[str, Tuple[str, str]]:
+    """Return the methods of `mmdense pretrain`: for each the path below ``configs`` of its recipe,
+    and that of its config for few images, which is the recipe where there is none."""
+    return {
+        entry['Method']: (entry['Recipe'], entry.get('Small', entry['Recipe']))
+        for entry in collections()
+        if 'Method' in entry
+    }
+
+
 def entry_names(entry: dict) -> List[str]:
     """Return the name of an entry, and then its short forms."""
     return [entry['Name'], *entry.get('Alias', [])]

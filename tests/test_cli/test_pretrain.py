@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import psutil
@@ -19,6 +18,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmdense.apis.planning import METHODS
 from mmdense.apis.report.report import write_report
 from mmdense.cli import main
 
@@ -84,7 +84,7 @@ def test_pretrains(repo, run, images, tmp_path, monkeypatch):
 
     done = run(*command, '--resume', cwd=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert f'Going on with {out}/config.py as it is.' in done.stdout
+    assert f'Resuming with {out}/config.py as it is.' in done.stdout
     assert 'Epoch(train) [3][4/4]' in done.stdout and 'images/s' not in done.stdout
     assert 'System environment' not in done.stdout and 'WARNING' not in done.stdout
     where, mmdet, mmseg = done.stdout.splitlines()[-3:]
@@ -152,7 +152,7 @@ def test_quiet(call, images, tmp_path):
     for there in ('epoch_1.pth', 'backbone.pth'):
         code, out, err = call('pretrain', images, '--out', 'run', *arguments)
         assert code == 1 and out == ''
-        assert f'there is a run in {tmp_path}/run: --resume goes on with it, or give --out' in err
+        assert f'there is a run in {tmp_path}/run: --resume continues it, or give --out' in err
         os.remove(tmp_path / 'run' / there)
     (tmp_path / 'other').mkdir()
     code, _, err = call('pretrain', tmp_path / 'other', '--out', 'run', '--resume')
@@ -164,12 +164,13 @@ def test_resumes_what_is_there(call, images, tmp_path, monkeypatch):
     code, out, err = call('pretrain', images, '--out', 'run', '--resume', '-q')
     assert (code, out) == (1, '')
     assert err == (
-        f'mmdense: error: there is no run in {tmp_path}/run to go on with: leave --resume out, or '
+        f'mmdense: error: there is no run in {tmp_path}/run to continue: leave --resume out, or '
         'name it by --out\n'
     )
     trained = []
-    monkeypatch.setattr('mmdense.cli.pretrain._train', lambda config, args: trained.append(config))
-    monkeypatch.setattr('mmdense.cli.pretrain._print_use', lambda *_: None)
+    monkeypatch.setattr(
+        'mmdense.apis.pretraining.train_run', lambda run, *_, **__: trained.append(run) or []
+    )
     told = ['--backbone', 'resnet18', '--epochs', '3', '--size', '64', '--seed', '1']
     told += ['--workers', '0', '--batch-size', '8', '--out', 'run']
     assert call('pretrain', images, *told)[0] == 0
@@ -186,37 +187,38 @@ def test_resumes_what_is_there(call, images, tmp_path, monkeypatch):
     line = next(line for line in err.splitlines() if line.startswith('Ignored, for '))
     options = line.split(' says otherwise: ')[1].split(', ')
     assert sorted(options) == sorted(f'{a} {b}' for a, b in zip(other[::2], other[1::2]))
-    assert f'to go on then: mmdense pretrain {images} --out run --resume\n' in err
+    assert f'to continue then: mmdense pretrain {images} --out run --resume\n' in err
     assert len(trained) == 5
 
 
 def test_the_hint_is_a_command(call, images, tmp_path, monkeypatch, repo):
     """Wherever it is typed."""
-    from mmdense.cli import pretrain
+    from mmdense.apis import pretraining
 
     monkeypatch.chdir(tmp_path)
     config = f'{tmp_path}/a b.py'
-    monkeypatch.setattr(pretrain, 'find_spec', lambda name: None)
-    program, tool, path = shlex.split(pretrain._tool(config))
+    monkeypatch.setattr(pretraining, 'find_spec', lambda name: None)
+    program, tool, path = shlex.split(pretraining.format_tool_command(config))
     assert (program, path) == ('python', config) and os.path.samefile(tool, repo / 'tools/train.py')
     monkeypatch.chdir(repo)
-    assert pretrain._tool('a.py') == 'python tools/train.py a.py'
-    monkeypatch.setattr(pretrain, 'find_spec', lambda name: object())
-    assert pretrain._tool('a.py') == 'mim train mmdense a.py'
+    assert pretraining.format_tool_command('a.py') == 'python tools/train.py a.py'
+    monkeypatch.setattr(pretraining, 'find_spec', lambda name: object())
+    assert pretraining.format_tool_command('a.py') == 'mim train mmdense a.py'
 
 
 @pytest.mark.parametrize(
     'backbone', ['convnext-atto', 'mobilenetv2', 'visiontransformer-deit-tiny']
 )
-def test_lines_for_another_backbone(backbone, tmp_path, capsys, require):
+def test_lines_for_another_backbone(backbone, tmp_path, require):
     """Of mmpretrain: the lines bring it along, and a stock detector and segmenter run with them."""
     from mmengine.registry import MODELS, DefaultScope
     from mmengine.structures import BaseDataElement
 
     from mmdense.apis.inspection.fit import read_config
-    from mmdense.apis.planning.survey import find_backbone, read_recipe
+    from mmdense.apis.planning import read_recipe
+    from mmdense.apis.planning.survey import find_backbone
+    from mmdense.apis.pretraining import describe_use
     from mmdense.checkpoints import save_backbone
-    from mmdense.cli.pretrain import _print_use
     from mmdense.utils.log_level import log_level
 
     kind = find_backbone(backbone, read_recipe('densecl').model.backbone)
@@ -226,8 +228,8 @@ def test_lines_for_another_backbone(backbone, tmp_path, capsys, require):
     for value in trained.values():
         value += value.is_floating_point()  # as no new network's
     save_backbone(trained, str(tmp_path / 'a.pth'))
-    _print_use(str(tmp_path / 'a.pth'), Config(dict(model=dict(backbone=kind))))
-    where, *lines = capsys.readouterr().out.splitlines()
+    cfg = Config(dict(model=dict(backbone=kind)))
+    where, *lines = describe_use(str(tmp_path / 'a.pth'), cfg)
     assert where.endswith('/a.pth; in a config of mmdet, or of mmseg:') and len(lines) == 2
     if 'transformer' in backbone:  # of one stride
         assert all(
@@ -261,14 +263,14 @@ def test_plan(call, images, tmp_path):
         r'^setting +value +reason$',
         r'^images +16 +/\S+; the shorter side is 72 px',
         r'^batch +4 +four steps or more an epoch of 16 images$',
-        r'^epochs +7 +as told; 28 steps$',
+        r'^epochs +7 +set explicitly; 28 steps$',
         r'^queue +4 +no key older than a twentieth of the 28 steps$',
         r'^a step of 4 images: loading [\d.]+ ms an image \(workers: \d\), computing [\d.]+ ms an '
         r'image$',
         r'^here \(.*\): (under a minute|\d+ min)$',
         r'^on one GPU, too few images for 8: .* \(7 epochs in steps of 4 images; .* needed\)$',
         r'^memory at most: [\d.]+ GB of the (GPU|process), of [\d.]+ GB$',
-        r'^  result: 16 images are few to begin from nothing; --init CHECKPOINT goes on',
+        r'^  result: 16 images are few to begin from nothing; --init CHECKPOINT starts',
     ):
         assert re.search(row, out, re.M), (row, out)
     assert 'System environment' not in out + err
@@ -291,6 +293,8 @@ def test_plan(call, images, tmp_path):
         ('prefix', '--prefix none is for a json or a list of images, {here}/three is neither'),
         ('labels', 'three is no COCO json with boxes, nor a folder with JPEGImages and Annot'),
         ('size', '--size 8: the last map is 1/32 of the views, at least 32'),
+        ('method', f"method must be one of {', '.join(METHODS)}, got 'moco'"),
+        ('module', '--custom-imports no_such: ModuleNotFoundError: No module named'),
     ],
 )
 def test_refusals(call, images, tmp_path, command, case, message):
@@ -309,6 +313,8 @@ def test_refusals(call, images, tmp_path, command, case, message):
         prefix=['three', '--prefix', 'none'],
         labels=[images, '--labels', 'three'],
         size=[images, '--size', '8'],
+        method=[images, '--method', 'moco'],
+        module=[images, '--custom-imports', 'no_such'],
     )
     code, out, err = call(command, *more.get(case, [case]))
     assert (code, out) == (1, ''), err
@@ -375,12 +381,13 @@ def test_labels_score_the_features(call, images, tmp_path):
 
 def test_a_run_of_each_folder(call, images, tmp_path):
     """data.v1 and data.v2 are two; a run of others is not gone on with by accident."""
-    from mmdense.cli.pretrain import _out
+    from mmdense.apis.planning import Options
+    from mmdense.apis.pretraining import Request
 
     for name in ('data.v1', 'data.v2'):
         (tmp_path / name).mkdir()
     (tmp_path / 'data.zip').touch()
-    outs = [_out(Namespace(images=str(tmp_path / n), out=None, method='a')) for n in os.listdir()]
+    outs = [Request(str(tmp_path / n), Options(method='a')).folder for n in os.listdir()]
     assert len(set(outs)) == 3 and str(tmp_path / 'work_dirs' / 'a_data') in outs
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'backbone.pth').touch()

@@ -11,10 +11,12 @@ from mmengine.config import Config
 
 from mmdense.apis import planning
 from mmdense.apis.planning import Images, Machine, Network, Options
-from mmdense.apis.planning.settings import choose_size, power_of_two
+from mmdense.apis.planning.settings import choose_size
+from mmdense.models.selfsup.momentum import power_of_two
 from mmdense.utils.errors import DataError, InputError
 
 R50 = Network({}, 2048, 28_000_000, 86_000_000)
+PROTOTYPES = {'grouping.slot_embed.weight': (256, 256)}
 CPU = Machine('cpu', '', 0, 16 << 30, 8, '')
 GPU = Machine('cuda', 'A100', 8, 80 << 30, 64, 'bfloat16')
 recipe_of = lru_cache(maxsize=None)(planning.read_recipe)
@@ -198,7 +200,7 @@ def test_going_on_from_weights():
     backbone = derive(5000, init='a.pth', init_whole=False)
     assert changes(backbone)['model.pretrained'] == 'a.pth'
     assert 'load_from' not in changes(backbone)
-    rows = derive(500, method='slotcon', init='a.pth', init_prototypes=256)
+    rows = derive(500, method='slotcon', init='a.pth', init_shapes=PROTOTYPES)
     assert shown(rows)['prototypes'] == 256
 
 

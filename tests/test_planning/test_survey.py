@@ -138,7 +138,11 @@ GPU = Machine('cuda', 'A100', 4, 80 << 30, 16, 'bfloat16')
 CFG = Config(
     dict(
         train_cfg=dict(max_epochs=100),
-        train_dataloader=dict(num_workers=4, batch_size=64),
+        train_dataloader=dict(
+            num_workers=4,
+            batch_size=64,
+            dataset=dict(pipeline=[dict(type='LoadImage'), dict(type='MultiView')]),
+        ),
         model=dict(type='DenseCL'),
         load_from=None,
     )
@@ -233,12 +237,12 @@ def test_advice():
     (line,) = planning.advise(times._replace(data=0.3), MANY, GPU._replace(gpus=1), CFG)
     assert line == 'time: the GPU waits for images; --workers 16 uses all cores'
     (line,) = planning.advise(times._replace(data=0.3), MANY, GPU._replace(gpus=1, cores=4), CFG)
-    assert 'device_augment' in line
+    assert line.endswith('train_dataloader.dataset.pipeline.1.device_augment=True')
     (line,) = planning.advise(times._replace(step=64.0), MANY, CPU, CFG)
     assert line == 'time: one GPU computes a step about 60 times as fast, as a guess'
     few = MANY._replace(count=300)
     lines = planning.advise(times, few, GPU, CFG, weights='densecl_r50_coco')
-    assert '--init densecl_r50_coco goes on' in lines[0] and 'more images' in lines[1]
+    assert '--init densecl_r50_coco starts' in lines[0] and 'more images' in lines[1]
     lines = planning.advise(times, few, GPU, Config(dict(CFG, load_from='a.pth')))
     assert len(lines) == 1 and 'more images' in lines[0]
 

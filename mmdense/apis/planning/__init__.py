@@ -1,23 +1,30 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""From images to the settings of a run, each with its reason; to its config; to its time."""
+"""Plan a run: images, then settings with their reasons, then a config and its time."""
+
+from mmdense.models.selfsup import Setting
 
 from .config_text import config_text
 from .labels import Labels, survey_labels
-from .plan import Plan, make_plan, plan_for_gpus, published_weights
-from .settings import Options, Setting, derive_settings
-from .survey import (
+from .methods import (
     METHODS,
+    Method,
+    base_config,
+    find_method,
+    read_config,
+    read_recipe,
+)
+from .plan import Plan, make_plan, plan_for_gpus, plan_text, published_weights
+from .settings import Options, choose_threads, derive_settings
+from .survey import (
     Images,
     Machine,
     Network,
-    base_config,
-    read_config,
-    read_recipe,
     survey_images,
     survey_machine,
     survey_network,
 )
 from .timing import Estimate, Times, advise, duration, estimate, time_steps
+from .view_settings import largest_size, read_views
 
 __all__ = [
     'METHODS',
@@ -25,6 +32,7 @@ __all__ = [
     'Images',
     'Labels',
     'Machine',
+    'Method',
     'Network',
     'Options',
     'Plan',
@@ -32,15 +40,20 @@ __all__ = [
     'Times',
     'advise',
     'base_config',
+    'choose_threads',
     'config_text',
     'derive_settings',
     'duration',
     'estimate',
+    'find_method',
+    'largest_size',
     'make_plan',
     'plan_for_gpus',
+    'plan_text',
     'published_weights',
     'read_config',
     'read_recipe',
+    'read_views',
     'survey_images',
     'survey_labels',
     'survey_machine',

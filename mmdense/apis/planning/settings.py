@@ -1,30 +1,63 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Settings that depend on the data, by rules, each with its reason.
+"""Derive settings that depend on the data, by rules, each with its reason.
 
-Pure functions: :func:`derive_settings` puts them together.
+All functions are pure; :func:`derive_settings` puts them together. Settings of an algorithm come
+from its ``small_data_rules()``.
 """
 
 import re
 from math import ceil
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from mmengine.config import Config
 
 from mmdense.engine.training import loss_scale
+from mmdense.models.selfsup import RunFacts, Setting
+from mmdense.models.selfsup.momentum import power_of_two
 from mmdense.utils.errors import DataError, InputError
 
 from .labels import Labels
-from .survey import Images, Machine, Network
+from .methods import find_algorithm
+from .survey import Images, Machine, Network, backbone_name
+from .view_settings import (
+    ViewGroup,
+    blur_config,
+    find_step,
+    largest_groups,
+    largest_size,
+    read_views,
+    scale_views,
+    size_config,
+)
 
 FEWEST_IMAGES = 8
+EXPLICIT = 'set explicitly'
 COCO_IMAGES_SEEN = 800 * 118_287  # 95 million: 800 epochs of COCO
 
 
 class Options(NamedTuple):
-    """What the user decides; None leaves it to the rules."""
+    """Hold what the user decides; None leaves it to the rules.
+
+    Attributes:
+        method (str): Name of the method.
+        backbone (str, optional): Name of the backbone.
+        epochs (int, optional): Epochs of the run.
+        batch_size (int, optional): Images a process and step.
+        workers (int, optional): Processes that load images, for each that trains.
+        gpus (int): Processes that train.
+        size (int, optional): Side of the largest views in pixels.
+        seed (int): Seed of the run.
+        init (str, optional): Checkpoint to start from.
+        labels (str | Labels, optional): Labelled images: the path, then what
+            :func:`survey_labels` found.
+        ignore_label (int, optional): Number of pixels in label maps that do not count.
+        custom_imports (tuple[str]): Modules to import.
+        init_whole (bool): Whether ``init`` fills the complete algorithm.
+        init_shapes (dict): Shape of every tensor of the algorithm in ``init``.
+    """
 
     method: str = 'densecl'
-    backbone: str = 'resnet50'
+    backbone: Optional[str] = None
     epochs: Optional[int] = None
     batch_size: Optional[int] = None
     workers: Optional[int] = None
@@ -32,50 +65,27 @@ class Options(NamedTuple):
     size: Optional[int] = None
     seed: int = 0
     init: Optional[str] = None
-    # labelled images: the path, then what :func:`survey_labels` found
     labels: Union[None, str, Labels] = None
     ignore_label: Optional[int] = None
-    # of ``init``: whether it fills the whole algorithm, and how many prototypes it has
+    custom_imports: Tuple[str, ...] = ()
     init_whole: bool = True
-    init_prototypes: Optional[int] = None
-
-
-class Setting(NamedTuple):
-    """A row of the table, and what it changes in the recipe.
-
-    Attributes:
-        name (str): For people.
-        value (Any): For people.
-        reason (str): One sentence.
-        config (dict): Keys of the config, with dots, and their values; those
-            that begin with ``pipeline`` are places in the training pipeline.
-            Empty where all is as in the config that is inherited.
-    """
-
-    name: str
-    value: Any
-    reason: str
-    config: Dict[str, Any] = {}
-
-
-def power_of_two(value: float) -> int:
-    """The largest that is not above ``value``, at least 1."""
-    return 1 << (max(int(value), 1).bit_length() - 1)
+    init_shapes: Mapping[str, Tuple[int, ...]] = {}
 
 
 def choose_size(side: int, usual: int) -> int:
-    """Side of the views: the recipe's, or where images are smaller a multiple of 32, from 64."""
+    """Return the side of the views: the recipe's, or where images are smaller a multiple of 32,
+    at least 64."""
     return min(usual, max(64, side // 32 * 32))
 
 
 def choose_batch(images: int, gpus: int, usual: int, fits: int, device: str) -> Tuple[int, str]:
-    """Images a process and step, a power of two, and why.
+    """Return the images a process and step, a power of two, and the reason.
 
     Args:
-        images (int): In the data set, at least 8 for each of ``gpus``.
+        images (int): Number of images in the data set, at least 8 for each of ``gpus``.
         gpus (int): Processes.
         usual (int): The recipe's total batch.
-        fits (int): As many as there is memory for.
+        fits (int): Number of images that there is memory for.
         device (str): 'cpu' or 'cuda'.
     """
     limits = [
@@ -89,27 +99,8 @@ def choose_batch(images: int, gpus: int, usual: int, fits: int, device: str) -> 
     return max(2, power_of_two(limit)), reason
 
 
-def choose_queue(images: int, batch: int, steps: int, recipe: Config) -> Tuple[int, str]:
-    """Keys in a queue, a multiple of the total batch, and why.
-
-    A key is some steps old, and the twin has moved meanwhile. Where it has moved far, a query's own
-    key is told from those of the queue by its age alone: the loss is low, and the features have few
-    dimensions (docs/evidence.md has the figures).
-    """
-    usual = recipe.model.queue_len
-    age = usual // recipe.auto_scale_lr.base_batch_size  # steps, of the recipe's oldest key
-    limits = [
-        (usual, "the recipe's"),
-        (images, 'at most the number of images, or keys of an image meet its own old ones'),
-        (batch * steps / 20, f'no key older than a twentieth of the {steps:,} steps'),
-        (batch * age, f'no key older than {age} steps, as in the recipe'),
-    ]
-    limit, reason = min(limits, key=lambda item: item[0])
-    return max(power_of_two(limit) // batch, 1) * batch, reason
-
-
 def choose_epochs(images: int, device: str, continued: bool) -> Tuple[int, str]:
-    """From how many images a run should see, and why."""
+    """Return the number of epochs by how many images a run should see, and the reason."""
     seen, reason = 800 * images, '800 epochs, as on COCO'
     few = seen < 400_000
     if few:
@@ -126,11 +117,12 @@ def choose_epochs(images: int, device: str, continued: bool) -> Tuple[int, str]:
 
 
 def choose_lr(batch: int, usual_batch: int, usual: float, optimizer: str) -> Tuple[float, str]:
-    """For a total batch, and why: linear in it for SGD (arXiv:1706.02677), by its root for LARS.
+    """Return the learning rate for a total batch, and the reason.
 
-    LARS makes every step lr · 0.001 of the weights long, whatever the gradient. Linear, few steps
-    of a small batch lead nowhere (docs/evidence.md); the root is what was found for optimizers of
-    this kind (LAMB, arXiv:1904.00962, section 4).
+    It is linear in the batch for SGD (arXiv:1706.02677), by its root for LARS: LARS makes every
+    step lr · 0.001 of the weights long, whatever the gradient. Linear, few steps of a small batch
+    lead nowhere (docs/evidence.md); the root is what was found for optimizers of this kind (LAMB,
+    arXiv:1904.00962, section 4).
     """
     share, how = batch / usual_batch, 'linear in the batch'
     if optimizer.split('.')[-1] == 'LARS':
@@ -139,32 +131,40 @@ def choose_lr(batch: int, usual_batch: int, usual: float, optimizer: str) -> Tup
 
 
 def choose_warmup(epochs: int, steps_per_epoch: int, usual: int) -> int:
-    """Epochs: the recipe's, or 500 steps where these are more; at most a tenth of the run."""
+    """Return the epochs of warm-up: the recipe's, or 500 steps where these are more; at most a
+    tenth of the run."""
     return min(max(usual, ceil(500 / steps_per_epoch)), max(1, epochs // 10))
 
 
-def choose_prototypes(images: int, usual: int) -> int:
-    """SlotCon's: 16 to the recipe's, one for each eight images; 2048 from a million."""
-    return 2048 if images >= 10**6 else min(max(power_of_two(images / 8), 16), usual)
-
-
 def choose_workers(cores: int, gpus: int, device: str, usual: int) -> int:
-    """Processes that load images, for each that trains."""
+    """Return the number of processes that load images, for each that trains."""
     share = cores // gpus if device == 'cuda' else cores // gpus // 4  # the rest computes
     return min(max(share, 1), usual)
 
 
 def choose_threads(cores: int, processes: int) -> int:
-    """Of each of several processes that train on a CPU."""
+    """Return the threads of each of several processes that train on a CPU."""
     return max(1, cores // processes)
 
 
 def images_that_fit(memory: int, network: Network, half: bool) -> int:
-    """How many of a batch there is memory for, by what backward keeps."""
-    # weights, gradients, optimizer's momentum, twin
+    """Return how many images of a batch there is memory for, by what backward keeps."""
+    # weights, gradients, optimizer's momentum, momentum encoder
     fixed = 16 * network.parameters
-    each = network.bytes_per_image * (0.5 if half else 1) * 1.4  # what is used on the way
+    each = network.bytes_per_image * (0.5 if half else 1) * 1.4  # 40 % for intermediate results
     return int((0.8 * memory - fixed) / each)
+
+
+class _Length(NamedTuple):
+    """Hold the length of a run: images in a step over all processes, and the epochs."""
+
+    total: int
+    epochs: int
+    steps_per_epoch: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
 
 
 def derive_settings(
@@ -175,79 +175,58 @@ def derive_settings(
     options: Options,
     base: Optional[Config] = None,
 ) -> List[Setting]:
-    """All settings of a run.
+    """Return all settings of a run.
 
     Args:
-        images (Images): Of :func:`~mmdense.apis.planning.survey_images`.
-        machine (Machine): Of :func:`~mmdense.apis.planning.survey_machine`.
-        network (Network): Of :func:`~mmdense.apis.planning.survey_network`.
-        recipe (Config): Of :func:`~mmdense.apis.planning.read_recipe`.
+        images (Images): Images of :func:`~mmdense.apis.planning.survey_images`.
+        machine (Machine): Machine of :func:`~mmdense.apis.planning.survey_machine`.
+        network (Network): Networks of :func:`~mmdense.apis.planning.survey_network`.
+        recipe (Config): Config of :func:`~mmdense.apis.planning.read_recipe`.
         options (Options): What was asked for.
         base (Config, optional): The config that is to be inherited. Defaults to the recipe.
 
     Returns:
-        list[Setting]: With what differs from ``base``.
+        list[Setting]: Settings, with what differs from ``base``.
 
     Raises:
-        DataError: Too few images.
-        InputError: More GPUs than there are, or a batch that does not fit the images.
+        DataError: When there are too few images.
+        InputError: When there are fewer GPUs, or a batch does not fit the images.
     """
-    device, gpus, n = machine.device, options.gpus, images.count
-    where = images.dataset.get('ann_file') or images.dataset['data_root']
-    if n < FEWEST_IMAGES * gpus:
-        raise DataError(
-            f'{n} image{"s" * (n != 1)} in {where}: at least {FEWEST_IMAGES} are needed'
-            + (f' for each of {gpus} processes' if gpus > 1 else '')
-            + ', and hundreds for features worth having'
-        )
-    if device == 'cuda' and gpus > machine.gpus:
-        raise InputError(f'--gpus {gpus}, but there are {machine.gpus}')
-
-    rows = [Setting('images', f'{n:,}', _about(images), _dataset(images))]
-    rows.append(_backbone(options, network, recipe))
-    if options.init:
-        key = 'load_from' if options.init_whole else 'model.pretrained'
-        what = 'fills the whole algorithm' if options.init_whole else 'fills the backbone alone'
-        rows.append(Setting('init', options.init, f'{what}, strictly', {key: options.init}))
-    size_rows, size = _size(images, recipe, options)
-    rows += size_rows
-
-    # what one process does in a step
-    usual_batch = recipe.auto_scale_lr.base_batch_size
-    memory = machine.memory if device == 'cuda' else machine.memory // gpus
-    fits = images_that_fit(memory, network, bool(machine.half))
-    batch, reason = choose_batch(n, gpus, usual_batch, fits, device)
-    if options.batch_size:
-        batch, reason = options.batch_size, 'as told'
-        if batch * gpus > n:
-            raise InputError(f'--batch-size {batch} × {gpus} process(es) is more than {n} images')
-        if batch < 2:
-            raise InputError('--batch-size must be at least 2: BatchNorm compares images')
-    total = batch * gpus
-    steps_per_epoch = n // total
-    rows.append(Setting('batch', _times(batch, gpus), reason, _batch(batch, total)))
-    rows.append(_precision(machine))
-    epochs, reason = choose_epochs(n, device, bool(options.init))
-    if options.epochs:
-        epochs, reason = options.epochs, 'as told'
-    steps = epochs * steps_per_epoch
-    rows.append(
-        Setting(
-            'epochs',
-            f'{epochs:,}',
-            f'{reason}; {_plural(steps, "step")}',
-            {'train_cfg.max_epochs': epochs},
-        )
+    _check_processes(images, machine, options.gpus)
+    rows = [
+        Setting('images', f'{images.count:,}', _about(images), _dataset(images)),
+        _backbone(options, network, recipe),
+        *_init(options),
+        *_views(images, recipe, options),
+    ]
+    batch = _batch(images, machine, network, recipe, options)
+    epochs, length = _epochs(images, machine, options, batch.value)
+    batch = batch._replace(value=_times(batch.value, options.gpus))
+    rows += [batch, _precision(machine), epochs]
+    rows += _optimization(recipe, length)
+    facts = RunFacts(
+        images.count, length.total, length.steps, recipe, options.init or '', options.init_shapes
     )
-    rows += _optimization(recipe, total, epochs, steps_per_epoch)
-    rows += _algorithm(recipe, options, n, total, steps)
-    rows += _running(recipe, options, machine, epochs, steps_per_epoch)
+    rows += find_algorithm(recipe).small_data_rules(facts)
+    rows += _running(recipe, options, machine, length)
     known = (base or recipe).to_dict()
     return [row._replace(config=_differing(row.config, known)) for row in rows]
 
 
+def _check_processes(images: Images, machine: Machine, gpus: int) -> None:
+    count = images.count
+    if count < FEWEST_IMAGES * gpus:
+        each = f' for each of {gpus} processes' if gpus > 1 else ''
+        raise DataError(
+            f'{_plural(count, "image")} in {_place(images)}: at least {FEWEST_IMAGES} are needed'
+            f'{each}, and hundreds for features worth having'
+        )
+    if machine.device == 'cuda' and gpus > machine.gpus:
+        raise InputError(f'--gpus {gpus}, but there are {machine.gpus}')
+
+
 def _differing(config: Dict[str, Any], known: Dict[str, Any]) -> Dict[str, Any]:
-    """What of the settings is not in a config."""
+    """Return the settings that a config does not have."""
 
     def differs(key: str, value: Any) -> bool:
         node = known
@@ -261,9 +240,12 @@ def _differing(config: Dict[str, Any], known: Dict[str, Any]) -> Dict[str, Any]:
     return {key: value for key, value in config.items() if differs(key, value)}
 
 
+def _place(images: Images) -> str:
+    return images.dataset.get('ann_file') or images.dataset['data_root']
+
+
 def _about(images: Images) -> str:
-    where = images.dataset.get('ann_file') or images.dataset['data_root']
-    about = f'{where}; the shorter side is {images.side} px (median of {images.sampled})'
+    about = f'{_place(images)}; the shorter side is {images.side} px (median of {images.sampled})'
     if images.unreadable:
         about += f'; {images.unreadable} of these cannot be read'
     return about
@@ -284,65 +266,90 @@ def _backbone(options: Options, network: Network, recipe: Config) -> Setting:
         delete = network.backbone.get('_delete_')
         pairs = {'model.backbone': network.backbone} if delete else {}
         config = pairs or {f'model.backbone.{k}': v for k, v in network.backbone.items()}
-        reason = 'as told'
-        if network.in_channels != recipe.model.neck.get('in_channels', network.in_channels):
+        reason = EXPLICIT
+        usual = (recipe.model.get('neck') or {}).get('in_channels', network.in_channels)
+        if network.in_channels != usual:
             config['model.neck.in_channels'] = network.in_channels
             reason += f'; its last map has {network.in_channels} channels'
         if not network.all_used:
             config['find_unused_parameters'] = True  # several processes have to know
-    return Setting('backbone', options.backbone, reason, config)
+    name = options.backbone or backbone_name(recipe.model.backbone)
+    return Setting('backbone', name, reason, config)
 
 
-def _size(images: Images, recipe: Config, options: Options) -> Tuple[List[Setting], int]:
-    """Of the views and, with DetCo, of the patches; crops; decoding."""
-    views = recipe.train_pipeline[1]['transforms']
-    usual, low = views[0][0]['scale'], views[0][0]['crop_ratio_range'][0]
-    size = options.size or choose_size(images.side, usual)
-    patches = recipe.model.type == 'DetCo'
-    rows, config = [], {}
-    for i in range(1 if patches else len(views)):
-        config[f'pipeline.1.transforms.{i}.0.scale'] = size
-    if patches:  # 2/7 of a view, cut from 85/64 of that
-        patch = max(32, 64 * size // usual)
-        config['pipeline.1.transforms.1.0.scale'] = 3 * (85 * patch // 64)
-        config['pipeline.1.transforms.1.5.patch_size'] = patch
-    told = 'as told' if options.size else "the recipe's"
-    reason = told if options.size or size == usual else f'images are of {images.side} px'
-    rows.append(Setting('view size', f'{size} px', reason, config))
-    if size < usual and low < 0.2:
-        config = {
-            f'pipeline.1.transforms.{i}.0.crop_ratio_range': (0.2, 1.0) for i in range(len(views))
-        }
-        reason = f'images are small: {low:.0%} of one would be a few pixels'
-        rows.append(Setting('crops', '20–100 %', reason, config))
-    rows += _blur(views, size, usual)
-    if images.side >= 2048:
-        reason = 'large photographs: decoded at a half or less, twice as fast'
-        rows.append(Setting('decoding', '≥ 1024 px', reason, {'pipeline.0.min_side': 1024}))
-    return rows, size
-
-
-def _blur(views: List[List[Config]], size: int, usual: int) -> List[Setting]:
-    """In proportion to the views: a sigma of 2 px takes more from 96 px than from 224."""
-    if size == usual:
+def _init(options: Options) -> List[Setting]:
+    if not options.init:
         return []
-    config, most = {}, 0.0
-    for i, view in enumerate(views):
-        for j, step in enumerate(view):
-            if step['type'] == 'GaussianBlur':
-                sigma = tuple(float(f'{s * size / usual:.3g}') for s in step['sigma'])
-                config[f'pipeline.1.transforms.{i}.{j}.sigma'] = sigma
-                most = max(most, step['sigma'][1])
-    reason = f"in proportion to the view: the recipe's {most:g} px are of {usual}"
-    value = f'σ ≤ {most * size / usual:.2g} px'
-    return [Setting('blur', value, reason, config)] if config else []
+    key, part = 'load_from', 'complete algorithm'
+    if not options.init_whole:
+        key, part = 'model.pretrained', 'backbone alone'
+    return [Setting('init', options.init, f'fills the {part}, strictly', {key: options.init})]
 
 
-def _batch(batch: int, total: int) -> Dict[str, Any]:
-    return {
+def _views(images: Images, recipe: Config, options: Options) -> List[Setting]:
+    """Return the size of the views and of patches, the crops, the blur, and the decoding."""
+    groups = read_views(recipe.train_pipeline)
+    usual = largest_size(groups)
+    size = options.size or choose_size(images.side, usual)
+    reason = "the recipe's" if size == usual else f'images are of {images.side} px'
+    if options.size:
+        reason = EXPLICIT
+    sides = sorted({side for _, side in scale_views(groups, size)}, reverse=True)
+    value = f'{" + ".join(map(str, sides))} px'
+    rows = [Setting('view size', value, reason, size_config(groups, size))]
+    if size < usual:
+        rows += _crops(groups)
+    if size != usual:
+        rows += _blur(groups, size)
+    load = find_step(recipe.train_pipeline, 'LoadImage')
+    if images.side >= 2048 and load is not None:
+        reason = 'large photographs: decoded at a half or less, twice as fast'
+        rows.append(Setting('decoding', '≥ 1024 px', reason, {f'{load.place}.min_side': 1024}))
+    return rows
+
+
+def _crops(groups: List[ViewGroup]) -> List[Setting]:
+    """Return crops that are no smaller than a fifth of an image; small views stay parts."""
+    largest = largest_groups(groups)
+    low = min(group.crop_ratio_range[0] for group in largest)
+    if low >= 0.2:
+        return []
+    config = {f'{group.crop.place}.crop_ratio_range': (0.2, 1.0) for group in largest}
+    reason = f'images are small: {low:.0%} of one would be a few pixels'
+    return [Setting('crops', '20–100 %', reason, config)]
+
+
+def _blur(groups: List[ViewGroup], size: int) -> List[Setting]:
+    """Return a blur in proportion to the views: a sigma of 2 px takes more from 96 px than from
+    224."""
+    config, before, after = blur_config(groups, size)
+    if not config:
+        return []
+    usual = largest_size(groups)
+    reason = f"in proportion to the view: the recipe's {before:g} px are of {usual}"
+    return [Setting('blur', f'σ ≤ {after:.2g} px', reason, config)]
+
+
+def _batch(
+    images: Images, machine: Machine, network: Network, recipe: Config, options: Options
+) -> Setting:
+    """Return the images of one process in a step."""
+    gpus, count = options.gpus, images.count
+    batch, reason = options.batch_size, EXPLICIT
+    if batch is None:
+        memory = machine.memory if machine.device == 'cuda' else machine.memory // gpus
+        fits = images_that_fit(memory, network, bool(machine.half))
+        usual = recipe.auto_scale_lr.base_batch_size
+        batch, reason = choose_batch(count, gpus, usual, fits, machine.device)
+    elif batch * gpus > count:
+        raise InputError(f'--batch-size {batch} × {gpus} process(es) is more than {count} images')
+    elif batch < 2:
+        raise InputError('--batch-size must be at least 2: BatchNorm compares images')
+    config = {
         'train_dataloader.batch_size': batch,
-        'auto_scale_lr.base_batch_size': total,  # what lr is for
+        'auto_scale_lr.base_batch_size': batch * gpus,  # the batch that lr is for
     }
+    return Setting('batch', batch, reason, config)
 
 
 def _precision(machine: Machine) -> Setting:
@@ -357,86 +364,79 @@ def _precision(machine: Machine) -> Setting:
     return Setting('precision', machine.half, f'mixed; {machine.name} has it', config)
 
 
-def _optimization(recipe: Config, total: int, epochs: int, steps_per_epoch: int) -> List[Setting]:
-    base, usual = recipe.auto_scale_lr.base_batch_size, recipe.optim_wrapper.optimizer.lr
-    lr, reason = choose_lr(total, base, usual, recipe.optim_wrapper.optimizer.type)
-    rows = [Setting('lr', f'{lr:g}', reason, {'optim_wrapper.optimizer.lr': lr})]
-    schedule = recipe.param_scheduler[0].to_dict()
-    if schedule['type'] == 'WarmupCosineLR':
-        warmup = choose_warmup(epochs, steps_per_epoch, schedule['warmup'])
-        config = {'param_scheduler': [dict(schedule, warmup=warmup)]}
-        steps = warmup * steps_per_epoch
-        reason = f'{steps:,} steps; then a cosine to the end'
-        rows.append(Setting('warm-up', _plural(warmup, 'epoch'), reason, config))
-    else:
-        config = {'param_scheduler': [dict(schedule, T_max=epochs, end=epochs)]}
-        rows.append(Setting('warm-up', 'none', "the recipe's; a cosine to the end", config))
-    return rows
+def _epochs(
+    images: Images, machine: Machine, options: Options, batch: int
+) -> Tuple[Setting, _Length]:
+    """Return the epochs, and the length of the run that follows."""
+    total = batch * options.gpus
+    epochs, reason = options.epochs, EXPLICIT
+    if epochs is None:
+        epochs, reason = choose_epochs(images.count, machine.device, bool(options.init))
+    length = _Length(total, epochs, images.count // total)
+    reason = f'{reason}; {_plural(length.steps, "step")}'
+    return Setting('epochs', f'{epochs:,}', reason, {'train_cfg.max_epochs': epochs}), length
 
 
-def _algorithm(
-    recipe: Config, options: Options, images: int, total: int, steps: int
-) -> List[Setting]:
-    model, rows = recipe.model, []
-    if 'queue_len' in model:
-        queue, reason = choose_queue(images, total, steps, recipe)
-        rows.append(Setting('queue', f'{queue:,}', reason, {'model.queue_len': queue}))
-    if model.type == 'SlotCon':
-        number = choose_prototypes(images, model.num_prototypes)
-        reason = 'one for each eight images, 16 to 256'
-        if options.init_prototypes:
-            number, reason = options.init_prototypes, f'as {options.init} has them'
-        rows.append(Setting('prototypes', number, reason, {'model.num_prototypes': number}))
-    if model.type == 'DenseCL':
-        when, reason, hooks = 'from the start', "the recipe's", []
-        if options.init:
-            reason = 'features are there to match cells by'
-        elif steps < 20_000:
-            start = min(1000, ceil(steps / 4))
-            when = f'from step {start}'
-            reason = 'until then cells would be matched by random features'
-            hooks = [dict(type='LambdaWarmupHook', start_iters=start)]
-        rows.append(Setting('dense loss', when, reason, {'custom_hooks': hooks}))
-    return rows
+def _optimization(recipe: Config, length: _Length) -> List[Setting]:
+    base, optimizer = recipe.auto_scale_lr.base_batch_size, recipe.optim_wrapper.optimizer
+    lr, reason = choose_lr(length.total, base, optimizer.lr, optimizer.type)
+    return [
+        Setting('lr', f'{lr:g}', reason, {'optim_wrapper.optimizer.lr': lr}),
+        _schedule(recipe, length),
+    ]
 
 
-def _running(
-    recipe: Config, options: Options, machine: Machine, epochs: int, steps_per_epoch: int
-) -> List[Setting]:
+def _schedule(recipe: Config, length: _Length) -> Setting:
+    """Return the recipe's schedule for another length of the run."""
+    epochs, schedules = length.epochs, [s.to_dict() for s in recipe.param_scheduler]
+    kinds = [schedule['type'] for schedule in schedules]
+    if kinds == ['WarmupCosineLR']:
+        warmup = choose_warmup(epochs, length.steps_per_epoch, schedules[0]['warmup'])
+        config = {'param_scheduler': [dict(schedules[0], warmup=warmup)]}
+        reason = f'{warmup * length.steps_per_epoch:,} steps; then a cosine to the end'
+        return Setting('warm-up', _plural(warmup, 'epoch'), reason, config)
+    for schedule in schedules:
+        if schedule['type'] == 'CosineAnnealingLR':
+            schedule.update(T_max=epochs - schedule.get('begin', 0), end=epochs)
+    value = 'none' if kinds == ['CosineAnnealingLR'] else "the recipe's"
+    reason = "the recipe's"
+    if 'CosineAnnealingLR' in kinds:
+        reason += '; a cosine to the end'
+    return Setting('warm-up', value, reason, {'param_scheduler': schedules})
+
+
+def _running(recipe: Config, options: Options, machine: Machine, length: _Length) -> List[Setting]:
+    """Return what does not change the result: loading, log, checkpoints, evaluation, signals."""
     usual = recipe.train_dataloader.num_workers
     workers = choose_workers(machine.cores, options.gpus, machine.device, usual)
-    reason = f'{machine.cores} cores' + (', most of them compute' * (machine.device == 'cpu'))
+    reason = f'{machine.cores} cores'
+    if machine.device == 'cpu':
+        reason += ', most of them compute'
     if options.workers is not None:
-        workers, reason = options.workers, 'as told'
+        workers, reason = options.workers, EXPLICIT
     rows = [Setting('workers', workers, reason, {'train_dataloader.num_workers': workers})]
-    usual = recipe.default_hooks.logger.interval
-    interval = min(usual, steps_per_epoch)
-    reason = f'an epoch has {_plural(steps_per_epoch, "step")}'
+    interval = min(recipe.default_hooks.logger.interval, length.steps_per_epoch)
+    reason = f'an epoch has {_plural(length.steps_per_epoch, "step")}'
     config: Dict[str, Any] = {'default_hooks.logger.interval': interval}
     rows.append(Setting('log', f'every {_plural(interval, "step")}', reason, config))
-    every = max(1, round(epochs / 16))
+    every = max(1, round(length.epochs / 16))
     config = {'default_hooks.checkpoint.interval': every}
     rows.append(
         Setting('checkpoints', f'every {_plural(every, "epoch")}', 'the last three stay', config)
     )
     if options.labels:
-        every = max(1, round(epochs / 10))
+        every = max(1, round(length.epochs / 10))
         reason = f'nearest neighbours and a linear probe; {options.labels.about}'
         hook = dict(type='DenseEvaluationHook', interval=every, data=options.labels.data)
         config = {'default_hooks.evaluation': hook}
         rows.append(Setting('evaluation', f'every {_plural(every, "epoch")}', reason, config))
-    signals = ['SIGINT', 'SIGTERM', 'SIGUSR1']
     config = {
-        'default_hooks.preemption.signals': signals,
+        'default_hooks.preemption.signals': ['SIGINT', 'SIGTERM', 'SIGUSR1'],
         'default_hooks.progress_bar': dict(type='ProgressBarHook'),
     }
-    rows.append(Setting('Ctrl-C', 'saves', 'after the running step; --resume goes on', config))
-    rows.append(
-        Setting(
-            'seed', options.seed, 'the same command, the same run',
-            {'randomness.seed': options.seed},
-        )
-    )  # fmt: skip
+    rows.append(Setting('Ctrl-C', 'saves', 'after the running step; --resume continues', config))
+    config = {'randomness.seed': options.seed}
+    rows.append(Setting('seed', options.seed, 'the same command, the same run', config))
     return rows
 
 

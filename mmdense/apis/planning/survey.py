@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What settings depend on: the images, the machine, the algorithm with its backbone."""
+"""Survey what settings depend on: the images, the machine, the algorithm with a backbone."""
 
 import inspect
 import io
@@ -23,22 +23,21 @@ from mmdense.models.utils import map_channels
 from mmdense.registry import MODELS
 from mmdense.utils.collect_env import cpu_cores
 from mmdense.utils.errors import DataError, InputError, MissingImagesError
-from mmdense.utils.model_index import config_path
 
-METHODS = ('densecl', 'pixpro', 'slotcon', 'detco')
+from .view_settings import read_views, trained_views
 
-SMALL = 20_000  # images, at most
+SMALL = 20_000  # images at most that the config for few images is for
 _SAMPLE = 64  # images whose headers are read
 
 
 class Images(NamedTuple):
-    """A set of images.
+    """Describe a set of images.
 
     Attributes:
         dataset (dict): Arguments of :class:`~mmdense.datasets.UnlabeledDataset`; absolute paths.
-        count (int): How many there are.
+        count (int): Number of images.
         side (int): Median of the shorter sides in pixels, of a sample.
-        unreadable (int): How many of ``sampled`` could not be read.
+        unreadable (int): Number of images of ``sampled`` that could not be read.
         sampled (int): The size of the sample.
     """
 
@@ -50,12 +49,12 @@ class Images(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """Where a run is to be.
+    """Describe the machine of a run.
 
     Attributes:
         device (str): 'cuda' or 'cpu'.
-        name (str): Of the GPU; '' without one.
-        gpus (int): How many GPUs can be seen.
+        name (str): Name of the GPU; '' without one.
+        gpus (int): Number of GPUs that can be seen.
         memory (int): Bytes of one GPU, or those available of the main memory.
         cores (int): Cores that this process may use.
         half (str): 'bfloat16' or 'float16' where the device computes in it, else ''.
@@ -70,13 +69,13 @@ class Machine(NamedTuple):
 
 
 class Network(NamedTuple):
-    """An algorithm's networks.
+    """Describe the networks of an algorithm.
 
     Attributes:
-        backbone (dict): What of the recipe's backbone another one changes.
-        in_channels (int): Of the last map.
-        parameters (int): Of student and heads.
-        bytes_per_image (int): What backward keeps of one image's views in float32.
+        backbone (dict): Changes of the recipe's backbone.
+        in_channels (int): Channels of the last map.
+        parameters (int): Number of parameters that are trained.
+        bytes_per_image (int): Bytes that backward keeps of one image's views in float32.
         all_used (bool): Whether every parameter of the backbone gets a gradient.
     """
 
@@ -88,7 +87,7 @@ class Network(NamedTuple):
 
 
 def survey_images(path: str, prefix: Optional[str] = None) -> Images:
-    """Counts images, and looks at the size of some.
+    """Count images, and read the size of some.
 
     Args:
         path (str): A folder, a zip, an LMDB, a COCO ``.json`` or a list ``.txt``.
@@ -96,18 +95,17 @@ def survey_images(path: str, prefix: Optional[str] = None) -> Images:
             default it is looked for where COCO has it.
 
     Raises:
-        DataError: No images, none that can be read, or more that cannot than training puts up with.
+        DataError: When there are no images, none that can be read, or more that cannot be read
+            than training allows.
     """
     arguments, dataset = open_images(osp.abspath(osp.expanduser(path)), prefix)
     count = len(dataset)
     step = max(1, count // _SAMPLE)
     indices = range(0, count, step)[:_SAMPLE]
-    sides, reasons = _look(dataset, indices)
-    if (
-        sides and reasons and count <= SMALL
-    ):  # how many there are is found before training, not in it
+    sides, reasons = _read_sides(dataset, indices)
+    if sides and reasons and count <= SMALL:  # count them before training, not in it
         indices = range(count)
-        sides, reasons = _look(dataset, indices)
+        sides, reasons = _read_sides(dataset, indices)
         if len(reasons) > MAX_UNREADABLE * count:
             raise DataError(
                 f'{len(reasons)} of {count} images of {path} cannot be read, more than '
@@ -119,8 +117,8 @@ def survey_images(path: str, prefix: Optional[str] = None) -> Images:
     return Images(arguments, count, int(median(sides)), len(reasons), len(indices))
 
 
-def _look(dataset: UnlabeledDataset, indices: Iterable[int]) -> Tuple[List[int], List[str]]:
-    """The shorter sides of images by their headers, and why others cannot be read."""
+def _read_sides(dataset: UnlabeledDataset, indices: Iterable[int]) -> Tuple[List[int], List[str]]:
+    """Return the shorter sides of images by their headers, and why others cannot be read."""
     sides, reasons = [], []
     for index in indices:
         try:
@@ -135,12 +133,12 @@ def _look(dataset: UnlabeledDataset, indices: Iterable[int]) -> Tuple[List[int],
 
 
 def names_images(path: str) -> bool:
-    """Whether it is a json or a list, whose paths are relative to something."""
+    """Return whether a path is a json or a list, whose paths are relative to a folder."""
     return path.lower().endswith(('.json', '.txt')) and not osp.isdir(path)
 
 
 def open_images(path: str, prefix: Optional[str]) -> Tuple[dict, UnlabeledDataset]:
-    """The data set of a path, with the arguments that it was built of."""
+    """Open the data set of a path; return its arguments and the data set."""
     if not names_images(path):
         if not osp.exists(path) and '.zip/' not in path and '.lmdb/' not in path:
             raise DataError(f'{path} does not exist: give a folder, a zip, an LMDB or a COCO json')
@@ -167,7 +165,7 @@ def open_images(path: str, prefix: Optional[str]) -> Tuple[dict, UnlabeledDatase
 
 
 def survey_machine() -> Machine:
-    """What this process may use."""
+    """Return what this process may use."""
     cores = cpu_cores()
     if not torch.cuda.is_available():
         return Machine('cpu', '', 0, _free_memory(), cores, '')
@@ -178,7 +176,7 @@ def survey_machine() -> Machine:
 
 
 def _free_memory() -> int:
-    """Bytes, also where a container has less than the machine."""
+    """Return the free bytes of the machine, or of its container where that has less."""
     try:
         free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
         with open('/proc/meminfo') as f:  # with what caches would give back
@@ -195,42 +193,21 @@ def _free_memory() -> int:
     return max(free, 0)
 
 
-def read_recipe(method: str) -> Config:
-    """The COCO recipe that a method's settings start from.
-
-    Raises:
-        InputError: Another method.
-    """
-    if method not in METHODS:
-        raise InputError(f'method must be one of {", ".join(METHODS)}, got {method!r}')
-    return read_config(f'{method}/{method}_r50_coco.py')
-
-
-def read_config(name: str) -> Config:
-    """One of ours, by its path below ``configs``."""
-    return Config.fromfile(config_path(name))
-
-
-def base_config(method: str, images: int) -> str:
-    """What a run of so many images inherits: a path below ``configs``."""
-    return f'small/{method}_r50_small.py' if images <= SMALL else f'{method}/{method}_r50_coco.py'
-
-
 def find_backbone(name: str, default: dict) -> dict:
-    """A backbone by name: what of the recipe's it changes.
+    """Return what a backbone changes in the recipe's.
 
     Args:
         name (str): resnet18, resnet34, resnet50, resnet101, resnet152, or a class of mmpretrain
             in any case, followed by its depth or its arch: ``convnext-tiny``, ``resnext50``.
-        default (dict): The recipe's, mmpretrain's ResNet.
+        default (dict): The recipe's backbone.
 
     Raises:
-        InputError: There is no such backbone.
+        InputError: When there is no such backbone.
     """
     from mmpretrain.models import backbones
 
     match = re.fullmatch(r'resnet[-_]?(18|34|50|101|152)', name.lower())
-    if match:
+    if match and 'depth' in default and _kind_name(default) == 'resnet':
         depth = int(match.group(1))
         return {} if depth == default['depth'] else dict(depth=depth)
     known = {
@@ -262,25 +239,40 @@ def find_backbone(name: str, default: dict) -> dict:
     maps = dict(gap_before_final_norm=False, out_type='featmap', pad_small_map=True)
     config.update({key: value for key, value in maps.items() if key in taken})
     norm = taken['norm_cfg'].default if 'norm_cfg' in taken else None
-    if isinstance(norm, dict) and norm.get('type') == 'BN':
+    if isinstance(norm, dict) and norm.get('type') == 'BN' and 'norm_cfg' in default:
         config['norm_cfg'] = dict(default['norm_cfg'])
     if 'out_indices' in default and 'out_indices' in taken:
         config['out_indices'] = default['out_indices']
     return config
 
 
-def survey_network(recipe_config: Config, name: str, size: int) -> Network:
-    """Builds an algorithm with a backbone, and tries it.
+def backbone_name(config: dict) -> str:
+    """Return the name of a backbone, as :func:`find_backbone` takes it, of its config."""
+    if 'depth' in config:
+        return f'{_kind_name(config)}{config["depth"]}'
+    arch = config.get('arch')
+    return f'{_kind_name(config)}-{arch}' if isinstance(arch, str) else _kind_name(config)
+
+
+def _kind_name(config: dict) -> str:
+    """Return the name of a config's type in lower case, without its scope."""
+    kind = config['type']
+    return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1].lower()
+
+
+def survey_network(recipe_config: Config, name: Optional[str], size: int) -> Network:
+    """Build an algorithm with a backbone, and try it.
 
     Args:
-        recipe_config (Config): Of :func:`read_recipe`.
-        name (str): Of :func:`find_backbone`.
+        recipe_config (Config): Config of :func:`read_recipe`.
+        name (str, optional): Name for :func:`find_backbone`; None for the recipe's backbone.
         size (int): Side of the views in pixels.
 
     Raises:
-        InputError: There is no such backbone, or the algorithm cannot take it.
+        InputError: When there is no such backbone, or the algorithm cannot take it.
     """
-    backbone = find_backbone(name, recipe_config.model.backbone)
+    backbone = find_backbone(name, recipe_config.model.backbone) if name else {}
+    name = name or backbone_name(recipe_config.model.backbone)
     config = Config(dict(model=recipe_config.model.to_dict()))
     kind = config.model.type
     try:
@@ -289,7 +281,7 @@ def survey_network(recipe_config: Config, name: str, size: int) -> Network:
             channels = map_channels(MODELS.build(config.model.backbone))
             if 'queue_len' in config.model:
                 config.model.queue_len = 8
-            if 'in_channels' in config.model.neck:
+            if 'in_channels' in (config.model.get('neck') or {}):
                 config.model.neck.in_channels = channels[-1]
             model = MODELS.build(config.model)
         stages = len(config.model.get('stage_weights', '1'))
@@ -306,14 +298,14 @@ def survey_network(recipe_config: Config, name: str, size: int) -> Network:
         backbone,
         channels[-1],
         sum(p.numel() for p in model.parameters() if p.requires_grad),
-        int(kept * _views(recipe_config)),
+        int(kept * trained_views(read_views(recipe_config.train_pipeline), model.views)),
         unused == 0,
     )
 
 
 def _try_backbone(backbone: torch.nn.Module, size: int, stages: int) -> Tuple[float, float]:
-    """Bytes that backward needs of a view in float32, and the share of the parameters that get no
-    gradient from the last maps."""
+    """Return the bytes that backward needs of a view in float32, and the share of the parameters
+    that get no gradient from the last maps."""
     images, storages = 2, {}
     weights = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
 
@@ -330,10 +322,3 @@ def _try_backbone(backbone: torch.nn.Module, size: int, stages: int) -> Tuple[fl
     trained = [p for p in backbone.parameters() if p.requires_grad]
     unused = sum(p.numel() for p in trained if p.grad is None)
     return sum(storages.values()) / images, unused / sum(p.numel() for p in trained)
-
-
-def _views(recipe_config: Config) -> float:
-    """Views that a step computes gradients of, by their area."""
-    if recipe_config.model.type == 'DetCo':  # one, and nine patches of 2/7 of its side
-        return 1 + 9 * (64 / 224) ** 2
-    return 1 if recipe_config.model.type == 'DenseCL' else 2

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""How long a run would take: some real steps, and what follows from them."""
+"""Time some real steps, and estimate from them how long a run takes."""
 
 import io
 import logging
@@ -24,26 +24,27 @@ from mmdense.utils.mmengine_patches import end_workers, initialize_weights
 
 from .settings import choose_threads
 from .survey import Images, Machine
+from .view_settings import find_step
 
-# What docs/scaling.md counts with, of one GPU in mixed precision.
+# operations a second of one GPU in mixed precision, as in docs/scaling.md
 GPU_FLOPS = 60e12
-# a step's thousands of small operations take so long to start, whatever is in them
+# seconds at least: a step starts thousands of small operations
 GPU_STEP = 0.03
-EIGHT = 8  # GPUs, that a plan is also made for
-# of several times one GPU's: gradients travel, and all wait for the slowest
+EIGHT = 8  # GPUs that a plan is also made for
+# share of several times one GPU's speed: gradients travel, and all wait for the slowest
 EFFICIENCY = 0.9
 
 
 class Times(NamedTuple):
-    """Of one process.
+    """Hold the times of one process.
 
     Attributes:
         batch (int): Images in a step.
         data (float): Seconds in which the data loader makes a batch.
         step (float): Seconds of a step, its data being there.
         flops (float): Operations of a step, multiplications and additions apart.
-        memory (int): Bytes at most: of the GPU, else of the process.
-        threads (int): That a step was computed with on a CPU.
+        memory (int): Bytes at most, of the GPU or else of the process.
+        threads (int): Threads that a step was computed with on a CPU.
     """
 
     batch: int
@@ -55,12 +56,12 @@ class Times(NamedTuple):
 
 
 def time_steps(text: str, steps: int = 5, seconds: float = 60) -> Times:
-    """Times real steps of a config, and leaves nothing behind.
+    """Time real steps of a config, and leave nothing behind.
 
     Args:
-        text (str): Of the config.
-        steps (int): How many to take the median of.
-        seconds (float): No step is begun after so many.
+        text (str): Text of the config.
+        steps (int): Number of steps to take the median of.
+        seconds (float): No step begins after so many seconds.
     """
     logger = MMLogger.get_current_instance()
     level = logger.level
@@ -83,7 +84,8 @@ def time_steps(text: str, steps: int = 5, seconds: float = 60) -> Times:
 
 
 def _time(runner: Runner, steps: int, seconds: float) -> Times:
-    runner.message_hub.update_info('max_iters', runner.max_iters)  # for the twin's schedule
+    # for the momentum encoder's schedule
+    runner.message_hub.update_info('max_iters', runner.max_iters)
     initialize_weights(runner)
     model, cuda = runner.model, torch.cuda.is_available()
     loader = runner.train_dataloader
@@ -121,8 +123,10 @@ def _endless(loader) -> Iterator:
 
 
 def _time_loader(batches: Iterator, workers: int, seconds: float) -> float:
-    """Seconds a batch, without a consumer that takes its time. Workers hand in theirs at the same
-    time, so that rounds of one batch from each are timed."""
+    """Return the seconds a batch, without a consumer.
+
+    Workers finish at the same time, so rounds of one batch from each are timed.
+    """
     rounds: List[float] = []
     start = time.perf_counter()
     list(islice(batches, 2 * workers))  # what was fetched ahead
@@ -141,18 +145,18 @@ def _peak_memory(cuda: bool) -> int:
 
 
 def _guess_step(times: Times, batch: int) -> float:
-    """Seconds of a step of ``batch`` images on a GPU."""
+    """Return the seconds of a step of ``batch`` images on a GPU."""
     return max(times.flops * batch / times.batch / GPU_FLOPS, GPU_STEP)
 
 
 class Estimate(NamedTuple):
-    """How long a run takes.
+    """Hold how long a run takes.
 
     Attributes:
         here (float): Seconds, as timed. Several processes on a CPU share the cores, as
             ``mmdense pretrain --gpus`` starts them: as many threads for each.
         there (float): Seconds on several GPUs, by calculation.
-        assumption (str): What that rests on.
+        assumption (str): Assumption of that calculation.
     """
 
     here: float
@@ -169,16 +173,16 @@ def estimate(
     there: Config,
     gpus_there: int,
 ) -> Estimate:
-    """From a step to a run; a pure function.
+    """Estimate the time of a run from that of a step; a pure function.
 
     Args:
-        times (Times): Of :func:`time_steps`, one process of the run.
-        cfg (Config): That was timed.
-        images (Images): Of the run.
-        machine (Machine): That was timed.
+        times (Times): Times of :func:`time_steps`, one process of the run.
+        cfg (Config): Config that was timed.
+        images (Images): Images of the run.
+        machine (Machine): Machine that was timed.
         gpus (int): Processes of the run here.
-        there (Config): For several GPUs.
-        gpus_there (int): How many.
+        there (Config): Config for several GPUs.
+        gpus_there (int): Number of these GPUs.
     """
     epochs = cfg.train_cfg.max_epochs
     step = max(times.data, times.step)
@@ -212,25 +216,27 @@ def advise(
     gpus: int = 1,
     weights: Optional[str] = None,
 ) -> List[str]:
-    """What would change the result or the time most, the most important first; a pure function.
+    """Return what would change the result or the time most, the most important first.
+
+    A pure function.
 
     Args:
-        times (Times): Of :func:`time_steps`.
-        images (Images): Of the run.
-        machine (Machine): Of the run.
-        cfg (Config): Of the run.
+        times (Times): Times of :func:`time_steps`.
+        images (Images): Images of the run.
+        machine (Machine): Machine of the run.
+        cfg (Config): Config of the run.
         gpus (int): Processes of the run.
-        weights (str, optional): Published ones that the run could go on from.
+        weights (str, optional): Published weights that the run could start from.
     """
     advice = []
     continued = cfg.get('load_from') or cfg.model.get('pretrained')
     if images.count < 20_000 and not continued:
         how = (
-            '--init CHECKPOINT goes on from weights of your own; none were published for this '
+            '--init CHECKPOINT starts from weights of your own; none were published for this '
             'method and backbone'
         )
         if weights:
-            how = f'--init {weights} goes on from published weights'
+            how = f'--init {weights} starts from published weights'
         advice.append(f'result: {images.count:,} images are few to begin from nothing; {how}')
     if machine.device == 'cpu':
         factor = _round(times.step / _guess_step(times, times.batch))
@@ -239,14 +245,13 @@ def advise(
     if times.data > 1.1 * times.step:
         wait = f'time: the {"GPU" if machine.device == "cuda" else "CPU"} waits for images'
         spare = machine.cores // gpus
+        multi = find_step(cfg.train_dataloader.dataset.pipeline, 'MultiView')
         if workers < spare:
             advice.append(f'{wait}; --workers {spare} uses all cores')
-        elif machine.device == 'cuda':
-            advice.append(
-                f'{wait}; leave colours and blur to it: '
-                'train_dataloader.dataset.pipeline.1.device_augment=True'
-            )
-        else:
+        elif machine.device == 'cuda' and multi is not None:
+            place = f'train_dataloader.dataset.{multi.place}.device_augment=True'
+            advice.append(f'{wait}; leave colours and blur to it: {place}')
+        elif machine.device == 'cpu':
             advice.append(f'{wait}: more cores, or smaller files')
     if machine.device == 'cuda' and machine.gpus > gpus and images.count >= 5000:
         advice.append(f'time: --gpus {machine.gpus} uses all GPUs')
@@ -260,7 +265,7 @@ def _round(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For people, two units at most."""
+    """Return seconds in words, by two units at most."""
     if seconds < 60:
         return 'under a minute'
     if seconds < 3600:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mmdense.registry import MODELS
 
-from .base import SelfSupervisor
+from .base import RunFacts, SelfSupervisor, Setting
 
 
 @MODELS.register_module()
@@ -42,3 +42,13 @@ class SimSiam(SelfSupervisor, _SimSiam):
         loss = 0.5 * (self.head.loss(z_1, z_2) + self.head.loss(z_2, z_1))
         self.probe(global_=(z_1, z_2))
         return dict(loss=loss)
+
+    @classmethod
+    def small_data_rules(cls, facts: RunFacts) -> List[Setting]:
+        """Return the predictor's learning rate, where the recipe has a hook that keeps it."""
+        hook = facts.recipe.default_hooks.get('predictor_lr')
+        if hook is None:
+            return []
+        lr = float(f'{hook.lr * facts.batch / facts.recipe.auto_scale_lr.base_batch_size:.6g}')
+        reason = 'constant, as in the paper; linear in the batch, as lr'
+        return [Setting('predictor lr', f'{lr:g}', reason, {'default_hooks.predictor_lr.lr': lr})]
