@@ -16,7 +16,7 @@ import numpy as np
 
 from mmdense.checkpoints.model_config import _DictCalls
 from mmdense.utils.errors import InputError
-from mmdense.utils.log_level import FILE_CLIENT_REMARK
+from mmdense.utils.log_level import FILE_CLIENT_MESSAGE
 
 _LINE = re.compile(r'(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - \S+ - (\w+) - (.*)')
 _POSITION = re.compile(r'(?:Epoch\(train\)\s+\[(\d+)\])|(?:Iter\(train\))\s')
@@ -337,7 +337,7 @@ def _read_texts(run: RunLog, sessions: List[Path]) -> Dict[str, Any]:
                 if ': saved ' in text and ' and ended; ' in text:
                     end['stopped'] = text
                 kind = next((kind for kind, words in _KINDS if words.search(text)), 'other')
-                if (level != 'INFO' or kind != 'other') and not FILE_CLIENT_REMARK.match(text):
+                if (level != 'INFO' or kind != 'other') and not FILE_CLIENT_MESSAGE.match(text):
                     said[kind, level, text] += 1
                     first_time.setdefault((kind, level, text), when)
         ends = end if end['trains'] else ends  # else it was an evaluation

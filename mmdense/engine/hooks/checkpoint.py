@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmdense.registry import HOOKS
 from mmdense.utils.files import atomic_write, remove_parts
-from mmdense.utils.log_level import FILE_CLIENT_REMARK
+from mmdense.utils.log_level import FILE_CLIENT_MESSAGE
 
 
 class _WholeFiles(LocalBackend):
@@ -208,7 +208,7 @@ class CheckpointHook(_CheckpointHook):
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return not FILE_CLIENT_REMARK.match(str(record.msg))
+    return not FILE_CLIENT_MESSAGE.match(str(record.msg))
 
 
 class _RemovesLater(LocalBackend):
