@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What tools/train.py and tools/test.py have in common."""
+"""Arguments and runner of tools/train.py and tools/test.py."""
 
 import os
 import os.path as osp
@@ -14,12 +14,12 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-import mmdense.checkpoints  # noqa: F401 - its loader takes MMEngine's place from here on
+import mmdense.checkpoints  # noqa: F401 - its loader replaces MMEngine's from here on
 from mmdense.utils.errors import one_line_errors
 
 
 def add_common_arguments(parser) -> None:
-    """The flags that every OpenMMLab tool has."""
+    """Add the flags that every OpenMMLab tool has."""
     parser.add_argument('--work-dir', help='the directory for logs and checkpoints')
     parser.add_argument('--amp', action='store_true', help='enable automatic mixed precision')
     parser.add_argument(
@@ -36,7 +36,7 @@ def add_common_arguments(parser) -> None:
 
 
 def merge_common_arguments(cfg: Config, args) -> None:
-    """Applies them to a config."""
+    """Apply the flags of :func:`add_common_arguments` to a config."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -56,9 +56,11 @@ def merge_common_arguments(cfg: Config, args) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The runner that a config describes, also for several processes without
-    a GPU, which MMEngine does not support by itself."""
-    # mmcv's remark on every call of a worker's first colour jitter; harmless.
+    """Build the runner of a config, also for several processes without a GPU.
+
+    MMEngine does not support those by itself.
+    """
+    # mmcv warns at the first color jitter of every worker; harmless
     warnings.filterwarnings('ignore', message="Only use 'alpha' for pillow backend")
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _prepare_cpu_processes(cfg)
@@ -66,7 +68,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 class _FirstStep(Hook):
-    """Whether a step has been made, to its end."""
+    """Note whether the first step has ended."""
 
     done = False
 
@@ -75,8 +77,11 @@ class _FirstStep(Hook):
 
 
 def train(runner: Runner) -> None:
-    """``Runner.train()``, which builds some of what the config says, and tries all of it in the
-    first step: whatever is raised until then is the config's, and one line."""
+    """Call ``Runner.train()``; an error before the end of the first step is one line.
+
+    ``Runner.train()`` builds the rest of the config and tries all of it in the first step, so an
+    error until then is the config's.
+    """
     first = _FirstStep()
     runner.register_hook(first, 'LOWEST')
     try:
@@ -87,9 +92,9 @@ def train(runner: Runner) -> None:
 
 
 def _prepare_cpu_processes(cfg: Config) -> None:
-    """gloo instead of nccl, no device ids, no synchronised BatchNorm."""
+    """Set gloo instead of nccl, no device ids, and no synchronized BatchNorm."""
     if cfg.launcher == 'slurm':
-        # As MMEngine does, less what it asks of CUDA.
+        # as MMEngine does, without its calls of CUDA
         os.environ['RANK'] = os.environ['SLURM_PROCID']
         os.environ['WORLD_SIZE'] = os.environ['SLURM_NTASKS']
         os.environ['LOCAL_RANK'] = os.environ.get('SLURM_LOCALID', '0')
@@ -114,7 +119,7 @@ def _prepare_cpu_processes(cfg: Config) -> None:
 
 
 def _replace_sync_bn(node) -> int:
-    """SyncBN → BN in a config, in place; how many there were."""
+    """Replace SyncBN by BN in a config, in place, and return the number of replacements."""
     if isinstance(node, (list, tuple)):
         return sum(_replace_sync_bn(item) for item in node)
     if not isinstance(node, dict):

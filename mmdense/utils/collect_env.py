@@ -33,7 +33,7 @@ def collect_env() -> Dict[str, str]:
     for module, found in installed.items():
         facts[module] = ', '.join(found) or _undistributed(module)
     facts['mmcv ops'] = _ops()
-    facts['OpenMMLab line'] = _line(installed)
+    facts['OpenMMLab distribution'] = _find_distribution(installed)
     for module in _OPTIONAL:
         facts[module] = (_installed([module]) or ['- -'])[0].split()[-1]
     facts['checkpoint loader'] = _loader()
@@ -62,7 +62,7 @@ def _undistributed(module: str) -> str:
     return f'{found or "?"}, a checkout in {os.path.dirname(find_spec(module).origin)}'
 
 
-def _line(installed: Dict[str, List[str]]) -> str:
+def _find_distribution(installed: Dict[str, List[str]]) -> str:
     names = [name for found in installed.values() for name in found]
     onedl = [name for name in names if name.startswith('onedl-')]
     if 0 < len(onedl) < len(names):

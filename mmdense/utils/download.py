@@ -151,17 +151,22 @@ def _fetch(url: str, part: str, sha256: str, progress: Optional[bool]) -> None:
         try:
             return _ask(url, part, sha256, progress)
         except (OSError, HTTPException) as error:
-            if isinstance(error, HTTPError):
-                error.close()
-                if error.code == 416:  # the part that is there is none of this file
-                    _forget(part)
-                elif error.code < 500 and error.code not in (408, 425, 429):
-                    raise
+            if isinstance(error, HTTPError) and _is_refusal(error, part):
+                raise
             tries = 0 if _size(part) > most else tries + 1
             most = max(most, _size(part))
             if tries >= TRIES:
                 raise
             time.sleep(PAUSE * 2 ** max(tries - 1, 0))
+
+
+def _is_refusal(error: HTTPError, part: str) -> bool:
+    """Return whether another request would fail too; forget a part that is none of the file."""
+    error.close()
+    if error.code == 416:
+        _forget(part)
+        return False
+    return error.code < 500 and error.code not in (408, 425, 429)
 
 
 def _ask(url: str, part: str, sha256: str, progress: Optional[bool]) -> None:

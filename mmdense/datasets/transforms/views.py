@@ -331,7 +331,7 @@ def _movers(transform: Any) -> Iterator[str]:
 
 
 def _undeferrable(transform: Any) -> Iterator[Tuple[str, str]]:
-    """Yield the names of transforms that cannot be deferred, each with the deferred one before it."""
+    """Yield (name, name of a deferred one before it) of transforms that cannot be deferred."""
     before: List[Any] = []
     for one in _flatten(transform):
         late = isinstance(one, (Photometric, JigsawPatches))
