@@ -47,7 +47,8 @@ def test_env(capsys):
     found = facts(capsys)
     assert found['mmdense'].startswith(mmdense.__version__)
     assert mmengine.__version__ in found['mmengine'] and mmcv.__version__ in found['mmcv']
-    assert found['OpenMMLab distribution'] == ('onedl' if 'onedl' in found['mmengine'] else 'classic')
+    distribution = 'onedl' if 'onedl' in found['mmengine'] else 'classic'
+    assert found['OpenMMLab distribution'] == distribution
     assert found['checkpoint loader'] == 'restricted'
     assert int(found['CPU cores']) >= 1 and found['memory'].endswith('GiB')
     assert found['PyTorch'] == torch.__version__ and found['Build'] == 'two lines'
