@@ -8,17 +8,15 @@ from mmdense.registry import DATA_SAMPLERS
 
 @DATA_SAMPLERS.register_module()
 class ResumableSampler(DefaultSampler):
-    """MMEngine's ``DefaultSampler``, which can begin in the middle of an epoch
-    and numbers what it draws.
+    """Sample as MMEngine's ``DefaultSampler``, from the middle of an epoch too, and number samples.
 
-    The number is ``(seed · 2³² + epoch + 1) · len(dataset) + index``.
-    :class:`UnlabeledDataset` takes the image of that index, and its randomness
-    from the number: the views of a run depend neither on how many workers make
-    them nor on where it was interrupted. Other data sets get plain indices.
+    The number is ``(seed · 2³² + epoch + 1) · len(dataset) + index``. :class:`UnlabeledDataset`
+    takes the image of that index, and seeds its randomness from the number: the views of a run
+    depend neither on the number of workers nor on interruptions. Other data sets get plain indices.
 
     Args:
-        *args: Of MMEngine's.
-        **kwargs: Of MMEngine's.
+        *args: Arguments of MMEngine's class.
+        **kwargs: Arguments of MMEngine's class.
     """
 
     _position = 0
@@ -27,16 +25,16 @@ class ResumableSampler(DefaultSampler):
         """Leave out the first samples of this process in the next epoch only.
 
         Args:
-            position (int): How many.
+            position (int): Number of samples to leave out.
         """
         self._position = position
 
     def __iter__(self) -> Iterator[int]:
         indices = list(super().__iter__())[self._position :]
         self._position = 0
-        # of the class: a wrapper with another length hands attributes through
+        # the class's attribute: a wrapper with another length passes instance attributes on
         if not getattr(type(self.dataset), 'takes_numbers', False):
             return iter(indices)
-        # + 1: below len(dataset) is an index, without a seed
+        # + 1: numbers below len(dataset) are plain indices, without a seed
         first = (self.seed * 2**32 + self.epoch + 1) * len(self.dataset)
         return (first + index for index in indices)

@@ -13,6 +13,7 @@ from mmengine.fileio import get
 from mmengine.structures import BaseDataElement
 
 from mmdense.registry import DATASETS
+from mmdense.utils.checks import check_whole
 from mmdense.utils.errors import DataError, MissingImagesError
 from mmdense.utils.randomness import seeded
 
@@ -25,55 +26,52 @@ _PathLike = Union[str, os.PathLike]
 
 @DATASETS.register_module()
 class UnlabeledDataset(BaseDataset):
-    """Images without labels.
+    """Read images without labels.
 
-    Without ``ann_file`` the folder ``data_root/data_prefix`` is searched, with
-    its sub-folders and whatever is linked into it, for files that end in one of
-    ``extensions`` in upper or lower case. Names that begin with a dot are left
-    out, and a folder that links lead to twice is searched once. The order is
-    that of the sorted paths, whatever the file system. Several folders are one
-    data set (COCO+ is ``data_prefix=['train2017', 'unlabeled2017']``).
+    Without ``ann_file`` the folder ``data_root/data_prefix`` is searched, with its sub-folders and
+    links, for files that end in one of ``extensions`` in upper or lower case. Names that begin with
+    a dot are left out, and a folder that links lead to twice is searched once. The order is that of
+    the sorted paths, on every file system. Several folders are one data set (COCO+ is
+    ``data_prefix=['train2017', 'unlabeled2017']``).
 
     With ``ann_file`` the images are those it names, in its order, relative to
-    ``data_root/data_prefix``: the lines of a ``.txt``, or the ``file_name`` of
-    each of the ``images`` of a COCO ``.json``.
+    ``data_root/data_prefix``: the lines of a ``.txt``, or the ``file_name`` of each of the
+    ``images`` of a COCO ``.json``.
 
-    Each folder may be a zip, or an LMDB whose keys are the files' paths, or a
-    folder in one (``coco.zip/train2017``), with the same images in the same
-    order. ``ann_file`` may be in one, too. ``LoadImage`` finds such an image's
-    bytes in ``img_bytes``.
+    Each folder may be a zip, or an LMDB whose keys are the files' paths, or a folder in one
+    (``coco.zip/train2017``), with the same images in the same order. ``ann_file`` may be in one,
+    too. ``LoadImage`` finds such an image's bytes in ``img_bytes``.
 
-    An image that cannot be read (:class:`UnreadableImageError`) is replaced by
-    another that depends on its index only, so that a resumed run sees the same
-    ones. Every data sample carries ``unreadable`` in its meta information, a
-    list of ``(path, reason)`` of the files that it stands in for, empty for
-    nearly all. :class:`~mmdense.engine.UnreadableImagesHook` logs and counts
-    them. The pipeline has to end in a transform that packs ``data_samples``.
+    An image that cannot be read (:class:`UnreadableImageError`) is replaced by another that depends
+    on its index only, so that a resumed run sees the same images. Every data sample carries
+    ``unreadable`` in its meta information: a list of ``(path, reason)`` of the files that it
+    replaces, mostly empty. :class:`~mmdense.engine.UnreadableImagesHook` logs and counts them. The
+    pipeline has to end in a transform that packs ``data_samples``.
 
     Args:
-        data_root (str): The folder that ``ann_file`` and ``data_prefix`` are
-            relative to. Defaults to ''.
-        ann_file (str): A ``.txt`` or ``.json`` that names the images. Defaults
-            to '', the folder is searched.
-        data_prefix (str | Sequence[str] | dict): The folder of the images, or
-            several without ``ann_file``, or ``dict(img_path=...)`` of these.
-            Defaults to ''.
+        data_root (str): The folder that ``ann_file`` and ``data_prefix`` are relative to. Defaults
+            to ''.
+        ann_file (str): A ``.txt`` or ``.json`` that names the images. Defaults to '', the folder is
+            searched.
+        data_prefix (str | Sequence[str] | dict): The folder of the images, or several without
+            ``ann_file``, or ``dict(img_path=...)`` of these. Defaults to ''.
         pipeline (Sequence[dict | Callable]): Transforms; the first is
             ``LoadImage``. Defaults to an empty tuple.
-        extensions (Sequence[str]): The endings to search a folder for.
+        extensions (Sequence[str]): The endings of images' names.
         recursive (bool): Whether to search sub-folders. Defaults to True.
-        indices (int | Sequence[int], optional): Use the first so many images,
-            or these. Defaults to None, all.
+        indices (int | Sequence[int], optional): Number of images to use from the
+            start, or indices of images. Defaults to None, all.
         serialize_data (bool): Keep the paths in one array that the data
             loader's workers share. Defaults to True.
         lazy_init (bool): Look for the images only when asked for them.
             Defaults to False.
-        max_refetch (int): How many other images to try in place of an
-            unreadable one before giving up. Defaults to 100.
+        max_refetch (int): Number of other images to try in place of an unreadable
+            one before an error. Defaults to 100.
 
     Raises:
-        TypeError: An argument of the wrong type.
-        DataError: No such folder or file, or no image in it.
+        TypeError: A path, ``data_prefix`` or ``extensions`` has the wrong type.
+        InputError: ``max_refetch`` is not a whole number of at least 0.
+        DataError: There is no such folder or file, or no image in it.
 
     Examples:
         >>> dataset = UnlabeledDataset(data_root='data/coco', data_prefix='train2017')
@@ -112,35 +110,17 @@ class UnlabeledDataset(BaseDataset):
     ) -> None:
         data_root = _path('data_root', data_root)
         ann_file = _path('ann_file', ann_file)
-        if isinstance(data_prefix, dict):
-            if set(data_prefix) != {'img_path'}:
-                raise TypeError(
-                    'data_prefix must be a folder or dict(img_path=folder), got the keys '
-                    f'{sorted(map(str, data_prefix))}'
-                )
-            data_prefix = data_prefix['img_path']
-        if isinstance(data_prefix, (list, tuple)):
-            if ann_file or not data_prefix:
-                raise DataError(
-                    'data_prefix is a list of folders only without ann_file, and not an empty one; '
-                    f'got data_prefix={data_prefix} and ann_file={ann_file!r}'
-                )
-            data_prefix = [_path('data_prefix', folder) for folder in data_prefix]
-        else:
-            data_prefix = _path('data_prefix', data_prefix)
+        data_prefix = _folders(data_prefix)
+        if isinstance(data_prefix, list) and (ann_file or not data_prefix):
+            raise DataError(
+                'data_prefix is a list of folders only without ann_file, and not an empty one; '
+                f'got data_prefix={data_prefix} and ann_file={ann_file!r}'
+            )
         if not (data_root or ann_file or data_prefix):
             raise DataError('UnlabeledDataset needs data_root, data_prefix or ann_file')
         if ann_file and not ann_file.lower().endswith(('.txt', '.json')):
             raise DataError(f'ann_file must be a .txt list or a COCO .json, got {ann_file}')
-        for name, value in (
-            ('recursive', recursive),
-            ('serialize_data', serialize_data),
-            ('lazy_init', lazy_init),
-        ):
-            if not isinstance(value, bool):
-                raise TypeError(f'{name} must be a bool, got {value!r}')
-        if isinstance(max_refetch, bool) or not isinstance(max_refetch, int) or max_refetch < 0:
-            raise TypeError(f'max_refetch must be an int of at least 0, got {max_refetch!r}')
+        check_whole(0, max_refetch=max_refetch)
         self.extensions = _extensions(extensions)
         self.recursive = recursive
         self._storages: List[Union[ZipStorage, LmdbStorage]] = []
@@ -157,7 +137,7 @@ class UnlabeledDataset(BaseDataset):
 
     @property
     def source(self) -> str:
-        """Where the images come from and what was looked for, for messages."""
+        """str: Folder and search of the images, for messages."""
         folders = self.data_prefix['img_path']
         if self.ann_file:
             return f'{self.ann_file} (its paths relative to {folders or os.curdir})'
@@ -186,8 +166,10 @@ class UnlabeledDataset(BaseDataset):
         return subset
 
     def load_data_list(self) -> List[dict]:
-        """list[dict]: One ``dict(img_path=...)`` an image; ``stored`` is where
-        it is in a zip or an LMDB."""
+        """Return one ``dict(img_path=...)`` for each image.
+
+        It has ``stored``, the image's location, if that is in a zip or an LMDB.
+        """
         self._storages = []
         if not self.ann_file:
             stored: Dict[str, Optional[tuple]] = {}  # once, where one folder is below another
@@ -244,7 +226,7 @@ class UnlabeledDataset(BaseDataset):
         }
 
     def _is_listed(self, name: str) -> bool:
-        """As :func:`_walk` would; macOS adds a folder to its zips."""
+        """Return whether :func:`_walk` would list a file in a zip; macOS adds a folder to zips."""
         parts = name.split('/')
         hidden = any((part.startswith('.') and part != '.') or part == '__MACOSX' for part in parts)
         return not hidden and (self.recursive or len(parts) == 1)
@@ -265,8 +247,8 @@ class UnlabeledDataset(BaseDataset):
                     if name not in entries:
                         name = osp.normpath(name)
                     images[i] = f'{root}{name}', (0, entries.get(name))
-        # One missing image is replaced; when all are, the prefix is wrong. Paths on another
-        # backend ('s3://…') are not looked up.
+        # One missing image is replaced; if all are missing, the prefix is wrong. Paths on another
+        # backend ('s3://…') are not checked.
         if not any(
             '://' in path or (osp.exists(path) if stored is None else stored[1] is not None)
             for path, stored in images
@@ -322,19 +304,19 @@ class UnlabeledDataset(BaseDataset):
         return [image['file_name'] for image in images]
 
     def __iter__(self) -> Iterator[dict]:
-        # not until an IndexError: beyond the last are the numbers of the next epoch
+        # Python's default would not end: beyond the last index are the numbers of the next epoch
         return (self[i] for i in range(len(self)))
 
     def prepare_data(self, idx: int) -> dict:
-        """The idx-th image through the pipeline, or another in its place.
+        """Return the idx-th image after the pipeline, or another in its place.
 
         Args:
             idx (int): The index of the image, or one of
                 :class:`ResumableSampler`'s numbers.
 
         Returns:
-            dict: What the pipeline returns; its ``data_samples`` says in
-            ``unreadable`` which files it stands in for.
+            dict: Output of the pipeline; ``unreadable`` of its ``data_samples`` lists the files
+            that it replaces.
 
         Raises:
             DataError: Neither this image nor ``max_refetch`` others can be read.
@@ -350,8 +332,7 @@ class UnlabeledDataset(BaseDataset):
             except UnreadableImageError as e:
                 unreadable.append((e.path, e.reason))
                 continue
-            # Set here and not through the packing transform's meta_keys, which a config may
-            # well leave it out of.
+            # Set here and not through the packing transform's meta_keys, which may lack it.
             sample = results.get('data_samples') if isinstance(results, dict) else None
             if isinstance(sample, BaseDataElement):
                 sample.set_metainfo(dict(unreadable=unreadable))
@@ -363,13 +344,13 @@ class UnlabeledDataset(BaseDataset):
         )
 
     def read(self, idx: int) -> Tuple[str, bytes]:
-        """The idx-th image's file.
+        """Return the idx-th image's file.
 
         Args:
             idx (int): The index of the image.
 
         Returns:
-            tuple[str, bytes]: Its path, and its content.
+            tuple[str, bytes]: Path and content.
 
         Raises:
             UnreadableImageError: It cannot be read.
@@ -382,7 +363,7 @@ class UnlabeledDataset(BaseDataset):
             raise UnreadableImageError(path, e.strerror or str(e)) from None
 
     def _load(self, info: dict) -> dict:
-        """``img_bytes`` from where the image is stored, if that is no file."""
+        """Add ``img_bytes`` if the image is stored in a zip or an LMDB."""
         stored = info.pop('stored', None)
         if stored is not None:
             number, location = stored
@@ -392,8 +373,10 @@ class UnlabeledDataset(BaseDataset):
         return info
 
     def _candidates(self, idx: int) -> Iterator[int]:
-        """``idx``, then the others to try: distinct, from all over the data
-        set (broken files come in runs), and dependent on ``idx`` alone."""
+        """Yield ``idx``, then distinct others to try, which depend on ``idx`` alone.
+
+        They are from all over the data set: broken files come in runs.
+        """
         yield idx
         number = len(self)
         others = random.Random(idx).sample(range(number), min(number, self.max_refetch + 1))
@@ -401,8 +384,10 @@ class UnlabeledDataset(BaseDataset):
 
 
 def _walk(folder: str, recursive: bool) -> Iterator[Tuple[str, List[str]]]:
-    """(folder, names of its files) of ``folder`` and, if ``recursive``, all
-    below it, through links, each real folder once; nothing hidden."""
+    """Yield (folder, names of its files) of ``folder`` and, if ``recursive``, of all below it.
+
+    Links are followed, each real folder is visited once, and hidden names are left out.
+    """
 
     def fail(error: OSError) -> None:
         raise DataError(f'cannot list folder {error.filename}: {error.strerror}')
@@ -415,7 +400,7 @@ def _walk(folder: str, recursive: bool) -> Iterator[Tuple[str, List[str]]]:
             if not name.startswith('.') and identity not in visited:
                 visited.add(identity)
                 below.append(name)
-        folders[:] = below  # os.walk goes on with these
+        folders[:] = below  # os.walk continues with these
         yield parent, [name for name in names if not name.startswith('.')]
 
 
@@ -428,6 +413,20 @@ def _path(name: str, value: _PathLike) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f'{name} must be a path, got {value!r}')
     return os.fspath(value)
+
+
+def _folders(data_prefix: Union[_PathLike, Sequence[_PathLike], dict]) -> Union[str, List[str]]:
+    """Return the folder or folders of ``data_prefix``; MMEngine would join any key and any type."""
+    if isinstance(data_prefix, dict):
+        if set(data_prefix) != {'img_path'}:
+            raise TypeError(
+                'data_prefix must be a folder or dict(img_path=folder), got the keys '
+                f'{sorted(map(str, data_prefix))}'
+            )
+        data_prefix = data_prefix['img_path']
+    if isinstance(data_prefix, (list, tuple)):
+        return [_path('data_prefix', folder) for folder in data_prefix]
+    return _path('data_prefix', data_prefix)
 
 
 def _as_list(folders: Union[str, List[str]]) -> List[str]:

@@ -7,22 +7,24 @@ import signal
 import cv2
 from torch.utils.data import get_worker_info
 
-_settled = None
+_initialized = None  # the process that init_worker() was called in
 _training = mmap.mmap(-1, 1)  # shared with processes that are forked
 
 
 def defer_signals(training: bool) -> None:
-    """Tells the workers whether SIGTERM waits for their process to save.
+    """Tell the workers whether to survive SIGTERM until the main process has saved.
 
-    Not so when a run is over, or has failed: Python ends them by SIGTERM too.
+    At the end of a run, or after a failure, they do not: Python ends them by SIGTERM too.
 
     Args:
-        training (bool): From now on.
+        training (bool): Whether a run is training from now on.
     """
     _training[0] = training
     if training:
         atexit.unregister(defer_signals)
-        atexit.register(defer_signals, False)  # before multiprocessing's, as it is later
+        atexit.register(
+            defer_signals, False
+        )  # runs before multiprocessing's, which was registered earlier
 
 
 def _on_sigterm(number: int, frame) -> None:
@@ -34,19 +36,20 @@ def _on_sigterm(number: int, frame) -> None:
 
 
 def init_worker() -> None:
-    """In a data loader's worker, once: one thread, and no end before its process's.
+    """Prepare the process if it is a data loader's worker: one thread, deferred signals.
 
-    - Spawned workers do not know what MMEngine told the main process of
-      OpenCV's threads, and one for each core in each worker is too many.
-      PyTorch looks after its own.
-    - A cluster's scheduler sends SIGTERM or SIGUSR1 to workers too. Forked
-      ones go on (after SIGTERM for a minute), so that their process can finish
-      an iteration and save; see :func:`defer_signals`.
+    - Spawned workers do not inherit MMEngine's number of OpenCV threads, and one for each core in
+      each worker is too many. PyTorch limits its own.
+    - A cluster's scheduler sends SIGTERM or SIGUSR1 to workers too. Forked workers continue (after
+      SIGTERM for a minute), so that the main process can finish an iteration and save; see
+      :func:`defer_signals`.
+
+    Only the first call in a process has an effect.
     """
-    global _settled
-    if _settled == os.getpid() or get_worker_info() is None:
+    global _initialized
+    if _initialized == os.getpid() or get_worker_info() is None:
         return
-    _settled = os.getpid()
+    _initialized = os.getpid()
     if cv2.getNumThreads() > 1:
         cv2.setNumThreads(0)
     if hasattr(signal, 'alarm'):

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Launch the runs of tools/train.py and tools/test.py."""
+"""Arguments and runner of tools/train.py and tools/test.py."""
 
 import os
 import os.path as osp
@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-import mmdense.checkpoints  # noqa: F401 - its loader takes MMEngine's place from here on
+import mmdense.checkpoints  # noqa: F401 - its loader replaces MMEngine's from here on
 from mmdense.utils.errors import one_line_errors
 from mmdense.utils.plugins import import_modules
 
@@ -45,7 +45,7 @@ def add_common_arguments(parser) -> None:
 
 
 def merge_common_arguments(cfg: Config, args) -> None:
-    """Apply the common arguments to a config."""
+    """Apply the flags of :func:`add_common_arguments` to a config."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -76,9 +76,11 @@ def _merge_custom_imports(cfg: Config, modules: List[str]) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, also for several processes without a GPU, which MMEngine does
-    not support by itself."""
-    # mmcv's warning at every call of a worker's first colour jitter; harmless.
+    """Build the runner of a config, also for several processes without a GPU.
+
+    MMEngine does not support those by itself.
+    """
+    # mmcv warns at the first color jitter of every worker; harmless
     warnings.filterwarnings('ignore', message="Only use 'alpha' for pillow backend")
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _prepare_cpu_processes(cfg)
@@ -86,7 +88,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 class _FirstStep(Hook):
-    """Note whether a step was completed."""
+    """Note whether the first step has ended."""
 
     done = False
 
@@ -95,10 +97,10 @@ class _FirstStep(Hook):
 
 
 def train(runner: Runner) -> None:
-    """Call ``Runner.train()``.
+    """Call ``Runner.train()``; an error before the end of the first step is one line.
 
-    It builds parts of the config, and tries all of it in the first step: an error until then is
-    an error of the config, and one line.
+    ``Runner.train()`` builds the rest of the config and tries all of it in the first step, so an
+    error until then is the config's.
     """
     first = _FirstStep()
     runner.register_hook(first, 'LOWEST')
@@ -110,9 +112,9 @@ def train(runner: Runner) -> None:
 
 
 def _prepare_cpu_processes(cfg: Config) -> None:
-    """Use gloo instead of nccl, no device ids, and no synchronised BatchNorm."""
+    """Set gloo instead of nccl, no device ids, and no synchronized BatchNorm."""
     if cfg.launcher == 'slurm':
-        # MMEngine's settings, without those for CUDA.
+        # as MMEngine does, without its calls of CUDA
         os.environ['RANK'] = os.environ['SLURM_PROCID']
         os.environ['WORLD_SIZE'] = os.environ['SLURM_NTASKS']
         os.environ['LOCAL_RANK'] = os.environ.get('SLURM_LOCALID', '0')

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What is installed, for bug reports."""
+"""Facts of the environment, for bug reports."""
 
 import importlib
 import os
@@ -11,7 +11,7 @@ import mmdense
 from mmdense.compat import find_version
 from mmdense.utils.mmengine_patches import find_checkpoint_loader
 
-# What provides a module, of either line of OpenMMLab.
+# Distributions of OpenMMLab that provide a module.
 _DISTRIBUTIONS = {
     'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
     'mmcv': ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
@@ -23,25 +23,24 @@ _OPTIONAL = ('simplejpeg', 'lmdb', 'timm', 'onnx', 'onnxruntime', 'tensorboard',
 
 
 def collect_env() -> Dict[str, str]:
-    """MMEngine's ``collect_env``, and before it what concerns mmdense.
+    """Return facts that concern mmdense, then those of MMEngine's ``collect_env``.
 
     Returns:
-        Dict[str, str]: Facts by name; none of them has several lines. That
-        something is missing or does not work is a fact too.
+        Dict[str, str]: Facts by name, each of one line. A missing or broken package is a fact too.
     """
     facts = {'mmdense': f'{mmdense.__version__} in {os.path.dirname(mmdense.__file__)}'}
     installed = {module: _installed(names) for module, names in _DISTRIBUTIONS.items()}
     for module, found in installed.items():
         facts[module] = ', '.join(found) or _undistributed(module)
     facts['mmcv ops'] = _ops()
-    facts['OpenMMLab line'] = _line(installed)
+    facts['OpenMMLab distribution'] = _find_distribution(installed)
     for module in _OPTIONAL:
         facts[module] = (_installed([module]) or ['- -'])[0].split()[-1]
     facts['checkpoint loader'] = _loader()
     facts['CPU cores'] = str(cpu_cores())
     facts['memory'] = _memory()
     facts.update(_gpus())
-    for name, value in _of_mmengine().items():
+    for name, value in _collect_by_mmengine().items():
         facts.setdefault(name, ' '.join(str(value).split()))
     return facts
 
@@ -63,7 +62,7 @@ def _undistributed(module: str) -> str:
     return f'{found or "?"}, a checkout in {os.path.dirname(find_spec(module).origin)}'
 
 
-def _line(installed: Dict[str, List[str]]) -> str:
+def _find_distribution(installed: Dict[str, List[str]]) -> str:
     names = [name for found in installed.values() for name in found]
     onedl = [name for name in names if name.startswith('onedl-')]
     if 0 < len(onedl) < len(names):
@@ -88,7 +87,7 @@ def _loader() -> str:
 
 
 def cpu_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -97,7 +96,7 @@ def cpu_cores() -> int:
 def _memory() -> str:
     try:
         size = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    except (AttributeError, ValueError, OSError):  # not of POSIX
+    except (AttributeError, ValueError, OSError):  # not on POSIX
         return '?'
     return f'{size / 2**30:.1f} GiB'
 
@@ -112,10 +111,10 @@ def _gpus() -> Dict[str, str]:
     return facts or {'GPU': 'none'}
 
 
-def _of_mmengine() -> Dict[str, object]:
+def _collect_by_mmengine() -> Dict[str, object]:
     try:
-        from mmengine.utils.dl_utils import collect_env as of_mmengine
+        from mmengine.utils.dl_utils import collect_env as collect_by_mmengine
 
-        return {k: v for k, v in of_mmengine().items() if k != 'numpy_random_seed'}
-    except Exception as error:  # it needs distutils, which python 3.12 has only by setuptools
+        return {k: v for k, v in collect_by_mmengine().items() if k != 'numpy_random_seed'}
+    except Exception as error:  # it needs distutils, which Python 3.12 has only from setuptools
         return {'collect_env of MMEngine': f'{type(error).__name__}: {error}'}

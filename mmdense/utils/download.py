@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Downloads that arrive whole or not at all.
+"""Downloads that are complete or not there.
 
 torch.hub, mim and pooch start again after a lost connection, and mim takes a web page for weights.
 """
@@ -32,16 +32,16 @@ _HASH_IN_NAME = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.[^/]+$')
 
 
 def hash_in_name(url: str) -> Optional[str]:
-    """The start of the SHA256 that a file's name carries by convention."""
+    """Return the start of the SHA256 that a file's name carries by convention, or None."""
     match = _HASH_IN_NAME.search(urlparse(url).path)
     return match and match.group(1)
 
 
 def file_name(url: str) -> str:
-    """The name to keep a URL's file under, beside those of other URLs.
+    """Return the name to keep a URL's file under, unique among URLs.
 
-    It is the URL's own, as torch.hub's, if that carries a hash; else another
-    site may have another file of that name, and the URL's hash is added.
+    A name with a hash is kept, as in torch.hub. Otherwise another site may have another file of
+    that name, and the URL's hash is added.
     """
     name = os.path.basename(urlparse(url).path)
     if hash_in_name(url):
@@ -51,7 +51,7 @@ def file_name(url: str) -> str:
 
 
 def sha256_of(path: str) -> str:
-    """The SHA256 of a file, in hexadecimal."""
+    """Return the SHA256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         for chunk in iter(lambda: file.read(_CHUNK), b''):
@@ -66,25 +66,23 @@ def download(
     check: Optional[Callable[[str], Any]] = None,
     progress: Optional[bool] = None,
 ) -> None:
-    """Downloads a file, unless it is there.
+    """Download a file, unless it is there.
 
-    Until it is whole it is ``path.part``; what is there of it is gone on with,
-    if the server says that it is still the same file. Several processes can ask
-    for one path: the first downloads, the others wait.
+    Until it is complete, the file is ``path.part``; a partial download is resumed if the server
+    says that the file is still the same. Several processes can ask for one path: the first
+    downloads, the others wait.
 
     Args:
-        url (str): https; http only from this machine, or with ``sha256`` in full.
+        url (str): An https URL; http only from this machine, or with ``sha256`` in full.
         path (str): The file to write. Its folder is made.
-        sha256 (str, optional): Of the file, or the start of it, in hexadecimal.
-            Defaults to what the URL's file name carries. A file that is there
-            and has another is downloaded anew.
-        check (callable, optional): Called with the path of what has arrived. If
+        sha256 (str, optional): SHA256 of the file, or the start of it, in hexadecimal. Defaults to
+            that in the URL's file name. An existing file with another one is downloaded again.
+        check (callable, optional): Function that is called with the path of the downloaded file. If
             it raises, nothing is kept.
-        progress (bool, optional): Show a bar. Defaults to where there is a
-            terminal.
+        progress (bool, optional): Whether to show a bar. Defaults to None, on a terminal.
 
     Raises:
-        CheckpointError: One line: why there is no file.
+        CheckpointError: With the reason, in one line.
     """
     sha256 = (sha256 or hash_in_name(url) or '').lower()
     if _is_there(path, sha256):
@@ -98,7 +96,7 @@ def download(
                 _check(url, f'{path}.part', sha256, check)
                 move_into_place(f'{path}.part', path)
                 _forget(f'{path}.part')
-        with suppress(OSError):  # whoever waits for it will find the file
+        with suppress(OSError):  # a process that waits for it will find the file
             os.remove(f'{path}.lock')
     except CheckpointError:
         raise
@@ -110,15 +108,15 @@ def download(
 
 
 def _check_secure(url: str, sha256: str = '') -> None:
-    """That nobody on the way can give another file.
+    """Check that nobody on the way can give another file.
 
     Args:
-        url (str): Of the file.
-        sha256 (str): What is known of its SHA256. The eight digits of a file's
-            name are enough against accidents, not against intent.
+        url (str): URL of the file.
+        sha256 (str): Its SHA256, or the start of it. The eight digits of a file's name protect from
+            accidents, not from intent.
 
     Raises:
-        CheckpointError: One line.
+        CheckpointError: The URL is neither https nor protected by a complete SHA256.
     """
     parts = urlparse(url)
     if parts.scheme not in ('https', 'http'):
@@ -132,7 +130,7 @@ def _check_secure(url: str, sha256: str = '') -> None:
 
 
 class _SecureRedirects(HTTPRedirectHandler):
-    """Python's own goes from https to http, and to ftp."""
+    """Follow redirects to secure URLs only; Python's class follows https to http and ftp."""
 
     def __init__(self, sha256: str) -> None:
         self.sha256 = sha256
@@ -147,18 +145,14 @@ def _is_there(path: str, sha256: str) -> bool:
 
 
 def _fetch(url: str, part: str, sha256: str, progress: Optional[bool]) -> None:
-    """Asks until all of the file is there, or nothing more comes."""
+    """Request the file until it is complete, or no further bytes come."""
     most = tries = 0
     while True:
         try:
             return _ask(url, part, sha256, progress)
         except (OSError, HTTPException) as error:
-            if isinstance(error, HTTPError):
-                error.close()
-                if error.code == 416:  # what is there is no part of the file
-                    _forget(part)
-                elif error.code < 500 and error.code not in (408, 425, 429):
-                    raise
+            if isinstance(error, HTTPError) and _is_refusal(error, part):
+                raise
             tries = 0 if _size(part) > most else tries + 1
             most = max(most, _size(part))
             if tries >= TRIES:
@@ -166,8 +160,17 @@ def _fetch(url: str, part: str, sha256: str, progress: Optional[bool]) -> None:
             time.sleep(PAUSE * 2 ** max(tries - 1, 0))
 
 
+def _is_refusal(error: HTTPError, part: str) -> bool:
+    """Return whether another request would fail too; forget a part that is none of the file."""
+    error.close()
+    if error.code == 416:
+        _forget(part)
+        return False
+    return error.code < 500 and error.code not in (408, 425, 429)
+
+
 def _ask(url: str, part: str, sha256: str, progress: Optional[bool]) -> None:
-    """One request, for what is missing; ConnectionError if that does not come."""
+    """Request the missing part once; raise ConnectionError if it does not come."""
     start, total, same = _resume_at(url, part)
     if start == total:
         return
@@ -208,8 +211,10 @@ def _ask(url: str, part: str, sha256: str, progress: Optional[bool]) -> None:
 
 
 def _resume_at(url: str, part: str) -> Tuple[int, Optional[int], Optional[str]]:
-    """How much of the file is there, of how much, and what tells the server
-    which file that was; 0 where it could not be told from another."""
+    """Return (bytes of the part, bytes of the file, validator of the file for the server).
+
+    It is (0, None, None) if the part may be of another file.
+    """
     with suppress(OSError, ValueError, KeyError, TypeError):
         with open(f'{part}.json', encoding='utf-8') as file:
             note = json.load(file)
@@ -219,7 +224,7 @@ def _resume_at(url: str, part: str) -> Tuple[int, Optional[int], Optional[str]]:
 
 
 def _continues(headers, start: int, total: Optional[int], same: str) -> bool:
-    """Some servers overlook If-Range."""
+    """Return whether a reply continues the part: some servers ignore If-Range."""
     found = re.match(r'bytes (\d+)-\d+/(\d+|\*)$', headers.get('Content-Range', ''))
     if found is None or _validator(headers) not in (None, same):
         return False
@@ -227,7 +232,7 @@ def _continues(headers, start: int, total: Optional[int], same: str) -> bool:
 
 
 def _validator(headers) -> Optional[str]:
-    """For If-Range, which takes no weak ETag."""
+    """Return the value for If-Range, which takes no weak ETag."""
     etag = headers.get('ETag')
     return etag if etag and not etag.startswith('W/') else headers.get('Last-Modified')
 

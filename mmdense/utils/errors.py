@@ -1,6 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""The errors that a user can cause, each with one line that says what is
-wrong, where, and what to do. The tools print that line alone."""
+"""Errors that a user can cause.
+
+Each has one line that says what is wrong, where, and what to do. The tools print that line alone.
+"""
 
 import linecache
 import os
@@ -11,15 +13,15 @@ from typing import Iterator
 
 
 class MMDenseError(ValueError):
-    """Base of all of them; a ``ValueError``, so that callers need not know it."""
+    """Base class of these errors; a ``ValueError``, so that callers need not know it."""
 
 
 class InputError(MMDenseError):
-    """A batch or an argument that an algorithm cannot work with."""
+    """Report a batch or an argument that an algorithm cannot work with."""
 
 
 class DataError(MMDenseError):
-    """A data set that cannot be read or is too small."""
+    """Report a data set that cannot be read or is too small."""
 
 
 class MissingImagesError(DataError):
@@ -27,24 +29,24 @@ class MissingImagesError(DataError):
 
 
 class CheckpointError(MMDenseError):
-    """A checkpoint that is not one, is damaged, unsafe or does not fit."""
+    """Report a file that is no checkpoint, or one that is damaged, unsafe or does not fit."""
 
 
 class InUseError(MMDenseError):
-    """A folder that another process works in."""
+    """Report a folder or file that another process works on."""
 
 
-# What a line of one_line_errors says about the rest; a command line may have its own way.
+# The hint of one_line_errors at the complete traceback; a command line may set its own flag.
 shows_all = 'MMDENSE_TRACEBACK=1'
 
 
 @contextmanager
 def one_line_errors(*also: type) -> Iterator[None]:
-    """Ends the program with one line on an error that the user can mend.
+    """End the program with one line on an error that the user can fix.
 
     Args:
-        also: Exception classes that are the user's within this block, besides
-            :class:`MMDenseError`. MMDENSE_TRACEBACK=1 shows all of them whole.
+        also: Exception classes that a user can cause within this block, in addition to
+            :class:`MMDenseError`. MMDENSE_TRACEBACK=1 shows complete tracebacks.
     """
     try:
         yield
@@ -53,12 +55,12 @@ def one_line_errors(*also: type) -> Iterator[None]:
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         if text.startswith('Caught ') and 'Original Traceback' in text:
-            # From a data loader's worker, with its traceback; the message comes last.
+            # From a data loader's worker, with its traceback; the message is the last line.
             text = text.strip().splitlines()[-1].split('Error: ', 1)[-1]
         message = ' '.join(text.split())
         if isinstance(error, OSError) and error.filename and error.strerror:
             message = f'{os.fsdecode(error.filename)}: {error.strerror}'
-        elif not isinstance(error, MMDenseError):  # may need its context to be understood
+        elif not isinstance(error, MMDenseError):  # a reader may need the place
             *_, frame = traceback.walk_tb(error.__traceback__)
             if not message:
                 message = linecache.getline(frame[0].f_code.co_filename, frame[1]).strip()
@@ -68,7 +70,7 @@ def one_line_errors(*also: type) -> Iterator[None]:
         raise SystemExit(1) from None
 
 
-# What a wrong value in a config raises while things are built from it.
+# Exceptions that a wrong value in a config raises while modules are built.
 CONFIG_ERRORS = (
     ArithmeticError,
     AssertionError,

@@ -5,23 +5,24 @@ import warnings
 from contextlib import contextmanager
 from typing import Iterator
 
-# How MMEngine's remarks on its own file client begin, which it builds at every save and never
-# uses: nobody who reads a log can do anything about them.
-FILE_CLIENT_REMARK = re.compile(r'"(FileClient|HardDiskBackend)" ')
+# The start of MMEngine's messages on its own file client, which it builds at every save and never
+# uses: a reader of the log cannot change anything about them.
+FILE_CLIENT_MESSAGE = re.compile(r'"(FileClient|HardDiskBackend)" ')
 
-# mmpretrain imports mmdet, where that is installed, and mmdet remarks on what it cannot do
-# without mmcv's compiled operators. Pretraining needs none of it.
+# mmpretrain imports mmdet, if installed, and mmdet warns of missing compiled operators of mmcv.
+# Pretraining needs none of them.
 WARNING_OF_OPERATORS = 'Fail to import ``MultiScaleDeformableAttention``'
-REMARK_OF_OPERATORS = 'Line NMS is not compiled'
+MESSAGE_OF_OPERATORS = 'Line NMS is not compiled'
 
 
 def suppress_third_party_warnings(every: bool = False) -> None:
-    """Keeps from the user what packages under mmdense say, when they are imported, of parts that
-    are not used. It is for programs, before they import anything else of mmdense.
+    """Hide warnings of the packages below mmdense about parts that are not used.
+
+    A program calls this before it imports another module of mmdense: the warnings come at import.
 
     Args:
-        every (bool): All warnings and all that MMEngine logs below an error, for
-            good; by default the remarks on mmcv's operators.
+        every (bool): Whether to hide all warnings, and all messages of MMEngine below an error,
+            until the program ends. Defaults to False, the messages on mmcv's operators.
     """
     from mmengine.logging import MMLogger  # imports PyTorch
 
@@ -29,20 +30,21 @@ def suppress_third_party_warnings(every: bool = False) -> None:
     warnings.filterwarnings('ignore', message='' if every else WARNING_OF_OPERATORS)
     if every:
         logger.setLevel('ERROR')
-    logger.addFilter(_is_no_remark)  # the same one twice is one
+    logger.addFilter(_is_not_on_operators)  # adding it twice has no effect
 
 
-def _is_no_remark(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(REMARK_OF_OPERATORS)
+def _is_not_on_operators(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(MESSAGE_OF_OPERATORS)
 
 
 @contextmanager
 def log_level(level: str) -> Iterator[None]:
-    """Within it MMEngine's current logger is silent below a level. It would list
-    every tensor that is initialised where no run's log file takes the list.
+    """Silence MMEngine's current logger below a level, for a block.
+
+    Without a run's log file it would print a list of all tensors that are initialized.
 
     Args:
-        level (str): 'WARNING', say.
+        level (str): The level, such as 'WARNING'.
     """
     from mmengine.logging import MMLogger  # imports PyTorch
 

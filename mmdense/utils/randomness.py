@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Randomness that follows from where a run is, so that nothing of it has to be stored."""
+"""Randomness that is derived from a run's position, so that none of it has to be stored."""
 
 import random
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ import torch
 
 
 def seed_all(*numbers: int, devices: bool = True) -> None:
-    """Seeds Python's, NumPy's and PyTorch's generators from any numbers ≥ 0.
+    """Seed Python's, NumPy's and PyTorch's generators from any numbers ≥ 0.
 
     Args:
-        numbers (int): Of any size; others give unrelated streams.
-        devices (bool): Also the generators of PyTorch's devices.
+        numbers (int): Numbers of any size; different ones give unrelated streams.
+        devices (bool): Whether to seed the generators of PyTorch's devices too. Defaults to True.
     """
-    # with their number: 0 alone would be the same as 0 and 0
+    # with the count of numbers: (0,) and (0, 0) would be the same
     words = np.random.SeedSequence((len(numbers), *numbers)).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1])
@@ -26,7 +26,7 @@ def seed_all(*numbers: int, devices: bool = True) -> None:
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Seeds the host's generators for a block, and leaves them as they were."""
+    """Seed the host's generators for a block, and restore their states afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed_all(*numbers, devices=False)
     try:

@@ -47,7 +47,8 @@ def test_env(capsys):
     found = facts(capsys)
     assert found['mmdense'].startswith(mmdense.__version__)
     assert mmengine.__version__ in found['mmengine'] and mmcv.__version__ in found['mmcv']
-    assert found['OpenMMLab line'] == ('onedl' if 'onedl' in found['mmengine'] else 'classic')
+    distribution = 'onedl' if 'onedl' in found['mmengine'] else 'classic'
+    assert found['OpenMMLab distribution'] == distribution
     assert found['checkpoint loader'] == 'restricted'
     assert int(found['CPU cores']) >= 1 and found['memory'].endswith('GiB')
     assert found['PyTorch'] == torch.__version__ and found['Build'] == 'two lines'
@@ -68,8 +69,8 @@ def test_both_lines_mixed(capsys, installed):
     installed(mmengine='0.10.7', onedl_mmcv='2.3.6', mmcv='2.1.0', mmpretrain='1.2.0')
     found = facts(capsys)
     assert found['mmcv'] == 'mmcv 2.1.0, onedl-mmcv 2.3.6'
-    assert found['OpenMMLab line'].startswith('MIXED')
-    assert 'onedl-mmcv 2.3.6' in found['OpenMMLab line']
+    assert found['OpenMMLab distribution'].startswith('MIXED')
+    assert 'onedl-mmcv 2.3.6' in found['OpenMMLab distribution']
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_both_lines_mixed(capsys, installed):
 def test_lines(capsys, installed, line, versions):
     installed(**versions)
     found = facts(capsys)
-    assert found['OpenMMLab line'].split()[0] == line
+    assert found['OpenMMLab distribution'].split()[0] == line
     assert found['simplejpeg'] == '-'
     if line == 'unknown':
         assert mmengine.__version__ in found['mmengine'] and 'checkout' in found['mmengine']

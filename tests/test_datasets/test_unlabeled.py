@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmdense.datasets import UnlabeledDataset
-from mmdense.utils.errors import DataError
+from mmdense.utils.errors import DataError, InputError
 
 LOAD = dict(type='mmdense.LoadImage')
 PIPELINE = [
@@ -326,12 +326,6 @@ def test_missing_annotation_file(tmp_path):
         (dict(extensions=()), 'extensions must be like'),
         (dict(extensions=['jpg']), 'extensions must be like'),
         (dict(extensions=[1]), 'extensions must be like'),
-        (dict(recursive='yes'), "recursive must be a bool, got 'yes'"),
-        (dict(lazy_init=0), 'lazy_init must be a bool'),
-        (dict(serialize_data=None), 'serialize_data must be a bool'),
-        (dict(max_refetch=-1), 'max_refetch must be an int of at least 0, got -1'),
-        (dict(max_refetch=2.5), 'max_refetch must be an int'),
-        (dict(max_refetch=True), 'max_refetch must be an int'),
         (dict(indices=1.5), 'indices should be a int or sequence of int'),
         (dict(with_label=False), "unexpected keyword argument 'with_label'"),
     ],
@@ -340,6 +334,14 @@ def test_wrong_arguments(tmp_path, kwargs, message):
     touch(tmp_path / '1.jpg')
     with pytest.raises(TypeError, match=message):
         UnlabeledDataset(**dict(dict(data_root=tmp_path), **kwargs))
+
+
+@pytest.mark.parametrize('value', [-1, 2.5, True])
+def test_wrong_max_refetch(tmp_path, value):
+    touch(tmp_path / '1.jpg')
+    message = f'max_refetch must be a whole number of at least 0, got {value}'
+    with pytest.raises(InputError, match=message):
+        UnlabeledDataset(data_root=tmp_path, max_refetch=value)
 
 
 def test_no_source():

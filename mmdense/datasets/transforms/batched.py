@@ -1,8 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""The operations that workers have put off, for a whole batch on its device.
+"""Deferred photometric operations, for a complete batch on its device.
 
-Plain PyTorch: every image has parameters of its own, and nothing waits for the device. What was
-compared with it, and why this was kept, is in docs/benchmarks.md.
+Plain PyTorch: every image has parameters of its own, and nothing waits for the device.
+docs/benchmarks.md compares it with other packages.
 """
 
 from itertools import zip_longest
@@ -18,14 +18,12 @@ from .photometric import COLOUR, LUMA, Operation, blur_radius, colour_matrix
 
 @torch.no_grad()
 def apply_batch(images: Tensor, operations: Sequence[Sequence[Optional[Operation]]]) -> Tensor:
-    """The operations of every image of a batch, together, on their device.
-
-    Nothing waits for the device.
+    """Apply each image's operations to a batch, on its device, without waiting for it.
 
     Args:
         images (Tensor): N×3×H×W uint8, BGR.
-        operations (Sequence[Sequence[Operation | None]]): N lists, each in
-            order. They may differ in anything but the size of the results.
+        operations (Sequence[Sequence[Operation | None]]): N lists, each in order. They may differ
+            in all but the size of their results.
 
     Returns:
         Tensor: N×3×H×W float32, whole numbers in 0..255.
@@ -48,7 +46,7 @@ def apply_batch(images: Tensor, operations: Sequence[Sequence[Optional[Operation
 
 
 def _colours(images: Tensor, step: Sequence[Optional[Operation]]) -> Tensor:
-    """All changes of colour of one step; the other images stay."""
+    """Apply one step's color operations; images without one stay as they are."""
     parts = [
         colour_matrix(*operation)
         if operation and operation[0] in COLOUR
@@ -69,7 +67,7 @@ def _colours(images: Tensor, step: Sequence[Optional[Operation]]) -> Tensor:
 
 
 def _turn_hue(images: Tensor, turns: np.ndarray) -> Tensor:
-    """Through HSV; https://en.wikipedia.org/wiki/HSL_and_HSV."""
+    """Turn the hue in HSV; https://en.wikipedia.org/wiki/HSL_and_HSV."""
     blue, green, red = images.unbind(1)
     value, least = images.amax(1), images.amin(1)
     chroma = value - least
@@ -85,7 +83,7 @@ def _turn_hue(images: Tensor, turns: np.ndarray) -> Tensor:
 
 
 def _bump(hue: Tensor) -> Tensor:
-    """How much of the chroma a channel lacks: 0, up to 1, and back, over six."""
+    """Return the share of the chroma that a channel lacks: 0 to 1 and back, with period six."""
     hue = hue.remainder(6)
     return torch.minimum(hue, 4 - hue).clamp_(0, 1)
 
@@ -109,8 +107,7 @@ def _solarize(images: Tensor, thr: np.ndarray) -> Tensor:
 
 
 def _cut_patches(images: Tensor, values: np.ndarray) -> Tensor:
-    """Strips of patches; each row of ``values`` has the patches' size, their
-    tops and their lefts."""
+    """Cut strips of patches; each row of ``values`` is (size, *tops, *lefts) of the patches."""
     size = int(values[0, 0])
     top, left = _to(values[:, 1:], images, torch.long).view(len(values), 2, 1, -1, 1).unbind(1)
     span = torch.arange(size, device=images.device)
@@ -124,5 +121,5 @@ _BATCHED = dict(hue=_turn_hue, blur=_blur, solarize=_solarize, jigsaw=_cut_patch
 
 
 def _to(values, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """To a tensor beside ``like``, without waiting for it."""
+    """Move values to the device of ``like``, without waiting for it."""
     return torch.as_tensor(values, dtype=dtype).to(like.device, non_blocking=True)

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Image files to arrays, strictly: a file that is not whole is an error."""
+"""Image files to arrays, strictly: an incomplete file is an error."""
 
 import io
 import re
@@ -26,12 +26,11 @@ _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')
 # Limits on what a file may declare, before anything is decoded.
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes a file for a bomb
 _MAX_SIDE = 65_535  # a JPEG's; some decoders take memory by the row
-# A Huffman-coded JPEG of fewer bytes cannot be whole, and in the other formats it is no
-# photograph: larger ones than these must have so many bytes.
+# A Huffman-coded JPEG of fewer bytes is incomplete, and a file of another format is no photograph:
+# images above _MAX_UNLIKELY_PIXELS must have so many bytes.
 _PIXELS_PER_BYTE = 512
 _MAX_UNLIKELY_PIXELS = 2**24
-# Each scan of a JPEG goes over all of its pixels, and can be of ten bytes. Real ones have about
-# ten scans.
+# Each scan of a JPEG visits all pixels, and can have ten bytes. Real files have about ten scans.
 _MAX_SCANNED_PIXELS = 2**31
 _FEW_SCANS = 16
 
@@ -63,10 +62,9 @@ _REDUCED = {
 
 
 class UnreadableImageError(Exception):
-    """One image file cannot be read; it says which and why in one line.
+    """Report one image file that cannot be read, with the reason, in one line.
 
-    :class:`~mmdense.datasets.UnlabeledDataset` replaces such an image instead
-    of ending the run.
+    :class:`~mmdense.datasets.UnlabeledDataset` replaces such an image instead of ending the run.
 
     Args:
         path (str): The file.
@@ -86,11 +84,11 @@ class UnreadableImageError(Exception):
 class LoadImage(BaseTransform):
     """Load an image file, or raise :class:`UnreadableImageError`.
 
-    Unlike mmcv's ``LoadImageFromFile`` the decode is strict, whichever version
-    of OpenCV is installed, and pixels are those of :func:`decode_image`.
+    Unlike mmcv's ``LoadImageFromFile`` it decodes strictly with every version of OpenCV; pixels are
+    those of :func:`decode_image`.
 
     **Required Keys:** ``img_path`` (str); ``img_bytes`` (bytes, optional): the
-    file itself, where the data set has read it from an archive; removed.
+    content of the file, if the data set has read it from an archive; removed.
 
     **Added Keys:**
 
@@ -98,18 +96,18 @@ class LoadImage(BaseTransform):
     - ``img_shape``, ``ori_shape`` (tuple[int, int]): (H, W).
 
     Args:
-        backend_args (dict, optional): Of :func:`mmengine.fileio.get`, for
+        backend_args (dict, optional): Arguments of :func:`mmengine.fileio.get`, for
             files that are not on a local disk. Defaults to None.
         min_side (int, optional): Decode a JPEG at a half, a quarter or an
             eighth of its size while its shorter side keeps so many pixels:
             faster for photographs of many megapixels, not the same pixels.
             The smallest crop should still be as large as the view: for views
             of 224 pixels of at least 8 % of the area, about 1024. Defaults to
-            None, the whole size.
-        max_pixels (int): Larger images are refused; decoding takes 10 to 18
-            bytes a pixel. Whatever it is, so are sides of more than 65,535
-            pixels, and more than 16.8 megapixels from less than a byte for 512
-            of them. Defaults to 178,956,970, as Pillow.
+            None, full size.
+        max_pixels (int): Limit above which images are refused; decoding takes 10 to
+            18 bytes a pixel. Sides above 65,535 pixels are always refused, and
+            images above 16.8 megapixels with less than a byte for 512 pixels.
+            Defaults to 178,956,970, as Pillow.
     """
 
     def __init__(
@@ -160,22 +158,22 @@ def decode_image(
 
     - Grey and palette images become three channels.
     - CMYK: inverted where an Adobe marker says so; ICC profiles are not applied.
-    - 16-bit: the high byte, so that the whole range is scaled to 0..255.
+    - 16-bit: the high byte, so that the full range is scaled to 0..255.
     - Alpha is dropped, not composited, as OpenCV and mmcv do.
     - EXIF orientation is applied.
     - Animations and multi-page files: the first frame.
 
     Args:
-        content (bytes): The whole file.
-        min_side (int, optional): Of :class:`LoadImage`.
-        max_pixels (int): Of :class:`LoadImage`.
+        content (bytes): The complete file.
+        min_side (int, optional): As for :class:`LoadImage`.
+        max_pixels (int): As for :class:`LoadImage`.
 
     Returns:
         np.ndarray: (H, W, 3) uint8, BGR, writable.
 
     Raises:
-        ValueError: With the reason in one line. A file that ends early raises
-            unless every pixel is there all the same (a PNG without its end).
+        ValueError: With the reason in one line. A truncated file raises unless all its pixels are
+            there (a PNG without its last chunk).
     """
     if not content:
         raise ValueError('the file is empty')
@@ -205,12 +203,12 @@ def decode_image(
         ) from None
     except MemoryError:
         raise ValueError('decoding it takes more memory than there is') from None
-    except Exception as e:  # a broken file makes decoders raise anything, struct.error too
+    except Exception as e:  # for a broken file decoders raise any exception, struct.error too
         raise ValueError(_one_line(e)) from None
 
 
 def _check_size(image: Image.Image, content: bytes, max_pixels: int) -> None:
-    """Refuses what takes memory or time out of proportion to its file."""
+    """Refuse an image that takes memory or time out of proportion to its file."""
     width, height = image.size
     pixels, size = width * height, f'{width:,} × {height:,} pixels'
     if pixels > max_pixels:
@@ -233,9 +231,9 @@ def _check_size(image: Image.Image, content: bytes, max_pixels: int) -> None:
 
 
 def _count_scans(content: bytes) -> int:
-    """Of a JPEG, without what looks like one in a thumbnail, or in a video behind its end."""
+    """Count the scans of a JPEG, without those of a thumbnail or of a video behind its end."""
     at, scans = 2, 0
-    marker = re.compile(rb'\xff([^\x00\x01\xd0-\xd8\xff])')  # that a segment follows
+    marker = re.compile(rb'\xff([^\x00\x01\xd0-\xd8\xff])')  # a segment follows
     while True:
         found = marker.search(content, at)
         if found is None or found.group(1) == b'\xd9':
@@ -247,11 +245,13 @@ def _count_scans(content: bytes) -> int:
 def _decode_plain_jpeg(
     image: Image.Image, content: bytes, min_side: Optional[int]
 ) -> Optional[np.ndarray]:
-    """The common case without Pillow: the same pixels in 2/3 of the time.
+    """Decode the common case without Pillow: the same pixels in 2/3 of the time.
 
-    OpenCV before 4.12 fills up a truncated JPEG with grey; one that ends as it
-    should is not truncated. simplejpeg is strict. Whatever else is odd about a
-    file, or whatever they refuse, Pillow decides.
+    simplejpeg is strict. OpenCV before 4.12 fills a truncated JPEG with gray, so a file must end
+    with the end marker. Pillow gets all files that are odd otherwise, or that they refuse.
+
+    Returns:
+        np.ndarray, optional: (H, W, 3) uint8, BGR; None if Pillow has to decode.
     """
     if image.format != 'JPEG' or image.mode not in ('L', 'RGB'):
         return None
@@ -275,11 +275,11 @@ def _decode_plain_jpeg(
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes, decoded, to mode RGB."""
+    """Convert a decoded image of any mode of Pillow to mode RGB."""
     if image.mode == 'RGB':
         return image
     sixteen_bit = image.mode.startswith('I;16') or (
-        # how 16-bit grey opens in older Pillows
+        # older Pillows open 16-bit gray so
         image.mode == 'I' and image.format in ('PNG', 'PPM')
     )
     if sixteen_bit:
@@ -287,24 +287,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ('I', 'F'):
         raise ValueError(f'{image.format} with 32 bits a pixel; 8 and 16 bits can be read')
     if image.mode == 'CMYK' and image.format in ('JPEG', 'MPO') and 'adobe' not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's
+        image = ImageChops.invert(image)  # Pillow treats every CMYK JPEG as Adobe's
     image.info.pop('transparency', None)  # alpha is dropped
     return image.convert('RGB')
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied, 1 for none."""
-    if image.format == 'TIFF':  # Pillow has applied it, and older versions leave the tag
+    """Return the EXIF orientation that is still to be applied, 1 for none."""
+    if image.format == 'TIFF':  # Pillow has applied it; older versions keep the tag
         return 1
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # broken EXIF beside good pixels is still a good image
+    except Exception:  # broken EXIF does not spoil the pixels
         return 1
 
 
 @contextmanager
 def _strict_pillow(max_pixels: int) -> Iterator[None]:
-    """Other libraries switch these for the whole process."""
+    """Set Pillow's switches for a block: other libraries change them for the process."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, max_pixels
     try:

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""The shuffled patches of an image that DetCo's local heads look at."""
+"""Shuffled patches of an image, the input of DetCo's local heads."""
 
 from typing import List
 
@@ -13,41 +13,40 @@ from mmdense.utils.errors import InputError
 
 @TRANSFORMS.register_module()
 class JigsawPatches(BaseTransform):
-    """Cut an image into grid×grid cells, shuffle them, crop a patch in each.
+    """Cut an image into grid×grid grid cells, shuffle them, crop a patch in each.
 
     The patch set of DetCo (ICCV 2021, https://arxiv.org/abs/2102.04803,
     section 3.4), which is that of PIRL (https://arxiv.org/abs/1912.01991): a
-    255×255 image, 3×3 cells of 85×85, a random 64×64 patch in each. All
-    (grid²)! orders are equally likely, and all places of a patch in its cell.
+    255×255 image, 3×3 grid cells of 85×85, a random 64×64 patch in each. All
+    (grid²)! orders are equally likely, and all places of a patch in its grid cell.
 
-    The patches come as one image, a strip from left to right, so that whatever
-    packs, collates and normalises images does it to them too;
-    :func:`~mmdense.models.utils.patches.split_patches` takes a batch of strips
-    apart again.
+    The patches are one image, a strip from left to right, so that packing, collating and
+    normalizing treat them as an image;
+    :func:`~mmdense.models.utils.patches.split_patches` splits a batch of strips.
 
-    Cell (i, j) of an image of H×W pixels has the rows from ⌊iH/grid⌋ up to
-    ⌊(i+1)H/grid⌋, likewise its columns: where the grid does not divide H, some
+    Grid cell (i, j) of an image of H×W pixels has the rows from ⌊iH/grid⌋ up to
+    ⌊(i+1)H/grid⌋, columns likewise: if the grid does not divide H, some grid
     cells are a pixel larger.
 
     **Required Keys:** ``img`` (np.ndarray): H×W×C; ``deferred`` (list, optional):
-    where there is one, the cutting is put off (see :class:`MultiView`).
+    if there is one, the cutting is deferred (see :class:`MultiView`).
 
     **Modified Keys:**
 
     - ``img`` (np.ndarray): patch_size × grid²·patch_size × C.
-    - ``img_shape`` (tuple[int, int]): Its height and width.
+    - ``img_shape`` (tuple[int, int]): Height and width of the strip.
 
-    **Added Keys:** ``patch_cells`` (np.ndarray): (grid²,) int, the cell of each
-    patch of the strip, i·grid + j. mmpretrain's ``MultiView`` drops it.
+    **Added Keys:** ``patch_cells`` (np.ndarray): (grid²,) int, the grid cell of
+    each patch of the strip, i·grid + j. mmpretrain's ``MultiView`` drops it.
 
     Args:
-        grid (int): Cells along each side, at least 1. Defaults to 3.
+        grid (int): Grid cells along each side, at least 1. Defaults to 3.
         patch_size (int): Height and width of a patch in pixels, at least 1.
             Defaults to 64.
 
     Raises:
-        InputError: An argument that is not a whole number of at least 1; at
-            the first image, cells that are smaller than the patches.
+        InputError: An argument is not a whole number of at least 1; at the first
+            image, grid cells are smaller than the patches.
     """
 
     def __init__(self, grid: int = 3, patch_size: int = 64) -> None:
@@ -82,7 +81,7 @@ class JigsawPatches(BaseTransform):
         return results
 
     def _corner(self, img: np.ndarray, cell: int) -> List[int]:
-        """Top and left of a random patch inside a cell."""
+        """Draw (top, left) of a random patch inside a grid cell."""
         corner = []
         for index, length in zip(divmod(cell, self.grid), img.shape):
             first, end = index * length // self.grid, (index + 1) * length // self.grid

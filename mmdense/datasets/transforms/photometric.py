@@ -1,13 +1,13 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Colour jitter, greyscale, blur and solarization with OpenCV, as torchvision's on Pillow images.
+"""Color jitter, grayscale, blur and solarization with OpenCV, as torchvision's on Pillow images.
 
 A transform here draws OPERATIONS, pairs of a name and a value such as ``('hue', 0.05)``, and
-applies them to ``results['img']``. Where ``results`` has a list ``deferred`` they are put there
-instead, and ``batched.py`` applies them to the whole batch on its device: what is random is drawn
-in one place, and the two ways differ in rounding alone.
+applies them to ``results['img']``. If ``results`` has a list ``deferred``, it appends them there
+instead, and ``batched.py`` applies them to the complete batch on its device: random values are
+drawn in one place, and the two ways differ in rounding alone.
 
-The papers' code ran torchvision's on Pillow images, and so do these: values are cut to whole
-numbers after every operation, greyscale is ITU-R 601, and hue turns in HSV.
+The papers' code ran torchvision's transforms on Pillow images. These do the same: values are
+truncated to whole numbers after every operation, grayscale is ITU-R 601, and hue turns in HSV.
 """
 
 from typing import List, Optional, Sequence, Tuple, Union
@@ -27,7 +27,7 @@ COLOUR = ('brightness', 'contrast', 'saturation', 'grayscale')
 
 
 class Photometric(BaseTransform):
-    """What the transforms of this file have in common.
+    """Draw operations and apply or defer them: the base of the transforms in this file.
 
     **Required Keys:** ``img`` (np.ndarray): H×W×3 uint8, BGR; ``deferred``
     (list, optional)
@@ -36,11 +36,11 @@ class Photometric(BaseTransform):
     """
 
     def draw(self) -> List[Optional[Operation]]:
-        """Random operations, always equally many: None where there is nothing to do."""
+        """Return random operations, always the same number: None for no operation."""
         raise NotImplementedError
 
     def transform(self, results: dict) -> dict:
-        """Apply what is drawn, or put it off."""
+        """Apply the operations that are drawn, or defer them."""
         operations = self.draw()
         if 'deferred' in results:
             results['deferred'].extend(operations)
@@ -56,23 +56,21 @@ class Photometric(BaseTransform):
 
 @TRANSFORMS.register_module()
 class ColorJitter(Photometric):
-    """Change brightness, contrast, saturation and hue, in random order.
-
-    Draws as torchvision's ``ColorJitter`` does.
+    """Change brightness, contrast, saturation and hue, in random order, as torchvision does.
 
     Args:
         brightness (float | Sequence[float]): Factors are uniform in
-            [max(0, 1 − brightness), 1 + brightness], or in the range given.
-            Defaults to 0, none.
-        contrast (float | Sequence[float]): Likewise.
-        saturation (float | Sequence[float]): Likewise.
-        hue (float | Sequence[float]): Turns of the colour circle, uniform in
-            [−hue, hue], or in the range given, within [−0.5, 0.5]. Defaults
-            to 0, none.
-        prob (float): Of jittering at all. Defaults to 1.
+            [max(0, 1 − brightness), 1 + brightness], or in the given range.
+            Defaults to 0, no change.
+        contrast (float | Sequence[float]): Factors, likewise.
+        saturation (float | Sequence[float]): Factors, likewise.
+        hue (float | Sequence[float]): Turns of the color circle, uniform in
+            [−hue, hue], or in the given range, within [−0.5, 0.5]. Defaults
+            to 0, no change.
+        prob (float): Probability of any change. Defaults to 1.
 
     Raises:
-        InputError: A value that is none of these.
+        InputError: A value is out of its range.
     """
 
     def __init__(
@@ -101,10 +99,10 @@ class ColorJitter(Photometric):
 
 @TRANSFORMS.register_module()
 class RandomGrayscale(Photometric):
-    """Replace colours by their luma, in three equal channels.
+    """Replace colors by their luma, in three equal channels.
 
     Args:
-        prob (float): Defaults to 0.1.
+        prob (float): Probability. Defaults to 0.1.
     """
 
     def __init__(self, prob: float = 0.1) -> None:
@@ -121,9 +119,9 @@ class GaussianBlur(Photometric):
 
     Args:
         sigma (Sequence[float]): Least and largest standard deviation in
-            pixels, above 0; uniform between them. Defaults to (0.1, 2.0), MoCo
-            v2's and BYOL's.
-        prob (float): Defaults to 0.5.
+            pixels, above 0; uniform between them. Defaults to (0.1, 2.0), as
+            MoCo v2 and BYOL.
+        prob (float): Probability. Defaults to 0.5.
 
     Raises:
         InputError: ``sigma`` is no such range.
@@ -147,8 +145,8 @@ class Solarize(Photometric):
     """Invert values at and above a threshold.
 
     Args:
-        thr (int): In 0..256. Defaults to 128.
-        prob (float): Defaults to 0.5.
+        thr (int): The threshold, in 0..256. Defaults to 128.
+        prob (float): Probability. Defaults to 0.5.
 
     Raises:
         InputError: ``thr`` is not in 0..256.
@@ -165,13 +163,13 @@ class Solarize(Photometric):
 
 
 def apply_operation(img: np.ndarray, name: str, value: float) -> np.ndarray:
-    """One operation on one image.
+    """Apply one operation to one image.
 
     Args:
         img (np.ndarray): H×W×3 uint8, BGR; left as it is.
         name (str): 'brightness', 'contrast', 'saturation', 'grayscale',
             'hue', 'blur' or 'solarize'.
-        value (float): Factor, factor, factor, nothing, turns, sigma in
+        value (float): Respectively factor, factor, factor, unused, turns, sigma in
             pixels, threshold.
 
     Returns:
@@ -199,8 +197,9 @@ def apply_operation(img: np.ndarray, name: str, value: float) -> np.ndarray:
 
 
 def colour_matrix(name: str, value: float) -> Tuple[np.ndarray, float]:
-    """What an operation of COLOUR does to the colour x of a pixel, B, G and R:
-    ⌊M·x + s·m + o⌋ within 0..255, where m is the image's mean luma, rounded.
+    """Return an operation of COLOUR as a map of a pixel's color x, in the order B, G, R.
+
+    The result is ⌊M·x + s·m + o⌋ within 0..255, with m the image's mean luma, rounded.
 
     Returns:
         tuple[np.ndarray, float]: (M, o), 3×4 float32; s.
@@ -217,7 +216,7 @@ def colour_matrix(name: str, value: float) -> Tuple[np.ndarray, float]:
 
 
 def blur_radius(sigma: float) -> int:
-    """Pixels of a Gaussian's kernel on each side: three sigma."""
+    """Return the number of pixels of a Gaussian's kernel on each side: three sigma."""
     return max(int(np.ceil(3 * sigma)), 1)
 
 
@@ -226,7 +225,7 @@ def _is_range(value) -> bool:
 
 
 def _range(name: str, value, center: float, low: float, high: float) -> Optional[tuple]:
-    """Of a number, [center − value, center + value]; None where nothing changes."""
+    """Return [center − value, center + value] for a number; None for no change."""
     if is_number(value) and value >= 0:
         value = (max(center - value, 0.0) if center else -value, center + value)
     if not _is_range(value) or not low <= value[0] <= value[1] <= high:

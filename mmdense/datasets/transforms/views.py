@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Views of an image that know which part of it they show.
+"""Views of an image that know the part of the image that they show.
 
 A view is a signed box ``(x0, y0, x1, y1)`` in the image as loaded, in 0..1 of
 its width and height: its left edge shows x0 and its right edge x1, so that
@@ -7,9 +7,9 @@ x0 > x1 where it is mirrored; likewise y. The box is that of the pixels' outer
 corners: the crop of w×h pixels at (left, top) of a W×H image is
 ``(left/W, top/H, (left+w)/W, (top+h)/H)``.
 
-``results['view_box']`` is the box of the current ``img``, the whole image if
+``results['view_box']`` is the box of the current ``img``, the complete image if
 absent. Every transform here composes with it, so their order and number do not
-matter, and what keeps the frame (resizing, colours, blur) needs to know nothing.
+matter. Transforms that keep the frame (resizing, colors, blur) need no change.
 """
 
 import copy
@@ -49,14 +49,14 @@ _FLIPPED: Dict[Optional[str], Box] = {
 
 _CV2_FLIP = dict(horizontal=1, vertical=0, diagonal=-1)
 
-# What moves pixels, in the words of mmcv, the OpenMMLab packages, torchvision and albumentations.
+# Names of transforms that move pixels, in OpenMMLab's packages, torchvision and albumentations.
 _MOVES = re.compile(
     'Crop|Flip|Rotat|Shear|Translat|Affine|Perspective|Elastic|(Grid|Optical)Distortion|Mosaic|'
     'Pad$|Transpose|Zoom|RandomShift|Expand|Jigsaw'
 )
 
 
-# what no transform can change in place
+# types that no transform can change in place
 _CONSTANT = (str, int, float, tuple, type(None))
 
 _AUTO = re.compile('AutoAugment|RandAugment|TrivialAugment|AugMix')
@@ -64,17 +64,16 @@ _AUTO = re.compile('AutoAugment|RandAugment|TrivialAugment|AugMix')
 
 @TRANSFORMS.register_module()
 class RandomResizedCrop(_RandomResizedCrop):
-    """mmpretrain's ``RandomResizedCrop``, which draws as torchvision's does,
-    keeping the box, and optionally near the first view.
+    """Crop and resize as torchvision's ``RandomResizedCrop``, and keep the box of the view.
 
     With ``min_overlap`` a view after the first of a :class:`MultiView` is drawn
     as SlotCon (NeurIPS 2022) does: up to ``max_attempts`` times a size and a
     place, until the crop's intersection with the first view is ``min_overlap``
-    of the area that was asked for (before it is rounded to pixels; a size that
-    does not fit costs an attempt), then any crop.
+    of the requested area (before it is rounded to pixels; a size that does not
+    fit costs an attempt), then any crop.
 
-    Pixels are those of Pillow's resize, which filters where it shrinks, and of
-    the papers' code; PyTorch computes them, in a tenth of Pillow's time.
+    Pixels are those of Pillow's resize, which filters when it shrinks, as in the
+    papers' code; PyTorch computes them, in a tenth of Pillow's time.
 
     **Required Keys:** ``img``, ``view_box`` (optional), ``earlier_boxes``
     (optional, from :class:`MultiView`)
@@ -84,15 +83,16 @@ class RandomResizedCrop(_RandomResizedCrop):
     **Added Keys:** ``view_box`` (tuple[float, float, float, float])
 
     Args:
-        *args: Of mmpretrain's.
-        min_overlap (float): In 0..1; SlotCon's is 0.01. Defaults to 0, any crop.
+        *args: Arguments of mmpretrain's class.
+        min_overlap (float): Least overlap, in 0..1; SlotCon's is 0.01. Defaults to 0,
+            any crop.
         backend (str): 'torch', as above, for 'bilinear' and 'bicubic'
             interpolation; or mmcv's 'pillow' or 'cv2'. Defaults to 'torch'.
-        **kwargs: Of mmpretrain's.
+        **kwargs: Arguments of mmpretrain's class.
 
     Raises:
-        InputError: ``min_overlap`` is not a number in 0..1, or an
-            interpolation that the backend has not.
+        InputError: ``min_overlap`` is not a number in 0..1, or the backend
+            lacks the interpolation.
     """
 
     keeps_view_box = True
@@ -130,7 +130,7 @@ class RandomResizedCrop(_RandomResizedCrop):
         )
 
     def _near(self, img: np.ndarray, outer: Box, first: Box) -> Tuple[int, int, int, int]:
-        """(top, left, h, w), overlapping ``first`` if a try does."""
+        """Draw (top, left, h, w), overlapping ``first`` if an attempt does."""
         height, width = img.shape[:2]
         log_ratio = [math.log(ratio) for ratio in self.aspect_ratio_range]
         for _ in range(self.max_attempts):
@@ -153,7 +153,7 @@ class RandomResizedCrop(_RandomResizedCrop):
 
 @TRANSFORMS.register_module()
 class RandomFlip(_RandomFlip):
-    """mmcv's ``RandomFlip``, keeping the box.
+    """Flip as mmcv's ``RandomFlip``, and keep the box of the view.
 
     **Required Keys:** ``img``, ``view_box`` (optional)
 
@@ -163,7 +163,7 @@ class RandomFlip(_RandomFlip):
     float, float, float])
 
     Args:
-        prob (float | list[float]): Of a flip, or of one in each direction.
+        prob (float | list[float]): Probability of a flip, or of one in each direction.
         direction (str | list[str]): 'horizontal', 'vertical' or 'diagonal'
             (both at once). Defaults to 'horizontal'.
     """
@@ -179,11 +179,11 @@ class RandomFlip(_RandomFlip):
     def _flip(self, results: dict) -> None:
         img = results['img']
         super()._flip(results)
-        # mmcv leaves a view with negative strides, which every later step pays for
+        # mmcv returns an array with negative strides, which slows every later step
         results['img'] = cv2.flip(img, _CV2_FLIP[results['flip_direction']])
 
     def transform(self, results: dict) -> dict:
-        """Perhaps flip ``img`` and ``view_box``."""
+        """Flip ``img`` and ``view_box``, or neither."""
         results = super().transform(results)
         flipped = _FLIPPED[results['flip_direction']]
         results['view_box'] = _inside(results.get('view_box', _WHOLE), flipped)
@@ -191,7 +191,7 @@ class RandomFlip(_RandomFlip):
 
 
 class DeferredView(NamedTuple):
-    """A view that is not finished; mmpretrain's ``PackInputs`` refuses it, ours takes it."""
+    """Hold an unfinished view, which mmdense's ``PackInputs`` takes and mmpretrain's refuses."""
 
     img: np.ndarray
     operations: List[Optional[Operation]]
@@ -199,21 +199,22 @@ class DeferredView(NamedTuple):
 
 @TRANSFORMS.register_module()
 class MultiView(_MultiView):
-    """mmpretrain's ``MultiView``, with the boxes of the views, and optionally
-    with all but their geometry left to the device.
+    """Make views as mmpretrain's ``MultiView``, with their boxes.
+
+    Optionally all operations but geometry are deferred to the device.
 
     Every view knows the boxes of those before it (``earlier_boxes``), for
     :class:`RandomResizedCrop` with ``min_overlap``.
 
     A transform that is known to move pixels without keeping the box is refused:
-    an algorithm that compares places would learn nonsense, silently. One of
-    your own that composes ``view_box`` says so by the class attribute
+    an algorithm that compares places would learn nonsense, silently. A custom
+    transform that composes ``view_box`` sets the class attribute
     ``keeps_view_box = True``.
 
-    With ``device_augment`` colours, blur and patches are drawn here and applied
-    by :class:`~mmdense.models.SelfSupDataPreprocessor` to the whole batch.
-    Pipelines may then have nothing after their first such transform but others
-    of mmdense, and flips.
+    With ``device_augment`` colors, blur and patches are drawn here, and
+    :class:`~mmdense.models.SelfSupDataPreprocessor` applies them to the batch.
+    After the first such transform a pipeline may then have only others of
+    mmdense, and flips.
 
     **Required Keys:** ``img``, ``view_box`` (optional)
 
@@ -225,14 +226,15 @@ class MultiView(_MultiView):
 
     Args:
         transforms (list[list[dict | Callable]]): The pipelines.
-        num_views (int | list[int]): How many views each of them makes.
+        num_views (int | list[int]): Number of views that each of them makes.
         with_boxes (bool): Whether the algorithm compares places. False adds no
             ``view_boxes`` and takes any transform. Defaults to True.
-        device_augment (bool): Defaults to False.
+        device_augment (bool): Whether the device applies colors, blur and patches.
+            Defaults to False.
 
     Raises:
-        InputError: A pipeline that moves pixels without keeping the box, or one
-            that cannot be finished on the device.
+        InputError: A pipeline moves pixels without keeping the box, or cannot be
+            finished on the device.
     """
 
     def __init__(
@@ -283,15 +285,15 @@ class MultiView(_MultiView):
 
 
 def _part(img: np.ndarray, top: int, left: int, h: int, w: int) -> Box:
-    """A crop's box in the frame of the image that it is cut from."""
+    """Return a crop's box in the frame of the image that it is cut from."""
     height, width = img.shape[:2]
     return left / width, top / height, (left + w) / width, (top + h) / height
 
 
 def _inside(outer: Sequence[float], inner: Sequence[float]) -> Box:
-    """``inner``, in the frame of the view ``outer``, in that of the image.
+    """Map the box ``inner`` from the frame of the view ``outer`` to that of the image.
 
-    Edges at 0 and 1, such as those of flips, come out exactly.
+    Edges at 0 and 1, such as those of flips, are exact.
     """
     x0, y0, x1, y1 = (
         float((1 - t) * outer[i % 2] + t * outer[i % 2 + 2]) for i, t in enumerate(inner)
@@ -300,7 +302,7 @@ def _inside(outer: Sequence[float], inner: Sequence[float]) -> Box:
 
 
 def _intersection(a: Sequence[float], b: Sequence[float]) -> float:
-    """The area that two boxes share, flipped or not, in 0..1 of the image."""
+    """Return the area that two boxes share, flipped or not, in 0..1 of the image."""
     sides = []
     for i in (0, 1):
         low, high = (sorted(edges) for edges in zip(*(sorted(box[i::2]) for box in (a, b))))
@@ -309,8 +311,7 @@ def _intersection(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _movers(transform: Any) -> Iterator[str]:
-    """Names of the transforms in ``transform``, through wrappers, that move
-    pixels and do not keep the box."""
+    """Yield the names of transforms, inside wrappers too, that move pixels and lose the box."""
     if isinstance(transform, (list, tuple)):
         inner: Sequence = transform
     elif getattr(transform, 'keeps_view_box', False):
@@ -318,23 +319,23 @@ def _movers(transform: Any) -> Iterator[str]:
     else:
         bases = type(transform).__mro__
         if any(_MOVES.search(base.__name__) for base in bases) or any(
-            # those of mmpretrain hold their parts, and are looked into
+            # mmpretrain's hold their parts, which are checked below
             base.__module__.startswith('torchvision.') and _AUTO.search(base.__name__)
             for base in bases
         ):
             yield type(transform).__name__
-        # of Compose, RandomApply…; mmpretrain's wrappers of torchvision's and of albumentations'
+        # Compose, RandomApply…; mmpretrain's wrappers of torchvision and of albumentations
         inner = [getattr(transform, name, ()) for name in ('transforms', 't', 'aug')]
     for one in inner:
         yield from _movers(one)
 
 
 def _undeferrable(transform: Any) -> Iterator[Tuple[str, str]]:
-    """Names of transforms that the device cannot wait for, and of what comes before them."""
+    """Yield (name, name of a deferred one before it) of transforms that cannot be deferred."""
     before: List[Any] = []
     for one in _flatten(transform):
         late = isinstance(one, (Photometric, JigsawPatches))
-        flips = isinstance(one, _RandomFlip)  # the same before colours and blur, not patches
+        flips = isinstance(one, _RandomFlip)  # flips commute with colors and blur, not with patches
         if before and not late and not (flips and not isinstance(before[-1], JigsawPatches)):
             yield type(one).__name__, type(before[-1]).__name__
         if late:
@@ -342,7 +343,7 @@ def _undeferrable(transform: Any) -> Iterator[Tuple[str, str]]:
 
 
 def _flatten(transform: Any) -> Iterator[Any]:
-    """The transforms in ``transform``, in their order, through wrappers."""
+    """Yield the transforms in ``transform``, in order, inside wrappers too."""
     parts = transform if isinstance(transform, (list, tuple)) else None
     parts = getattr(transform, 'transforms', parts)
     if parts is None:
