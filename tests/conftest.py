@@ -11,10 +11,13 @@ import threading
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
+# tiny_algorithms.py, for tests and the processes that they start
+sys.path.insert(0, str(REPO / 'tests'))
 
 # Before torch is imported, here and in the subprocesses of tests: with a thread for each of many
 # cores the small tensors of tests are slower, and with several workers they fight for the cores.
@@ -249,31 +252,6 @@ def run_here(repo, monkeypatch, capfd):
     logger.setLevel(level)
 
 
-# The recipes' real configs, at a size that a test can afford.
-TINY = [
-    'model.backbone.depth=18',
-    'train_dataloader.batch_size=4',
-    'train_dataloader.num_workers=0',
-    'train_dataloader.dataset.pipeline.1.transforms.0.0.scale=64',
-    'train_cfg.max_epochs=2',
-    'default_hooks.logger.interval=1',
-    'default_hooks.checkpoint.interval=1',
-]
-_NECK = ['model.neck.in_channels=512', 'model.neck.hid_channels=64']
-_OTHER_VIEW = 'train_dataloader.dataset.pipeline.1.transforms.1'
-TINY_OF = dict(
-    densecl=[*_NECK, 'model.queue_len=64'],
-    pixpro=[*_NECK, f'{_OTHER_VIEW}.0.scale=64'],
-    slotcon=[
-        *_NECK,
-        f'{_OTHER_VIEW}.0.scale=64',
-        'model.num_prototypes=16',
-        'model.head.predictor.hid_channels=64',
-    ],
-    detco=['model.queue_len=64', f'{_OTHER_VIEW}.0.scale=96', f'{_OTHER_VIEW}.5.patch_size=32'],
-)
-
-
 @pytest.fixture(scope='session')
 def images(tmp_path_factory):
     """A folder of sixteen images."""
@@ -288,12 +266,15 @@ def images(tmp_path_factory):
     return str(folder)
 
 
-def tiny_arguments(repo, images, work_dir, *options, flags=(), algorithm='densecl'):
-    """Arguments for tools/train.py: an algorithm's COCO recipe at a tiny size."""
+def tiny_arguments(repo, images, work_dir, *options, flags=(), algorithm=None):
+    """Return arguments for tools/train.py: an algorithm's COCO recipe at a tiny size."""
+    from tiny_algorithms import tiny_form
+
+    form = tiny_form(algorithm)
     return [
-        str(repo / f'configs/{algorithm}_r50_coco.py'),
+        str(form.config),
         *('--work-dir', str(work_dir), *flags),
-        *('--cfg-options', *TINY, *TINY_OF[algorithm]),
+        *('--cfg-options', *form.recipe_options),
         *(f'train_dataloader.dataset.data_root={images}', 'train_dataloader.dataset.data_prefix='),
         *options,
     ]
@@ -310,7 +291,7 @@ def environment(*paths, **env):
 def tiny(repo, images, tmp_path):
     """Arguments for tools/train.py, and the work directory they name."""
 
-    def arguments(*options, flags=(), algorithm='densecl'):
+    def arguments(*options, flags=(), algorithm=None):
         return tiny_arguments(
             repo, images, arguments.work_dir, *options, flags=flags, algorithm=algorithm
         )
@@ -321,17 +302,20 @@ def tiny(repo, images, tmp_path):
 
 @pytest.fixture(scope='session')
 def tiny_options():
-    """Arguments that make an algorithm's COCO recipe tiny."""
-    return lambda algorithm: ['--cfg-options', *TINY, *TINY_OF[algorithm]]
+    """Return arguments that make an algorithm's COCO recipe tiny."""
+    from tiny_algorithms import tiny_form
+
+    return lambda algorithm=None: ['--cfg-options', *tiny_form(algorithm).recipe_options]
 
 
 @pytest.fixture(scope='session')
 def pretrained_by(tmp_path_factory, repo, images):
-    """The checkpoint of a short run of an algorithm, R18, as tools/train.py wrote it."""
+    """Return the checkpoint of a short run of an algorithm, R18, as tools/train.py wrote it."""
+    from tiny_algorithms import tiny_form
 
     @lru_cache(maxsize=None)
-    def train(algorithm: str) -> Path:
-        work_dir = tmp_path_factory.mktemp(algorithm)
+    def train(algorithm: Optional[str] = None) -> Path:
+        work_dir = tmp_path_factory.mktemp(tiny_form(algorithm).method)
         arguments = tiny_arguments(
             repo, images, work_dir, 'train_cfg.max_epochs=1', algorithm=algorithm
         )
@@ -345,8 +329,8 @@ def pretrained_by(tmp_path_factory, repo, images):
 
 @pytest.fixture(scope='session')
 def pretrained(pretrained_by) -> Path:
-    """DenseCL's."""
-    return pretrained_by('densecl')
+    """Return that of the algorithm that tests take when any will do."""
+    return pretrained_by()
 
 
 @pytest.fixture

@@ -12,10 +12,13 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
 import mmdense.checkpoints  # noqa: F401 - its loader replaces MMEngine's from here on
+from mmdense.registry import MODEL_WRAPPERS
 from mmdense.utils.errors import one_line_errors
 from mmdense.utils.plugins import import_modules
 
@@ -125,27 +128,29 @@ def _prepare_cpu_processes(cfg: Config) -> None:
     cfg.env_cfg = cfg.get('env_cfg', ConfigDict())
     cfg.env_cfg.dist_cfg = ConfigDict(backend='gloo')
     cfg.model_wrapper_cfg = ConfigDict(
-        type='MMDistributedDataParallel',
+        type='mmdense.CPUDistributedDataParallel',
         device_ids=None,
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
-    replaced = _replace_sync_bn(cfg.get('model'))
-    if replaced:
-        print_log(
-            f'No GPU: {replaced} SyncBN of the config became BN, with statistics per process.',
-            logger='current',
-        )
 
 
-def _replace_sync_bn(node) -> int:
-    """Replace SyncBN by BN in a config, in place, and return the number of replacements."""
-    if isinstance(node, (list, tuple)):
-        return sum(_replace_sync_bn(item) for item in node)
-    if not isinstance(node, dict):
-        return 0
-    count = sum(_replace_sync_bn(value) for value in node.values())
-    if node.get('type') in ('SyncBN', 'MMSyncBN', 'naiveSyncBN'):
-        node['type'] = 'BN'
-        count += 1
-    return count
+@MODEL_WRAPPERS.register_module()
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """Wrap a model whose synchronised BatchNorm, which needs a GPU, becomes plain BatchNorm.
+
+    The config does not say everything: a layer's own default may be SyncBN, on maps or on vectors.
+
+    Args:
+        module (nn.Module): The model.
+        kwargs: Arguments of MMEngine's class.
+    """
+
+    def __init__(self, module: nn.Module, **kwargs) -> None:
+        number = sum(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
+        if number:
+            print_log(
+                f'No GPU: {number} SyncBN became BN, with statistics per process.',
+                logger='current',
+            )
+        super().__init__(revert_sync_batchnorm(module), **kwargs)

@@ -6,12 +6,15 @@ from contextlib import redirect_stderr, redirect_stdout
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
+from tiny_algorithms import tiny_form
 
 
-def tiny_config(recipe, images, work_dir, tiny_options, **options):
-    """Two epochs of four steps, a checkpoint every two."""
-    cfg = Config.fromfile(recipe)
-    pairs = [option.split('=', 1) for option in tiny_options]
+def tiny_config(images, work_dir, algorithm=None, **options):
+    """Return the config of an algorithm's recipe, tiny: two epochs of four steps, a checkpoint
+    every two."""
+    form = tiny_form(algorithm)
+    cfg = Config.fromfile(str(form.config))
+    pairs = [option.split('=', 1) for option in form.recipe_options]
     cfg.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in pairs})
     cfg.merge_from_dict(
         {
@@ -32,12 +35,6 @@ def tiny_config(recipe, images, work_dir, tiny_options, **options):
         del cfg.default_hooks[unwanted]
     if 'in_channels' in cfg.model.neck:
         cfg.model.neck.in_channels = 64
-    for part in ('backbone', 'neck', 'head.predictor', 'head'):
-        norm = cfg.model.get(part, {})
-        if norm.get('norm_cfg', {}).get('type') == 'SyncBN':
-            norm.norm_cfg.type = 'BN'
-    if cfg.model.type == 'SlotCon':
-        cfg.model.head.predictor.norm_cfg = dict(type='BN')
     return cfg
 
 

@@ -12,6 +12,7 @@ import torch
 from mmengine.runner import Runner
 from PIL import Image
 from runs import tiny_config
+from tiny_algorithms import each_algorithm, first_where
 
 from mmdense.engine import DenseEvaluationHook
 from mmdense.engine.events import read_events
@@ -38,15 +39,14 @@ def labelled(tmp_path_factory):
 
 
 @pytest.fixture
-def train(repo, images, tmp_path, tiny_options):
+def train(images, tmp_path):
     """Two epochs of four steps by a recipe, tiny: the runner, when it is done, and its log."""
 
-    def call(algorithm='densecl', name='work', **options):
+    def call(algorithm=None, name='work', **options):
         cfg = tiny_config(
-            str(repo / f'configs/{algorithm}_r50_coco.py'),
             images,
             tmp_path / name,
-            tiny_options(algorithm)[1:],
+            algorithm,
             **{
                 'randomness.seed': 0,
                 'default_hooks.health': None,
@@ -159,10 +159,7 @@ def test_weights_and_biases(train, labelled, tmp_path, monkeypatch, require):
     assert all(found[step][name] == local[step][name] for step in found for name in NAMES)
 
 
-@pytest.mark.parametrize(
-    'algorithm',
-    ['densecl', *(pytest.param(a, marks=pytest.mark.slow) for a in ('pixpro', 'detco'))],
-)
+@each_algorithm(costly=True, recipe=True)
 def test_training_is_the_same_to_the_last_bit(algorithm, train, labelled):
     """Even without the hook that seeds each step."""
     hook = dict(type='DenseEvaluationHook', data=labelled, interval=2, by_epoch=False)
@@ -182,11 +179,13 @@ def test_training_is_the_same_to_the_last_bit(algorithm, train, labelled):
 
 
 def test_it_evaluates_the_product(train, labelled):
-    """SlotCon's is the teacher; it is what tools/evaluate_features.py would evaluate."""
+    """A product that is not the backbone, such as a teacher's, is evaluated as
+    tools/evaluate_features.py would evaluate it."""
     from mmdense.evaluation import LabelledMaps, evaluate_features
 
     hook = dict(type='DenseEvaluationHook', data=labelled, interval=5)
-    runner, log = train('slotcon', **{'default_hooks.evaluation': hook})
+    algorithm = first_where(lambda kind: kind.product != 'backbone', recipe=True)
+    runner, log = train(algorithm, **{'default_hooks.evaluation': hook})
     assert re.findall(r'Features after (\d+)', log) == ['0', '8']
     data = LabelledMaps(**{k: v for k, v in labelled.items() if k != 'type'})
     model = runner.model

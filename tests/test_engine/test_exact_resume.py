@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 from runs import tiny_config
+from tiny_algorithms import each_algorithm, first_of
 
 from mmdense.datasets import ResumableSampler, UnlabeledDataset
 from mmdense.engine import ExactResumeHook
@@ -17,20 +18,17 @@ from mmdense.engine.events import read_events
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.randomness import seed_all, seeded
 
-ALGORITHMS = ['densecl', 'pixpro', 'slotcon', 'detco']
-
 
 @pytest.fixture
-def train(repo, images, tmp_path, tiny_options):
+def train(images, tmp_path):
     """A run of an algorithm's recipe in this process, tiny: two epochs of four steps, a checkpoint
     every two. Their paths, by iteration."""
 
-    def call(algorithm, name='whole', resume=None, **options):
+    def call(algorithm=None, name='whole', resume=None, **options):
         cfg = tiny_config(
-            str(repo / f'configs/{algorithm}_r50_coco.py'),
             images,
             tmp_path / name,
-            tiny_options(algorithm)[1:],
+            algorithm,
             load_from=resume and str(resume),
             resume=resume is not None,
             **options,
@@ -67,7 +65,7 @@ def assert_same(a, b, where=''):
 STATE = ('state_dict', 'optimizer', 'param_schedulers')
 
 
-@pytest.mark.parametrize('algorithm', ALGORITHMS)
+@each_algorithm(recipe=True)
 def test_bit_for_bit(algorithm, train):
     """In the middle of the first epoch, and at its end."""
     whole = train(algorithm)
@@ -83,23 +81,24 @@ def test_bit_for_bit(algorithm, train):
 
 
 def test_the_hook_and_the_sampler_are_what_makes_it_so(train):
-    whole = train('densecl')
-    resumed = train('densecl', 'resumed', whole(4), **{'default_hooks.exact_resume': None})
+    whole = train()
+    resumed = train(None, 'resumed', whole(4), **{'default_hooks.exact_resume': None})
     with pytest.raises(AssertionError):
         assert_same(load(whole(8))['state_dict'], load(resumed(8))['state_dict'])
 
 
 def test_the_number_of_workers_changes_nothing(train):
     seeds = {'randomness.seed': 3}
-    alone = train('slotcon', **seeds)
-    helped = train('slotcon', 'helped', **seeds, **{'train_dataloader.num_workers': 2})
-    other = train('slotcon', 'other', **{'randomness.seed': 4})
+    algorithm = first_of('momentum')
+    alone = train(algorithm, **seeds)
+    helped = train(algorithm, 'helped', **seeds, **{'train_dataloader.num_workers': 2})
+    other = train(algorithm, 'other', **{'randomness.seed': 4})
     assert_same(load(alone(8))['state_dict'], load(helped(8))['state_dict'])
     with pytest.raises(AssertionError):
         assert_same(load(alone(8))['state_dict'], load(other(8))['state_dict'])
 
 
-@pytest.mark.parametrize('algorithm', ['densecl', pytest.param('slotcon', marks=pytest.mark.slow)])
+@each_algorithm(costly=True, recipe=True)
 def test_two_processes(algorithm, run, repo, tiny, free_port, tmp_path):
     """In the middle of an epoch; with the statistics of BatchNorm of each."""
     script = str(repo / 'tools' / 'train.py')
@@ -138,8 +137,8 @@ def test_two_processes(algorithm, run, repo, tiny, free_port, tmp_path):
 
 def test_another_batch_size(train, tmp_path):
     """Schedules by epoch: on with the next sample. By iteration: there is no such place."""
-    by_epoch = train('densecl')
-    resumed = train('densecl', 'half', by_epoch(6), **{'train_dataloader.batch_size': 2})
+    by_epoch = train()
+    resumed = train(None, 'half', by_epoch(6), **{'train_dataloader.batch_size': 2})
     meta = load(resumed(16))['meta']  # 4 + 4 more steps of an epoch of 8
     assert (meta['epoch'], meta['iter']) == (1, 16)
     (folder,) = {path.parent for path in (tmp_path / 'half').glob('*/events.jsonl')}
@@ -149,22 +148,23 @@ def test_another_batch_size(train, tmp_path):
     assert started['kind'] == 'started' and started['resumed']
     assert started['resumed_from'] == str(by_epoch(6)) and started['iter'] == changed['iteration']
     assert load(resumed(14))['meta']['iter'] == 14 and not resumed(10).exists()
-    by_iteration = train('pixpro', 'pixpro')
+    algorithm = first_of('momentum')
+    by_iteration = train(algorithm, 'by_iteration')
     with pytest.raises(CheckpointError, match='total batch 4 → 2.*load_from') as e:
-        train('pixpro', 'no', by_iteration(6), **{'train_dataloader.batch_size': 2})
+        train(algorithm, 'no', by_iteration(6), **{'train_dataloader.batch_size': 2})
     assert '\n' not in str(e.value)
 
 
 def test_a_checkpoint_that_says_nothing_of_its_course(train, tmp_path):
     """Of mmpretrain, say: on where it was, or with a whole epoch where that cannot be."""
-    whole = train('densecl')
+    whole = train()
     saved = load(whole(6))
     del saved['meta']['course']
     torch.save(saved, tmp_path / '6.pth')
-    same = train('densecl', 'same', tmp_path / '6.pth')
+    same = train(None, 'same', tmp_path / '6.pth')
     assert_same(load(whole(8))['state_dict'], load(same(8))['state_dict'])
     half = {'train_dataloader.batch_size': 2, 'default_hooks.checkpoint.interval': 1}
-    train('densecl', 'half', tmp_path / '6.pth', **half)
+    train(None, 'half', tmp_path / '6.pth', **half)
     log = next((tmp_path / 'half').glob('*/*.log')).read_text()
     assert 'iteration 6 is not in epoch 2 of 8 iterations each: it continues with a complete' in log
     assert log.count('Epoch(train)') == 8
@@ -172,8 +172,8 @@ def test_a_checkpoint_that_says_nothing_of_its_course(train, tmp_path):
 
 def test_another_sampler(train, tmp_path):
     options = {'train_dataloader.sampler.type': 'DefaultSampler'}
-    whole = train('densecl', **options)
-    train('densecl', 'resumed', whole(6), **options)
+    whole = train(None, **options)
+    train(None, 'resumed', whole(6), **options)
     log = next((tmp_path / 'resumed').glob('*/*.log')).read_text()
     assert 'DefaultSampler begins its epoch again, although 2 iterations of it are done' in log
 

@@ -13,30 +13,18 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 from runs import tiny_config
+from tiny_algorithms import algorithms, each_algorithm, first_of, tiny_form
 from torch.nn.functional import normalize
 
 from mmdense.engine import HealthMonitorHook
 from mmdense.evaluation.collapse import measure_usage, spread
-from mmdense.models import PixProHead, SelfSupervisor
+from mmdense.models import SelfSupervisor
 from mmdense.models.heads.slot_contrast_head import count_prototypes, slot_similarities
 from mmdense.models.utils import match_entropy
 from mmdense.utils.errors import InputError, MMDenseError
 
-ALGORITHMS = ['densecl', 'pixpro', 'slotcon', 'detco']
-BOTH = ['std', 'rank']
-PAIRS = [*BOTH, 'positive_similarity', 'negative_similarity']
-NAMES = dict(
-    densecl=[f'{kind}_{name}' for kind in ('global', 'dense') for name in PAIRS],
-    pixpro=[f'global_{name}' for name in BOTH] + [f'dense_{name}' for name in PAIRS],
-    slotcon=[
-        *(f'{kind}_{name}' for kind in ('global', 'dense') for name in BOTH),
-        *(f'slot_{name}' for name in PAIRS[2:]),
-    ],
-    detco=[f'{kind}_{name}' for kind in ('global', 'local') for name in PAIRS],
-)
-NAMES['densecl'] += ['match_entropy']
-NAMES['pixpro'] += ['without_positive']
-NAMES['slotcon'] += ['prototypes_used', 'prototypes_dead']
+EXAMPLE = tiny_form().algorithm
+ALGORITHMS = algorithms(recipe=True)
 
 
 class Record(Hook):
@@ -83,7 +71,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def train(repo, pictures, tmp_path, tiny_options):
+def train(pictures, tmp_path):
     """Trains a tiny network by a recipe: what the monitor logged, look by look, and the log."""
 
     def call(
@@ -97,10 +85,9 @@ def train(repo, pictures, tmp_path, tiny_options):
         ended=None,
     ):
         cfg = tiny_config(
-            str(repo / f'configs/{algorithm}_r50_coco.py'),
             pictures(photographs),
             tmp_path,
-            tiny_options(algorithm)[1:],
+            algorithm,
             **{
                 'randomness.seed': seed,
                 'train_dataloader.batch_size': 8,
@@ -132,11 +119,11 @@ def warnings(log):
     return re.findall(r'WARNING - (?:\S+ - \S+ - \d+ - )?(health_.*)', log)
 
 
-@pytest.mark.parametrize('algorithm', ALGORITHMS)
+@each_algorithm(recipe=True)
 def test_what_is_logged(algorithm, train):
     """In the log's lines, documented, and within its range."""
     values, log = train(algorithm, iterations=8, interval=4)
-    assert set(values) == set(NAMES[algorithm])
+    assert set(values) == set(tiny_form(algorithm).health)
     documented = HealthMonitorHook.__doc__
     for name, series in values.items():
         assert f'health_{name}: ' in log
@@ -150,7 +137,7 @@ def test_what_is_logged(algorithm, train):
 
 @pytest.mark.parametrize(
     'algorithm, seed',
-    [('densecl', 5), ('pixpro', 6)]
+    [(EXAMPLE, 5), (first_of('momentum'), 6)]
     + [
         pytest.param(algorithm, seed, marks=pytest.mark.slow)
         for algorithm in ALGORITHMS
@@ -174,7 +161,7 @@ def constant(model):
             value.fill_(0 if name.endswith('weight') else 1)
 
 
-@pytest.mark.parametrize('algorithm', ALGORITHMS)
+@each_algorithm(recipe=True)
 def test_constant_features(algorithm, train):
     values, log = train(algorithm, iterations=24, interval=8, act=constant)
     (line, *more) = [w for w in warnings(log) if 'collapse' in w and 'global_std' in w]
@@ -185,7 +172,10 @@ def test_constant_features(algorithm, train):
 
 @pytest.mark.parametrize(
     'algorithm',
-    ['densecl', *(pytest.param(a, marks=pytest.mark.slow) for a in ALGORITHMS[1:])],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name != EXAMPLE else [])
+        for name in ALGORITHMS
+    ],
 )
 def test_learning_rate_a_hundred_times_too_high(algorithm, train):
     values, log = train(algorithm, lr=100)
@@ -220,7 +210,7 @@ def test_a_look_at_a_step_that_is_not_finite(train):
             for value in model.neck.parameters():
                 value.fill_(1e38)
 
-    _, log = train('densecl', iterations=8, interval=4, act=infinite, ended=MMDenseError)
+    _, log = train(EXAMPLE, iterations=8, interval=4, act=infinite, ended=MMDenseError)
     assert 'its step is skipped' in log
 
 
@@ -230,20 +220,6 @@ def test_match_entropy():
     assert match_entropy(same) == 0 and match_entropy(each) == 1
     half = match_entropy(torch.tensor([[0, 0, 5, 5], [2, 0, 1, 3]]))
     torch.testing.assert_close(half, torch.tensor(0.75).double())
-
-
-def test_without_positive():
-    """Two of three images have views that do not meet."""
-    box = torch.tensor([[0.0, 0.0, 0.5, 0.5]]).repeat(3, 1)
-    other = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.9, 0.9, 0.6, 0.6]])
-    z = torch.randn(3, 8, 4, 4)
-    z[1] = torch.eye(16)[:8].reshape(8, 4, 4) + 0.01
-    head = PixProHead(8)
-    # cells that touch across the corner are close enough
-    far = other + torch.tensor([0.2, 0.2, 0.2, 0.2])
-    far[1] = other[1]
-    values = head.similarities(z, z, box, far)
-    assert values['without_positive']() == pytest.approx(2 / 3)
 
 
 def test_prototypes():

@@ -12,12 +12,12 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 from runs import tiny_config
+from tiny_algorithms import each_algorithm, tiny_form, tiny_model
 
 from mmdense.engine import CheckInvalidValuesHook
 from mmdense.engine.events import read_events
 from mmdense.utils.errors import InputError, MMDenseError
 
-ALGORITHMS = ['densecl', 'pixpro', 'slotcon', 'detco']
 NAN, INF = float('nan'), float('inf')
 
 
@@ -52,16 +52,15 @@ class Plant(Hook):
 
 
 @pytest.fixture
-def train(repo, images, tmp_path, tiny_options):
+def train(images, tmp_path):
     """A run of an algorithm's recipe, tiny: eight steps, a checkpoint after each. What it has
     logged, and what it was ended by; ``train.load(n)`` is its n-th checkpoint."""
 
-    def call(algorithm='densecl', bad_images=None, plant=None, name='run', **options):
+    def call(algorithm=None, bad_images=None, plant=None, name='run', **options):
         cfg = tiny_config(
-            str(repo / f'configs/{algorithm}_r50_coco.py'),
             images,
             tmp_path / name,
-            tiny_options(algorithm)[1:],
+            algorithm,
             **{
                 'default_hooks.checkpoint.interval': 1,
                 'randomness.seed': 1,
@@ -106,7 +105,7 @@ def assert_untouched(before, after):
             assert torch.equal(after['optimizer']['state'][number][key], value)
 
 
-@pytest.mark.parametrize('algorithm', ALGORITHMS)
+@each_algorithm(recipe=True)
 def test_an_image(algorithm, train):
     """It is named, alone, and its steps leave no trace; the run goes on."""
     log, ended = train(algorithm, bad_images='05')
@@ -130,7 +129,7 @@ def test_an_image(algorithm, train):
         assert_untouched(train.load(good - 1), train.load(good))
 
 
-@pytest.mark.parametrize('algorithm', ['densecl', 'pixpro'])
+@each_algorithm(costly=True, recipe=True)
 def test_good_steps_are_as_they_would_be(algorithm, train):
     train(algorithm)
     with_hook = train.load(8)
@@ -297,7 +296,8 @@ class TestScaler:
 
     def test_forward_overflow(self, train):
         log, ended = train(plant=(overflow_of_the_neck, [4]), **self.options(2.0))
-        assert ended is None and skipped(log) == [5] and 'the output of neck (DenseCLNeck)' in log
+        neck = type(tiny_model().neck).__name__
+        assert ended is None and skipped(log) == [5] and f'the output of neck ({neck})' in log
         assert all(v.isfinite().all() for v in train.load(8)['state_dict'].values())
 
 
@@ -340,7 +340,7 @@ def test_bad_arguments(value):
         CheckInvalidValuesHook(max_in_a_row=value)
 
 
-def test_two_processes(tiny, run, free_port, tmp_path, repo):
+def test_two_processes(tiny, run, free_port, tmp_path):
     """One of them has the image; both skip, and know its name. What communicates in the backward
     pass, as synchronised BatchNorm does, waits for nobody."""
     (tmp_path / 'planted.py').write_text(
@@ -372,7 +372,7 @@ def test_two_processes(tiny, run, free_port, tmp_path, repo):
         '        runner.model.module.backbone.register_forward_hook(add)\n'
     )
     (tmp_path / 'config.py').write_text(
-        f'_base_ = {str(repo / "configs/densecl_r50_coco.py")!r}\n'
+        f'_base_ = {str(tiny_form().config)!r}\n'
         'custom_imports = dict(imports=["planted"])\n'
         'custom_hooks = [dict(type="CommunicatesBackward")]\n'
     )

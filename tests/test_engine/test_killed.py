@@ -29,15 +29,13 @@ PROCESSES.set_forkserver_preload(['runs', 'mmdense.models', 'mmdense.datasets', 
 
 
 @pytest.fixture
-def config(repo, images, tmp_path, tiny_options):
+def config(images, tmp_path):
     """A run without end that writes a checkpoint in every step."""
 
     def make(work_dir='work', **options):
         return tiny_config(
-            str(repo / 'configs/densecl_r50_coco.py'),
             images,
             tmp_path / work_dir,
-            tiny_options('densecl')[1:],
             **{
                 'default_hooks.checkpoint': dict(interval=1, by_epoch=False, max_keep_ckpts=2),
                 'train_cfg.max_epochs': 1000,

@@ -52,12 +52,10 @@ def slope(x, y):
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize('iterations', [600, pytest.param(20000, marks=pytest.mark.slow)])
-def test_nothing_grows(iterations, repo, images, tmp_path, tiny_options):
+def test_nothing_grows(iterations, images, tmp_path):
     cfg = tiny_config(
-        str(repo / 'configs/densecl_r50_coco.py'),
         images,
         tmp_path / 'work',
-        tiny_options('densecl')[1:],
         **{
             'train_dataloader.batch_size': 2,
             'train_dataloader.dataset.pipeline.1.transforms.0.0.scale': 32,

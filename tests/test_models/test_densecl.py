@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 from torch.nn.functional import normalize
 
@@ -12,6 +13,36 @@ from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures('mmdense_scope')
+
+
+def tiny():
+    """Return what the generic tests need."""
+    neck = dict(type='DenseCLNeck', in_channels=64, hid_channels=16, out_channels=8)
+    dim, grid = 8, 9
+    # map, key, dense keys, their mean
+    keys = grid * 64 + dim + dim * grid + dim
+
+    def calls(image, patches, seen):
+        # images to be encoded elsewhere, and back; both queues' keys
+        return [
+            ('all_to_all_single', 3 * image * 4),
+            ('all_to_all_single', 3 * keys * 4),
+            ('all_gather', 3 * 2 * dim * 4),
+        ]
+
+    return Tiny(
+        algorithm='DenseCL',
+        family='queue',
+        parts=lambda norm: dict(
+            neck=neck, head=dict(type='InfoNCEHead'), queue_len=13, feat_dim=dim
+        ),
+        recipe='densecl_r50_coco',
+        options=['model.neck.in_channels=512', 'model.neck.hid_channels=64', 'model.queue_len=64'],
+        health=[*health_names(global_=PAIRS, dense=PAIRS), 'match_entropy'],
+        losses=['loss_single', 'loss_dense'],
+        example=True,
+        calls=calls,
+    )
 
 
 def config(depth=18, **changes):

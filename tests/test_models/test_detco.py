@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
+from tiny_algorithms import PAIRS, Tiny, health_names
 from torch.nn.functional import normalize
 
 from mmdense.models import DetCoNeck, KeyQueue, info_nce, map_channels, split_patches
@@ -10,6 +11,37 @@ from mmdense.utils.errors import InputError
 pytestmark = pytest.mark.usefixtures('mmdense_scope')
 
 RESNET18 = dict(type='mmpretrain.ResNet', depth=18, out_indices=(0, 1, 2, 3))
+
+
+def tiny():
+    """Return what the generic tests need."""
+    dim = 8
+
+    def calls(image, patches, seen):
+        # images and patches to be encoded elsewhere, and back; all eight queues' keys
+        return [
+            ('all_to_all_single', 3 * (image + patches) * 4),
+            ('all_to_all_single', 3 * 8 * dim * 4),
+            ('all_gather', 3 * 8 * dim * 4),
+        ]
+
+    second = 'train_dataloader.dataset.pipeline.1.transforms.1'
+    return Tiny(
+        algorithm='DetCo',
+        family='queue',
+        parts=lambda norm: dict(
+            neck=dict(type='DetCoNeck', out_channels=dim),
+            head=dict(type='InfoNCEHead'),
+            queue_len=13,
+            feat_dim=dim,
+        ),
+        backbone=dict(out_indices=(0, 1, 2, 3)),
+        recipe='detco_r50_coco',
+        options=['model.queue_len=64', f'{second}.0.scale=96', f'{second}.5.patch_size=32'],
+        health=health_names(global_=PAIRS, local=PAIRS),
+        losses=[f'loss_{pair}_stage{i}' for pair in ('gg', 'll', 'gl') for i in (2, 3, 4, 5)],
+        calls=calls,
+    )
 
 
 def config(**changes):

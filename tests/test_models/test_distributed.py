@@ -4,7 +4,7 @@
 import pytest
 import torch
 from mmengine.model import MMDistributedDataParallel
-from tiny import joined_batch, main, tiny_model
+from tiny_algorithms import algorithms, each_algorithm, joined_batch, main, tiny_model
 from torch import distributed, nn
 
 from mmdense.models.layers import KeyQueue
@@ -33,8 +33,8 @@ def shuffle(rank):
 
 
 def pretrain(rank):
-    """Three steps of DenseCL under DistributedDataParallel."""
-    model = tiny_model('DenseCL', norm=dict(type='BN'))
+    """Take three steps under DistributedDataParallel."""
+    model = tiny_model(norm=dict(type='BN'))
     for value in model.state_dict().values():
         distributed.broadcast(value, src=0)  # as MMEngine's runner does
     wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
@@ -75,24 +75,9 @@ def half_batch(rank, algorithm):
     return [v[mine] for v in views], samples[mine]
 
 
-def half(rank, algorithm):
-    return steps(tiny_model(algorithm), *half_batch(rank, algorithm))
-
-
-def half_pixpro(rank):
-    return half(rank, 'PixPro')
-
-
-def half_pixcontrast(rank):
-    return half(rank, 'PixContrast')
-
-
-def half_slotcon(rank):
-    return half(rank, 'SlotCon')
-
-
-def half_detco(rank):
-    return half(rank, 'DetCo')
+def half(rank, *names):
+    """Take the steps of several algorithms, each on a process's half of the batch."""
+    return {name: steps(tiny_model(name), *half_batch(rank, name)) for name in names}
 
 
 def shuffle_two(rank):
@@ -173,19 +158,25 @@ def test_shuffles_as_mmpretrain(in_processes):
     assert in_processes(shuffle_as_mmpretrain) == [[True] * 3] * 2
 
 
-@pytest.mark.parametrize(
-    'function, algorithm',
-    [
-        (half_pixpro, 'PixPro'),
-        (half_pixcontrast, 'PixContrast'),
-        (half_slotcon, 'SlotCon'),
-        (half_detco, 'DetCo'),
-    ],
-)
-def test_two_processes_equal_one_with_the_joined_batch(in_processes, function, algorithm):
+@pytest.fixture(scope='module')
+def halves():
+    """The steps of all algorithms in two processes, which start once."""
+    found = {}
+
+    def call(in_processes, algorithm):
+        if not found:
+            names = algorithms(variants=True)
+            found.update(zip(names, zip(*(rank.values() for rank in in_processes(half, *names)))))
+        return found[algorithm]
+
+    return call
+
+
+@each_algorithm(variants=True)
+def test_two_processes_equal_one_with_the_joined_batch(in_processes, halves, algorithm):
     """Losses, gradients after DistributedDataParallel's mean, center and queues."""
     one, grads, state = steps(tiny_model(algorithm), *joined_batch(algorithm))
-    (first, grads_2, state_2), (second, same_grads, same_state) = in_processes(function)
+    (first, grads_2, state_2), (second, same_grads, same_state) = halves(in_processes, algorithm)
     for joined, a, b in zip(one, first, second):
         for name, value in joined.items():
             assert (a[name] + b[name]) / 2 == pytest.approx(value, rel=1e-5, abs=1e-5), name

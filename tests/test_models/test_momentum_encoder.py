@@ -1,7 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
-from tiny import ALGORITHMS, joined_batch, tiny_model
+from tiny_algorithms import algorithms, has_momentum_encoder, joined_batch, tiny_model
 from torch import nn
 
 from mmdense.models.layers import MomentumEncoder
@@ -29,7 +29,7 @@ def test_first_update_copies_then_averages():
     assert int(twin.steps) == 2
 
 
-@pytest.mark.parametrize('algorithm', (*ALGORITHMS, 'PixContrast'))
+@pytest.mark.parametrize('algorithm', filter(has_momentum_encoder, algorithms(variants=True)))
 def test_the_twin_begins_with_the_initialisation(algorithm):
     """Its backbone may be evaluated before the first step."""
     model = tiny_model(algorithm)

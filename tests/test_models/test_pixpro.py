@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
+from tiny_algorithms import PAIRS, RANK, STD, Tiny, health_names
 from torch import nn
 
 from mmdense.models import InstanceConsistencyHead, PixContrastHead, PixPro, PixProHead
@@ -11,6 +12,37 @@ from mmdense.utils.errors import InputError
 pytestmark = pytest.mark.usefixtures('mmdense_scope')
 
 MLP = dict(type='ProjectionMLP', hid_channels=32, out_channels=16)
+
+
+def tiny():
+    """Return what the generic tests need."""
+
+    def parts(norm, head):
+        mlp = dict(type='ProjectionMLP', hid_channels=16, out_channels=8, norm_cfg=norm)
+        return dict(total_steps=10, neck=dict(mlp, in_channels=64), head=head)
+
+    def with_instance(norm):
+        mlp = dict(type='ProjectionMLP', hid_channels=16, out_channels=8, norm_cfg=norm)
+        return dict(
+            parts(norm, dict(type='PixProHead', in_channels=8)),
+            instance_neck=dict(mlp, in_channels=64),
+            instance_head=dict(type='InstanceConsistencyHead', predictor=dict(mlp, in_channels=8)),
+        )
+
+    return Tiny(
+        algorithm='PixPro',
+        family='momentum',
+        parts=with_instance,
+        variants=dict(PixContrast=lambda norm: parts(norm, dict(type='PixContrastHead'))),
+        recipe='pixpro_r50_coco',
+        options=[
+            'model.neck.in_channels=512',
+            'model.neck.hid_channels=64',
+            'train_dataloader.dataset.pipeline.1.transforms.1.0.scale=64',
+        ],
+        health=[*health_names(global_=[STD, RANK], dense=PAIRS), 'without_positive'],
+        losses=['loss_pixel'],
+    )
 
 
 def config(depth=18, instance=False, **changes):
@@ -122,6 +154,20 @@ def test_no_positive_pair_is_zero_and_differentiable(head):
     loss = head.loss(z, torch.randn(2, 16, 4, 4), *far)
     loss.backward()
     assert loss == 0 and (z.grad == 0).all()
+
+
+def test_share_of_images_without_a_positive_pair():
+    """Two of three images have views that do not meet."""
+    box = torch.tensor([[0.0, 0.0, 0.5, 0.5]]).repeat(3, 1)
+    other = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.9, 0.9, 0.6, 0.6]])
+    z = torch.randn(3, 8, 4, 4)
+    z[1] = torch.eye(16)[:8].reshape(8, 4, 4) + 0.01
+    head = PixProHead(8)
+    # locations that touch across the corner are close enough
+    far = other + torch.tensor([0.2, 0.2, 0.2, 0.2])
+    far[1] = other[1]
+    values = head.similarities(z, z, box, far)
+    assert values['without_positive']() == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize('head', [PixProHead(16, num_layers=0), PixContrastHead()])

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
+from tiny_algorithms import PAIRS, RANK, STD, Tiny, health_names
 from torch import nn
 from torch.nn.functional import normalize
 
@@ -24,6 +25,65 @@ MLP = dict(
     act_cfg=dict(type='GELU'),
 )
 PREDICTOR = dict(MLP, in_channels=16, dense=False)
+
+
+def tiny():
+    """Return what the generic tests need."""
+    dim, prototypes = 8, 12
+
+    def parts(norm):
+        mlp = dict(type='ProjectionMLP', hid_channels=16, out_channels=dim, norm_cfg=norm)
+        predictor = dict(mlp, in_channels=dim, dense=False, num_layers=3)
+        return dict(
+            total_steps=10,
+            num_prototypes=prototypes,
+            neck=dict(mlp, in_channels=64),
+            head=dict(type='SlotContrastHead', predictor=predictor),
+        )
+
+    def calls(image, patches, seen):
+        # the center; two numbers in each direction; the kept slots of both
+        return [
+            ('all_reduce', prototypes * 4),
+            ('all_gather', 4 * 8),
+            ('all_gather', max(seen[-1]) * dim * 4),
+        ]
+
+    return Tiny(
+        algorithm='SlotCon',
+        family='momentum',
+        parts=parts,
+        recipe='slotcon_r50_coco',
+        options=[
+            'model.neck.in_channels=512',
+            'model.neck.hid_channels=64',
+            'model.head.predictor.hid_channels=64',
+            'model.num_prototypes=16',
+            'train_dataloader.dataset.pipeline.1.transforms.1.0.scale=64',
+        ],
+        health=[
+            *health_names(global_=[STD, RANK], dense=[STD, RANK], slot=PAIRS[2:]),
+            *('prototypes_used', 'prototypes_dead'),
+        ],
+        losses=['loss_group', 'loss_slot'],
+        reads=['tolist'],  # the numbers of slots
+        watch=watch_slots,
+        calls=calls,
+    )
+
+
+def watch_slots():
+    """Record how many slots every process has kept."""
+    from mmdense.models.heads import slot_contrast_head
+
+    seen, gather = [], slot_contrast_head.gather_rows
+
+    def gather_rows(rows, counts):
+        seen.append(counts)
+        return gather(rows, counts)
+
+    slot_contrast_head.gather_rows = gather_rows
+    return seen
 
 
 def config(depth=18, **changes):

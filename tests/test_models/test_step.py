@@ -10,7 +10,13 @@ import torch
 from mmengine.registry import DefaultScope
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from mmengine.utils import digit_version
-from tiny import ALGORITHMS, joined_batch, tiny_model
+from tiny_algorithms import (
+    each_algorithm,
+    has_momentum_encoder,
+    joined_batch,
+    tiny_form,
+    tiny_model,
+)
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,7 +27,6 @@ from mmdense.models.layers import SemanticGrouping
 from mmdense.models.utils import match_cells
 from mmdense.utils.errors import InputError
 
-ALL = (*ALGORITHMS, 'PixContrast')
 BN = dict(type='BN')
 
 
@@ -35,6 +40,11 @@ def step(model, batch, **autocast):
     return {k: v.detach() for k, v in losses.items()}, copy.deepcopy(grads)
 
 
+def trained_views(model):
+    """Return how many views a step computes gradients of."""
+    return sum(model.views.trained or model.views.groups)
+
+
 def close(ours, theirs, tolerance=1e-5):
     for a, b in zip(ours, theirs):
         assert a.keys() == b.keys()
@@ -46,7 +56,7 @@ def close(ours, theirs, tolerance=1e-5):
 # mixed precision
 
 
-@pytest.mark.parametrize('algorithm', ALL)
+@each_algorithm(variants=True)
 def test_autocast(algorithm):
     model, batch = tiny_model(algorithm), joined_batch(algorithm)
     other = copy.deepcopy(model)
@@ -61,13 +71,15 @@ def test_autocast(algorithm):
         assert grad.dtype == torch.float32 and torch.isfinite(grad).all(), name
     flat, exact_flat = (torch.cat([g.flatten() for g in x.values()]) for x in (grads, exact_grads))
     assert torch.cosine_similarity(flat, exact_flat, dim=0) > 0.95
-    # what lasts: twin, queues, center
+    # what lasts: momentum encoder, queues, center
     for name, value in model.state_dict().items():
         assert value.dtype in (torch.float32, torch.int64), name
         if name.startswith('encoder_k'):
             assert torch.equal(value, other.state_dict()[name]), name
 
-    # the twin moves in float32, also within autocast
+    if not has_momentum_encoder(algorithm):
+        return
+    # the momentum encoder is updated in float32, also within autocast
     for m in (model, other):
         with torch.no_grad():
             for p in m.online_network().parameters():
@@ -124,14 +136,15 @@ def test_losses_are_the_same_under_autocast(name):
 # memory format
 
 
-@pytest.mark.parametrize('algorithm', ALL)
+@each_algorithm(variants=True)
 def test_channels_last(algorithm, tmp_path):
     batch = joined_batch(algorithm)
     plain = tiny_model(algorithm, norm=BN, channels_last=False)
     model = tiny_model(algorithm, norm=BN)
 
     def check(model):
-        for part in (model.backbone, model.encoder_k):
+        momentum_encoder = [model.encoder_k] if has_momentum_encoder(algorithm) else []
+        for part in (model.backbone, *momentum_encoder):
             kernels = [p for p in part.parameters() if p.dim() == 4 and p.size(3) > 1]
             assert len(kernels) > 15
             for p in kernels:
@@ -146,7 +159,7 @@ def test_channels_last(algorithm, tmp_path):
         lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
     )
     close(step(model, batch), step(plain, batch), tolerance=2e-5)
-    assert formats[0] and len(formats) == (1 if algorithm == 'DenseCL' else 2)
+    assert formats[0] and len(formats) == trained_views(model)
 
     # through a checkpoint, a copy and a device
     torch.save(model.state_dict(), tmp_path / 'x.pth')
@@ -157,7 +170,7 @@ def test_channels_last(algorithm, tmp_path):
 
 
 def test_wrong_views_say_so_in_any_format():
-    model = tiny_model('DenseCL')
+    model = tiny_model()
     with pytest.raises(InputError, match='needs views N×3×H×W'):
         model([torch.zeros(2, 3, 8)] * 2, mode='loss')
     with pytest.raises(InputError, match='needs 2 views of every image, got 1'):
@@ -228,15 +241,15 @@ def test_waiting_is_noticed(bad):
         bad(torch.randn(3))
 
 
-@pytest.mark.parametrize('algorithm', ALL)
+@each_algorithm(variants=True)
 def test_no_step_waits(algorithm, reads):
-    """SlotCon's waits once, for the numbers of slots."""
+    """Except for what an algorithm declares."""
     model, batch = tiny_model(algorithm, norm=BN), joined_batch(algorithm)
     for number in range(3):
         losses = model(*batch, mode='loss')
         sum(losses.values()).backward()
         if number:
-            assert reads == (['tolist'] if algorithm == 'SlotCon' else []), reads
+            assert reads == tiny_form(algorithm).reads
         reads.clear()
     with NoWaiting():
         losses = model(*batch, mode='loss')
@@ -245,7 +258,7 @@ def test_no_step_waits(algorithm, reads):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize('algorithm', ALL)
+@each_algorithm(variants=True)
 def test_no_step_waits_on_a_gpu(algorithm, dtype, monkeypatch):
     model = tiny_model(algorithm, norm=BN).cuda()
     views, samples = joined_batch(algorithm)
@@ -254,7 +267,7 @@ def test_no_step_waits_on_a_gpu(algorithm, dtype, monkeypatch):
     read = torch.Tensor.tolist
     waits = []
 
-    def tolist(tensor):  # SlotCon's one: allowed, and counted
+    def tolist(tensor):  # what an algorithm declares: allowed, and counted
         waits.append(tensor)
         torch.cuda.set_sync_debug_mode('default')
         values = read(tensor)
@@ -278,7 +291,7 @@ def test_no_step_waits_on_a_gpu(algorithm, dtype, monkeypatch):
         once()
     finally:
         torch.cuda.set_sync_debug_mode('default')
-    assert len(waits) == (algorithm == 'SlotCon')
+    assert len(waits) == len(tiny_form(algorithm).reads)
 
 
 def test_true_rows():
@@ -297,7 +310,7 @@ def compiled_step(algorithm, backend):
     plain = tiny_model(algorithm, norm=BN)
     model = tiny_model(algorithm, norm=BN, compile=dict(backend=backend))
     names = list(model.state_dict())
-    # twice: what is compiled once must follow the weights, the twin and the queues
+    # twice: what is compiled once must follow the weights, the momentum encoder and the queues
     for _ in range(2):
         close(step(model, batch), step(plain, batch), tolerance=1e-4)
         with torch.no_grad():
@@ -317,7 +330,7 @@ needs_dynamo = pytest.mark.skipif(
 
 
 @needs_dynamo
-@pytest.mark.parametrize('algorithm', ['DenseCL', 'SlotCon'])
+@each_algorithm(costly=True)
 def test_compiled(algorithm):
     """By the compiler's front end and its autograd, without generated code."""
     compiled_step(algorithm, 'aot_eager')
@@ -325,23 +338,23 @@ def test_compiled(algorithm):
 
 @needs_dynamo
 @pytest.mark.slow
-@pytest.mark.parametrize('algorithm', ALGORITHMS)
+@each_algorithm()
 def test_compiled_to_code(algorithm):
     compiled_step(algorithm, 'inductor')
 
 
 def test_compile_is_checked(monkeypatch):
     with pytest.raises(InputError, match='compile must be True, False or a dict, got 3'):
-        tiny_model('DenseCL', compile=3)
+        tiny_model(compile=3)
     with pytest.raises(InputError, match='no_such_argument'):
-        tiny_model('DenseCL', compile=dict(no_such_argument=1))
+        tiny_model(compile=dict(no_such_argument=1))
 
     def unsupported(*_, **__):
         raise RuntimeError('Dynamo is not supported on Python 3.12+')
 
     monkeypatch.setattr(torch, 'compile', unsupported)
     with pytest.raises(InputError, match='compile=True of the model: Dynamo is not supported on'):
-        tiny_model('DenseCL', compile=True)
+        tiny_model(compile=True)
 
 
 # activation checkpointing
@@ -349,7 +362,7 @@ def test_compile_is_checked(monkeypatch):
 
 @pytest.mark.filterwarnings('ignore:.*use_reentrant')
 @pytest.mark.parametrize('way', ['with_cp', 'activation_checkpointing'])
-@pytest.mark.parametrize('algorithm', ALGORITHMS)
+@each_algorithm()
 def test_checkpointed(algorithm, way):
     batch = joined_batch(algorithm)
     plain = tiny_model(algorithm, norm=BN)
@@ -359,13 +372,14 @@ def test_checkpointed(algorithm, way):
     runs = []
     model.backbone.layer1[0].conv1.register_forward_hook(lambda *_: runs.append(None))
     close(step(model, batch), step(plain, batch), tolerance=1e-6)
-    assert len(runs) == (2 if algorithm == 'DenseCL' else 4)  # once more for each view
+    assert len(runs) == 2 * trained_views(model)  # once more for each view
 
-    # The student's statistics take each batch in twice; the twin's, once.
+    # The online network's statistics take each batch in twice; the momentum encoder's, once.
     name = 'layer1.0.bn1.running_mean'
     ours, theirs = (dict(m.backbone.named_buffers())[name] for m in (model, plain))
     twice = {1: (1 - 0.9**2) / 0.1}.get(len(runs) // 2)
     if twice:
         torch.testing.assert_close(ours, theirs * twice)
-    for a, b in zip(model.encoder_k.buffers(), plain.encoder_k.buffers()):
-        torch.testing.assert_close(a, b)
+    if has_momentum_encoder(algorithm):
+        for a, b in zip(model.encoder_k.buffers(), plain.encoder_k.buffers()):
+            torch.testing.assert_close(a, b)

@@ -146,7 +146,7 @@ def test_two_processes_killed_and_resumed(repo, run, tiny, free_port):
     kill_all(str(tiny.work_dir))
     process.wait()
     text = log.read_text()
-    assert '1 SyncBN of the config became BN' in text
+    assert '40 SyncBN became BN' in text  # of both encoders
     # 2 processes × 4 images: two iterations an epoch
     assert re.search(r'Epoch\(train\)\s+\[1\]\[2/2\]', text), text
 

@@ -4,6 +4,7 @@ from typing import Dict, List, Optional
 from mmpretrain.models import SimSiam as _SimSiam
 from torch import Tensor
 
+from mmdense.models.utils.float32 import in_float32
 from mmdense.registry import MODELS
 
 from .base import RunFacts, SelfSupervisor, Setting
@@ -39,7 +40,8 @@ class SimSiam(SelfSupervisor, _SimSiam):
         self.check_views(inputs)
         # projections: NxC
         z_1, z_2 = (self.neck(self.backbone(view))[0] for view in inputs)
-        loss = 0.5 * (self.head.loss(z_1, z_2) + self.head.loss(z_2, z_1))
+        compare = in_float32(self.head.loss)  # mmpretrain's gives the precision of its input
+        loss = 0.5 * (compare(z_1, z_2) + compare(z_2, z_1))
         self.probe(global_=(z_1, z_2))
         return dict(loss=loss)
 

@@ -1,0 +1,277 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import math
+import re
+
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from tiny_algorithms import PAIRS, Tiny, health_names
+from torch import nn
+
+from mmdense.models import SimSiam
+from mmdense.registry import MODELS
+from mmdense.utils.errors import InputError
+
+pytestmark = pytest.mark.usefixtures('mmdense_scope')
+
+
+def tiny():
+    """Return what the generic tests need."""
+
+    def parts(norm):
+        projector, head = networks(64, 16, 16, 16, norm)
+        return dict(neck=projector, head=head)
+
+    return Tiny(
+        algorithm='SimSiam',
+        family='siamese',
+        parts=parts,
+        recipe='simsiam_r50_coco',
+        options=[
+            'model.neck.in_channels=512',
+            *(f'model.neck.{name}=64' for name in ('hid_channels', 'out_channels')),
+            *(f'model.head.predictor.{name}=64' for name in ('in_channels', 'out_channels')),
+            'model.head.predictor.hid_channels=16',
+        ],
+        health=health_names(global_=PAIRS),
+        losses=['loss'],
+    )
+
+
+def networks(in_channels, hidden, channels, predictor_hidden, norm=None, bias=False):
+    """Return the configs of the projector and of the head, as the paper has them."""
+    norm = norm or dict(type='BN')
+    norm = dict(norm, type='BN1d') if norm['type'] == 'BN' else norm  # of vectors
+    mlp = dict(type='mmpretrain.NonLinearNeck', norm_cfg=norm)
+    projector = dict(
+        mlp,
+        in_channels=in_channels,
+        hid_channels=hidden,
+        out_channels=channels,
+        num_layers=3,
+        with_last_bn_affine=False,
+        with_last_bias=bias,
+    )
+    predictor = dict(
+        mlp,
+        in_channels=channels,
+        hid_channels=predictor_hidden,
+        out_channels=channels,
+        with_avg_pool=False,
+        with_last_bn=False,
+        with_last_bias=True,
+    )
+    loss = dict(type='mmpretrain.CosineSimilarityLoss')
+    return projector, dict(type='mmpretrain.LatentPredictHead', loss=loss, predictor=predictor)
+
+
+def config(**changes):
+    neck, head = networks(512, 32, 32, 8)
+    backbone = dict(type='mmpretrain.ResNet', depth=18)
+    return dict(dict(type='SimSiam', backbone=backbone, neck=neck, head=head), **changes)
+
+
+def close(ours, theirs, name=None):
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, msg=name)
+
+
+class Pixels(nn.Module):
+    """A backbone whose map is the view."""
+
+    def forward(self, x):
+        return (x,)
+
+
+class Recorded(nn.Module):
+    """A network whose outputs are recorded, by its input."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+
+    def forward(self, x):
+        (found,) = [i for i, known in enumerate(self.inputs) if torch.equal(x[0], known)]
+        return (self.outputs[found],)
+
+
+def test_golden_loss(golden):
+    """Compute the published loss and its gradients through loss() itself."""
+    g = golden('simsiam_loss')
+    outputs = [g[name].requires_grad_() for name in ('p1', 'p2')]
+    views = [torch.full((len(z), 3, 1, 1), float(i)) for i, z in enumerate((g['z1'], g['z2']))]
+    model = MODELS.build(config())
+    model.backbone, model.neck = Pixels(), Recorded(views, [g['z1'], g['z2']])
+    model.head.predictor = Recorded([g['z1'], g['z2']], outputs)
+    (loss,) = model.loss(views).values()
+    close(loss, g['loss'])
+    for grad, name in zip(torch.autograd.grad(loss, outputs), ('p1', 'p2')):
+        close(grad, g[f'grad_{name}'])
+
+
+def our_name(theirs):
+    """Return our name of a tensor of the published code."""
+    if theirs.startswith('predictor.'):
+        prefix, number = 'head.predictor.', int(theirs.split('.')[1])
+    else:
+        prefix, number = 'neck.', int(theirs.split('.')[2])
+    kind = ('fc', 'bn')[number % 3]  # 2 and 5 are ReLU
+    return f'{prefix}{kind}{number // 3}.{theirs.rsplit(".", 1)[1]}'
+
+
+def golden_model(state):
+    """Build the networks whose tensors a golden has."""
+    first, last = state['neck.fc0.weight'], state['neck.fc2.weight']
+    hidden = state['head.predictor.fc0.weight'].size(0)
+    bias = 'neck.fc2.bias' in state
+    neck, head = networks(first.size(1), first.size(0), last.size(0), hidden, bias=bias)
+    model = MODELS.build(config(neck=neck, head=head))
+    model.backbone = Pixels()
+    model.load_state_dict(state, strict=True)
+    if bias:  # frozen in the published code: the BatchNorm after it takes it away
+        model.neck.fc2.bias.requires_grad_(False)
+    return model
+
+
+def test_golden_steps(golden):
+    """Take the published steps of SGD: losses, first gradients, and the tensors after them."""
+    g = golden('simsiam_steps')
+    before, after, grads = (
+        {our_name(k[len(part) :]): v for k, v in g.items() if k.startswith(part)}
+        for part in ('before.', 'after.', 'grad_0.')
+    )
+    model = golden_model(before)
+    predictor = list(model.head.predictor.parameters())
+    rest = [p for p in model.neck.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        [dict(params=rest), dict(params=predictor)],
+        lr=float(g['base_lr']),
+        momentum=float(g['sgd_momentum']),
+        weight_decay=float(g['weight_decay']),
+    )
+    epochs = int(g['epochs'])
+    steps = sorted(int(k[len('loss_') :]) for k in g if re.fullmatch(r'loss_\d+', k))
+    for step in steps:
+        rates = float(g[f'lr_encoder_{step}']), float(g[f'lr_predictor_{step}'])
+        # a cosine by epoch, and the predictor's constant
+        cosine = 0.5 * (1 + math.cos(math.pi * step / epochs))
+        assert rates == pytest.approx((float(g['base_lr']) * cosine, float(g['base_lr'])))
+        for group, rate in zip(optimizer.param_groups, rates):
+            group['lr'] = rate
+        (loss,) = model.loss([g[f'x{i}_{step}'][:, :, None, None] for i in (1, 2)]).values()
+        close(loss, g[f'loss_{step}'])
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            names = {name for name, p in model.named_parameters() if p.grad is not None}
+            assert names == grads.keys()
+            for name, grad in grads.items():
+                close(model.get_parameter(name).grad, grad, name)
+        optimizer.step()
+    state = model.state_dict()
+    assert state.keys() == after.keys() and len(steps) > 1
+    for name, value in after.items():
+        close(state[name], value, name)
+
+
+def test_equals_mmpretrain():
+    """The algorithm is mmpretrain's: state dict, losses and gradients."""
+    from mmpretrain.registry import MODELS as MMPRETRAIN
+
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        theirs = MMPRETRAIN.build(config())
+    ours = MODELS.build(config(channels_last=False))
+    assert type(ours) is SimSiam and type(theirs) is not SimSiam and isinstance(ours, type(theirs))
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    views = [torch.randn(4, 3, 64, 64) for _ in range(2)]
+    for model in (theirs, ours):
+        model.result = model(views, mode='loss')
+        sum(model.result.values()).backward()
+    assert ours.result.keys() == theirs.result.keys()
+    close(ours.result['loss'], theirs.result['loss'])
+    for name, p in theirs.named_parameters():
+        assert torch.equal(ours.get_parameter(name).grad, p.grad), name
+
+
+def test_no_gradient_reaches_the_target():
+    """What the projections get is the predictor's gradient alone."""
+    model = MODELS.build(config())
+    targets = []
+    loss_module = model.head.loss_module
+
+    def watch(prediction, target):
+        targets.append((prediction.requires_grad, target.requires_grad))
+        return loss_module(prediction, target)
+
+    model.head.loss_module = Called(watch)
+    model.loss([torch.randn(2, 3, 64, 64)] * 2)
+    assert targets == [(True, False)] * 2
+
+
+class Called(nn.Module):
+    """A module of a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def test_views_change_places():
+    model = MODELS.build(config())
+    a, b = torch.randn(2, 4, 3, 64, 64)
+    close(model.loss([a, b])['loss'], model.loss([b, a])['loss'])
+
+
+def test_another_backbone_builds_and_steps():
+    backbone = dict(type='mmpretrain.ConvNeXt', arch='tiny', gap_before_final_norm=False)
+    model = MODELS.build(config(backbone=backbone, neck=networks(768, 32, 32, 8)[0]))
+    model.init_weights()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses = model([torch.randn(2, 3, 64, 64) for _ in range(2)], mode='loss')
+    sum(losses.values()).backward()
+    unused = [k for k, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused, unused  # or DistributedDataParallel would stop
+    optimizer.step()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_learns():
+    """Some steps on one batch bring the loss near its minimum, -1."""
+    torch.manual_seed(0)
+    model = MODELS.build(config())
+    model.init_weights()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    images = torch.randn(8, 3, 32, 32)
+    history = []
+    for _ in range(10):
+        (loss,) = model.loss([images + 0.1 * torch.randn_like(images) for _ in range(2)]).values()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert abs(history[0]) < 0.5 and history[-1] < -0.5
+
+
+def test_product_is_the_backbone():
+    model = MODELS.build(config())
+    assert model.get_product() is model.backbone
+    image = torch.randn(1, 3, 64, 64)
+    model.eval()
+    assert torch.equal(model(image, mode='tensor')[-1], model.backbone(image)[-1])
+
+
+def test_wrong_batches_say_so():
+    model = MODELS.build(config())
+    image = torch.randn(4, 3, 64, 64)
+    for inputs in (image, [image], [image] * 3):
+        with pytest.raises(InputError, match='SimSiam needs 2 views of every image, got'):
+            model(inputs, mode='loss')
+    with pytest.raises(InputError, match='of equal N'):
+        model.loss([image, image[:2]])
+
+
+def test_unknown_arguments_name_the_algorithm():
+    with pytest.raises(TypeError, match='SimSiam got an unexpected argument: foo'):
+        MODELS.build(config(foo=1))

@@ -1,0 +1,239 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Give every algorithm at a tiny size to the generic tests, and to processes that they start.
+
+An algorithm's own test file defines ``tiny()``, which returns a :class:`Tiny`. Every file of
+tests/test_models that does so is found by its path; no generic test names an algorithm.
+"""
+
+import importlib.util
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Tuple
+
+TESTS = Path(__file__).resolve().parent
+CONFIGS = TESTS.parent / 'configs'
+# There is no synchronised BatchNorm on the CPU: a norm that does not look at other images.
+NORM = dict(type='GN', num_groups=4)
+
+STD, RANK = 'std', 'rank'
+PAIRS = (STD, RANK, 'positive_similarity', 'negative_similarity')
+
+
+RECIPE_OPTIONS = [
+    'model.backbone.depth=18',
+    'train_dataloader.batch_size=4',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.dataset.pipeline.1.transforms.0.0.scale=64',
+    'train_cfg.max_epochs=2',
+    'default_hooks.logger.interval=1',
+    'default_hooks.checkpoint.interval=1',
+]
+
+
+@dataclass
+class Tiny:
+    """Hold what the generic tests need to know of an algorithm.
+
+    Attributes:
+        algorithm (str): Name of the class.
+        family (str): Algorithms of one family differ in their losses, and not in what a process,
+            a tool or a command meets: 'queue', 'momentum' or 'siamese'. Tests that start
+            processes take the first algorithm of every family; ``make test-slow`` takes all.
+        parts (Callable): From the config of a norm to that of a model without its backbone. The
+            backbone's map has 64 channels.
+        recipe (str): Name of the recipe for COCO, a file in configs/ without ``.py``.
+        options (list[str]): ``--cfg-options`` that make the recipe tiny, next to those that all
+            need (:attr:`recipe_options`).
+        health (list[str]): Names of what the health monitor logs.
+        losses (list[str]): Names of the losses in a log.
+        backbone (dict): What is different in the tiny backbone.
+        example (bool): Whether tests take this algorithm when any will do; True for one.
+        variants (dict): Further ``parts`` by the name of the variant.
+        reads (list[str]): Methods by which a step reads tensors on the host.
+        watch (Callable, optional): Called in a process of test_communication.py before the steps;
+            returns a list in which later steps record what ``calls`` needs.
+        calls (Callable): From the numbers of values in an image and in its patches, and the
+            record of ``watch``, to what a process of a batch of 3 images exchanges in a step
+            before the gradients: the name of a call, and its bytes.
+    """
+
+    algorithm: str
+    family: str
+    parts: Callable[[dict], dict]
+    recipe: str
+    options: List[str]
+    health: List[str]
+    losses: List[str]
+    backbone: dict = field(default_factory=dict)
+    example: bool = False
+    variants: Dict[str, Callable[[dict], dict]] = field(default_factory=dict)
+    reads: List[str] = field(default_factory=list)
+    watch: Optional[Callable[[], list]] = None
+    calls: Callable[[int, int, list], List[Tuple[str, int]]] = lambda image, patches, seen: []
+
+    @property
+    def config(self) -> Path:
+        """Return the path of the recipe."""
+        return CONFIGS / f'{self.recipe}.py'
+
+    @property
+    def recipe_options(self) -> List[str]:
+        """Return all options that make the recipe tiny, with an R18 as backbone."""
+        return [*RECIPE_OPTIONS, *self.options]
+
+    @property
+    def method(self) -> str:
+        """Return the name that commands take, in small letters."""
+        return self.recipe.split('_')[0]
+
+
+def health_names(**kinds) -> List[str]:
+    """Return names such as 'dense_std', of kinds of features and what is measured of them."""
+    return [f'{kind.rstrip("_")}_{name}' for kind, names in kinds.items() for name in names]
+
+
+@lru_cache(maxsize=None)
+def tiny_forms() -> Dict[str, Tiny]:
+    """Return what every test file with a ``tiny()`` gives, by the name of the class."""
+    forms = {}
+    for path in sorted((TESTS / 'test_models').glob('test_*.py')):
+        if re.search(r'^def tiny\(\)', path.read_text(encoding='utf-8'), re.M):
+            spec = importlib.util.spec_from_file_location(f'tiny_{path.stem}', path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            form = module.tiny()
+            forms[form.algorithm] = form
+    return dict(sorted(forms.items()))
+
+
+def algorithms(recipe: bool = False, variants: bool = False) -> List[str]:
+    """Return the names of all algorithms.
+
+    Args:
+        recipe (bool): Only those that have a recipe.
+        variants (bool): Also the names of their variants, which :func:`tiny_model` takes.
+    """
+    forms = [form for form in tiny_forms().values() if not recipe or form.config.exists()]
+    names = [form.algorithm for form in forms]
+    return names + [name for form in forms for name in form.variants if variants]
+
+
+def first_where(test: Callable[[type], bool], **options) -> str:
+    """Return the first of :func:`algorithms` whose class passes a test."""
+    return next(name for name in algorithms(**options) if test(algorithm_class(name)))
+
+
+def first_of(family: str) -> str:
+    """Return the first algorithm of a family that has a recipe."""
+    return next(name for name in one_a_family(recipe=True) if tiny_form(name).family == family)
+
+
+def one_a_family(**options) -> List[str]:
+    """Return the first of :func:`algorithms` of every family."""
+    found = {}
+    for name in algorithms(**options):
+        found.setdefault(tiny_form(name).family, name)
+    return sorted(found.values())
+
+
+def each_algorithm(costly: bool = False, **options):
+    """Parametrise a test over ``algorithm``.
+
+    Args:
+        costly (bool): Whether the test starts processes, or takes long: one algorithm a family is
+            tested, and the others where slow tests run.
+        options: Arguments of :func:`algorithms`.
+    """
+    import pytest
+
+    quick = one_a_family(**options) if costly else algorithms(**options)
+    slow = [name for name in algorithms(**options) if name not in quick]
+    slow = [pytest.param(name, marks=pytest.mark.slow) for name in slow]
+    return pytest.mark.parametrize('algorithm', [*quick, *slow])
+
+
+def tiny_form(algorithm: Optional[str] = None) -> Tiny:
+    """Return what the test file of an algorithm gives.
+
+    Args:
+        algorithm (str, optional): Name of its class or of its variant. Defaults to the algorithm
+            that tests take when any will do.
+    """
+    forms = tiny_forms()
+    if algorithm is None:
+        (example,) = [form for form in forms.values() if form.example]
+        return example
+    return forms.get(algorithm) or next(f for f in forms.values() if algorithm in f.variants)
+
+
+def algorithm_class(algorithm: str) -> type:
+    """Return the class of an algorithm or of its variant."""
+    import mmdense.models
+
+    return getattr(mmdense.models, tiny_form(algorithm).algorithm)
+
+
+def has_momentum_encoder(algorithm: str) -> bool:
+    """Return whether an algorithm has a momentum encoder."""
+    from mmdense.models import MomentumSelfSupervisor
+
+    return issubclass(algorithm_class(algorithm), MomentumSelfSupervisor)
+
+
+def tiny_model(algorithm: Optional[str] = None, norm: dict = NORM, **changes):
+    """Build a tiny model, without BatchNorm unless asked for, the same in every process."""
+    import torch
+    from mmengine.registry import DefaultScope
+
+    from mmdense.registry import MODELS
+
+    form = tiny_form(algorithm)
+    backbone = dict(
+        type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8, norm_cfg=norm
+    )
+    backbone.update(form.backbone)
+    backbone.update(changes.pop('backbone', {}))
+    parts = form.variants.get(algorithm, form.parts)(norm)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdense'):
+        return MODELS.build(dict(type=form.algorithm, backbone=backbone, **parts, **changes))
+
+
+def joined_batch(algorithm: str, number: int = 6):
+    """Return the views of images that an algorithm takes, with boxes.
+
+    The first views hardly overlap and the others do, so that processes have differently many
+    positives.
+    """
+    import torch
+    from mmpretrain.structures import DataSample
+
+    declared = algorithm_class(algorithm).views
+    rng = torch.Generator().manual_seed(1)
+    views = list(torch.randn(declared.groups[0], number, 3, 96, 96, generator=rng))
+    boxes = torch.tensor([[0.1, 0.1, 0.7, 0.8], [0.9, 0.2, 0.3, 0.9]]).repeat(number, 1, 1)
+    boxes[:2, 0] = torch.tensor([0.0, 0.0, 0.2, 0.3])
+    boxes += 0.02 * torch.rand(number, 2, 4, generator=rng)
+    for i, count in enumerate(declared.groups[1:], 2):
+        patches = declared.patches and i == len(declared.groups)
+        size = (32, 288) if patches else (96 // i, 96 // i)
+        views += list(torch.randn(count, number, 3, *size, generator=rng))
+    return views, [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
+
+
+def main(functions: dict) -> None:
+    """Call a function in one of the processes that the fixture ``in_processes`` starts."""
+    import torch
+    from torch import distributed
+
+    name, folder, *arguments = sys.argv[1:]
+    distributed.init_process_group('gloo')
+    torch.set_num_threads(1)
+    torch.manual_seed(distributed.get_rank())
+    result = functions[name](distributed.get_rank(), *arguments)
+    torch.save(result, f'{folder}/{distributed.get_rank()}.pth')
+    os._exit(0)  # PyTorch 2.1 can hang while it takes gloo down
