@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset
 
 from mmdense.checkpoints import read_checkpoint
 from mmdense.checkpoints.backbones import load_algorithm
-from mmdense.datasets.image_loader import _loader
+from mmdense.datasets import default_collate
 from mmdense.models import SlotCon
 from mmdense.utils.errors import CheckpointError
 
@@ -155,7 +155,10 @@ def segment_images(
     """
     chosen = Subset(loader.dataset, sorted(set(indices)))
     pictures = {}
-    for batch in _loader(chosen, loader.batch_size, loader.num_workers):
+    batches = DataLoader(
+        chosen, loader.batch_size, num_workers=loader.num_workers, collate_fn=default_collate
+    )
+    for batch in batches:
         labels, _, _ = _segment(model, batch)
         images = batch['inputs'].flip(1).permute(0, 2, 3, 1).cpu().numpy()  # BGR to RGB
         for sample, image, label in zip(batch['data_samples'], images, labels):
