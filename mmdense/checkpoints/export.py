@@ -96,7 +96,7 @@ def convert_checkpoint(
             about[key] = found.meta[key]
     about.pop('product', None)
     if whole:
-        tensors, part, dropped = found.algorithm, 'the whole algorithm', []
+        tensors, part, dropped = found.algorithm, 'the complete algorithm', []
         about.update(_name_algorithm(found, checkpoint))
     else:
         tensors, part, dropped = found.backbone, str(found), found.dropped
@@ -110,7 +110,7 @@ def convert_checkpoint(
     if missed:
         raise CheckpointError(
             f'{checkpoint}: {line}. A {network} has also {", ".join(missed[:3])}'
-            f'{", …" if len(missed) > 3 else ""}: nothing was written; use a whole file'
+            f'{", …" if len(missed) > 3 else ""}: nothing was written; use a complete file'
         )
     check_finite(tensors, checkpoint)
     save_backbone(tensors, path, **about)
@@ -124,7 +124,7 @@ def _name_algorithm(found: Recognised, checkpoint: str) -> dict:
     product = own.get('product') or getattr(kind, 'product', None)
     if found.algorithm is None or not product:
         raise CheckpointError(
-            f'{checkpoint} ({found}) does not hold the whole of an algorithm that mmdense has: '
+            f'{checkpoint} ({found}) does not hold a complete algorithm of mmdense: '
             'convert its backbone, without --whole'
         )
     return dict(algorithm=found.algorithm_type, product=product)

@@ -105,7 +105,7 @@ _FETCHES = ('.timm', '.hugging', '.multimodal')
 def find_foreign_type(
     node: Any, registries: Sequence[str], bases: Union[type, Tuple[type, ...]]
 ) -> Optional[Tuple[str, Any]]:
-    """Find what a config asks for beside registered classes of some kinds.
+    """Find what a config asks for apart from registered classes of some kinds.
 
     A config from elsewhere is built only if this finds nothing: MMEngine takes any other ``type``
     for the path of a function, imports it and calls it.

@@ -189,7 +189,7 @@ def test_whole(convert, random_backbone, tmp_path):
     state['value_transform.bias'] = torch.rand(6)
     content = dict(model={f'module.{k}': v for k, v in state.items()}, epoch=100)
     code, line, out = convert(content, '--whole')
-    assert code == 0 and f'{len(state) + 1} tensors of the whole algorithm mapped' in line
+    assert code == 0 and f'{len(state) + 1} tensors of the complete algorithm mapped' in line
     meta = torch.load(out, weights_only=True)['meta']['mmdense']
     assert meta['algorithm'] == 'PixPro' and meta['product'] == 'backbone'
     SelfSupPretrained(str(out))(model)
@@ -205,4 +205,4 @@ def test_whole(convert, random_backbone, tmp_path):
 
 def test_whole_of_what_is_not(convert, small):
     code, line, out = convert(small, '--whole')
-    assert code == 1 and 'does not hold the whole of an algorithm' in line and not out.exists()
+    assert code == 1 and 'does not hold a complete algorithm' in line and not out.exists()

@@ -100,7 +100,7 @@ def test_of_a_run(check, pretrained, tmp_path):
     content['meta']['experiment_name'] = 'config_whole_20261122_150957'
     torch.save(content, tmp_path / 'a.pth')
     assert facts(check(tmp_path / 'a.pth'))['config'] == 'config.py'
-    assert 'encoder_k' in found['beside it'] and 'mmengine' in found['written by']
+    assert 'encoder_k' in found['next to it'] and 'mmengine' in found['written by']
 
 
 def test_of_others(check, checkpoint, tmp_path):

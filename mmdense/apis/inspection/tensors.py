@@ -54,7 +54,7 @@ def describe(found: Recognised) -> Dict[str, str]:
     facts['backbone'] = f'{len(tensors)} tensors, {weights / 1e6:.1f} M parameters'
     facts['product'] = own.get('product', '')
     if found.dropped:
-        facts['beside it'] = f'{len(found.dropped)} tensors ({count_by_part(found.dropped)})'
+        facts['next to it'] = f'{len(found.dropped)} tensors ({count_by_part(found.dropped)})'
     facts['queue'] = ', '.join(_describe_queues(found.algorithm or {}))
     about = {**own, **meta}
     trained = [f'{name} {about[key]}' for name, key in _PROGRESS.items() if _is_plain(about, key)]
