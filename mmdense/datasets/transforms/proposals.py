@@ -27,7 +27,7 @@ KEYS = ('proposals', 'proposal_ids', 'proposal_scores')
 
 
 class Proposals(NamedTuple):
-    """Proposals of one image: R boxes, their scores or None, and their positions in the source."""
+    """Hold the proposals of one image: R boxes, their scores or None, their positions in the list."""
 
     boxes: np.ndarray
     scores: Optional[np.ndarray]
@@ -79,7 +79,7 @@ class LoadProposals(BaseTransform):
             number, required there. Defaults to None, all.
         shuffle (bool): Whether ``max_num`` takes a random choice, in the order of the file, instead
             of the first ones. Defaults to False.
-        min_size (int): Of random boxes, in pixels. Defaults to 8.
+        min_size (int): Least side of random boxes, in pixels. Defaults to 8.
 
     Raises:
         InputError: An argument that is not as above.
@@ -176,14 +176,14 @@ class LoadProposals(BaseTransform):
 
 
 class ProposalTable:
-    """Proposals of many images in a few arrays, which forked workers share.
+    """Hold the proposals of many images in a few arrays, which forked workers share.
 
     Args:
         source (str): The file, for messages.
         names (list[str]): Relative path of the image of each list.
         counts (np.ndarray): Number of boxes of each list.
-        boxes (np.ndarray): M×4, list by list.
-        scores (np.ndarray, optional): M.
+        boxes (np.ndarray): Boxes M×4, list by list.
+        scores (np.ndarray, optional): Scores M of the boxes.
         sizes (np.ndarray, optional): Width and height of each list's image, if boxes are pixels.
 
     Raises:
