@@ -8,7 +8,7 @@ from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 from torch.nn.functional import normalize
 
-from mmdense.models import DenseCL, DenseCLNeck, InfoNCEHead, match_cells
+from mmdense.models import DenseCL, DenseCLNeck, InfoNCEHead, KeyQueue, match_cells
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
@@ -101,8 +101,9 @@ class RecordedNeck(Recorded):
 def test_golden_losses(golden):
     """The published code's losses, queues and matches, through loss() itself."""
     g = golden('densecl_losses')
-    shape = (4, 32, 7, 7)
-    maps = torch.stack([g['backbone_q'].view(shape), g['backbone_k'].view(shape)])
+    # N×C×S² to N×C×1×S²: any number of locations is a map
+    maps = torch.stack([g[f'backbone_{view}'].unsqueeze(2) for view in 'qk'])
+    n = maps.size(1)
     zeros = torch.zeros_like(g['key_dense'])
     neck = RecordedNeck(
         maps,
@@ -110,19 +111,26 @@ def test_golden_losses(golden):
         (g['grid_q'], g['grid_k']),
         (zeros, g['key_dense']),
     )
+    feat_dim, queue_len = g['queue_global'].shape
     model = DenseCL(
-        Recorded(maps), neck, InfoNCEHead(float(g['temperature'])), queue_len=64, feat_dim=16
+        Recorded(maps),
+        neck,
+        InfoNCEHead(float(g['temperature'])),
+        queue_len=queue_len,
+        feat_dim=feat_dim,
+        loss_lambda=0.5,
     )
     model.queue.keys.copy_(g['queue_global'])
+    model.queue2 = KeyQueue(*g['queue_dense'].shape)
     model.queue2.keys.copy_(g['queue_dense'])
-    losses = model.loss([torch.zeros(4, 3, 2, 2), torch.ones(4, 3, 2, 2)])
+    losses = model.loss([torch.zeros(n, 3, 2, 2), torch.ones(n, 3, 2, 2)])
     close(losses['loss_single'], 0.5 * g['loss_single'])
     close(losses['loss_dense'], 0.5 * g['loss_dense'])
     match = match_cells(normalize(g['backbone_q'], dim=1), normalize(g['backbone_k'], dim=1))
     assert torch.equal(match, g['match'])
     # the queue of global keys gets k, that of dense keys the cells' mean
-    close(model.queue.keys[:, :4].t(), g['key_global'])
-    close(model.queue2.keys[:, :4].t(), g['key_dense'])
+    close(model.queue.keys[:, :n].t(), g['key_global'])
+    close(model.queue2.keys[:, :n].t(), g['key_dense'])
 
 
 def test_equals_mmpretrain():

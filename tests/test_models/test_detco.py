@@ -2,6 +2,7 @@
 import pytest
 import torch
 from tiny_algorithms import PAIRS, Tiny, health_names
+from torch import nn
 from torch.nn.functional import normalize
 
 from mmdense.models import DetCoNeck, KeyQueue, info_nce, map_channels, split_patches
@@ -66,22 +67,44 @@ def close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+class Stages(nn.Module):
+    """A backbone of any number of stages, each a convolution of the image."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.out_indices = range(number)
+        self.stages = nn.ModuleList(nn.Conv2d(3, 2, 1) for _ in self.out_indices)
+
+    def forward(self, x):
+        return tuple(stage(x) for stage in self.stages)
+
+
 def test_golden_losses(golden):
     """All twelve losses of the published formula, and their weighted sum,
     through loss() itself; then the queues."""
     g = golden('detco_losses')
     weights = g['stage_weights'].tolist()
-    model = MODELS.build(config(stage_weights=weights))
+    (n, feat_dim), queue_len = g['k_global'].shape[1:], g['queue_global'].size(2)
+    model = MODELS.build(
+        config(
+            backbone=Stages(len(weights)),
+            stage_weights=weights,
+            head=dict(type='InfoNCEHead', temperature=float(g['temperature'])),
+            queue_len=queue_len,
+            feat_dim=feat_dim,
+        )
+    )
     for kind, queues in (('global', model.queues_global), ('local', model.queues_local)):
-        for queue, keys in zip(queues, g[f'queue_{kind}']):
-            queue.keys.copy_(keys)
+        for i, keys in enumerate(g[f'queue_{kind}']):
+            queues[i] = KeyQueue(*keys.shape)
+            queues[i].keys.copy_(keys)
 
     def recorded(backbone, neck, view, patches):
         side = 'q' if neck is model.neck else 'k'
         return [[*g[f'{side}_{kind}']] for kind in ('global', 'local')]
 
     model._encode = recorded
-    losses = model.loss([torch.zeros(4, 3, 2, 2)] * 2 + [torch.zeros(4, 3, 2, 18)] * 2)
+    losses = model.loss([torch.zeros(n, 3, 2, 2)] * 2 + [torch.zeros(n, 3, 2, 18)] * 2)
     names = dict(gg='global_global', ll='local_local', gl='local_global')
     for pairing, name in names.items():
         for i, weight in enumerate(weights):
@@ -90,8 +113,8 @@ def test_golden_losses(golden):
     # one pointer discipline: each queue moved by the batch, after the loss
     for kind, queues in (('global', model.queues_global), ('local', model.queues_local)):
         for queue, keys in zip(queues, g[f'k_{kind}']):
-            close(queue.keys[:, :4].t(), keys)
-            assert int(queue.ptr) == int(queue.filled) == 4
+            close(queue.keys[:, :n].t(), keys)
+            assert int(queue.filled) == n and int(queue.ptr) == n % queue.queue_len
 
 
 def test_there_are_eight_queues_of_one_class():

@@ -51,7 +51,7 @@ def test_golden_detco_pairings(golden, kind):
         'lg': ('q_local', 'k_global', 'loss_local_global'),
     }[kind]
     queue = g['queue_local' if kind == 'll' else 'queue_global']
-    for stage in range(4):
+    for stage in range(len(queue)):
         q, k = F.normalize(g[query][stage], dim=1), F.normalize(g[key][stage], dim=1)
         close(info_nce(q, k, queue[stage], float(g['temperature'])), g[name][stage])
 

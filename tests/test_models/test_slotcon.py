@@ -99,9 +99,10 @@ def config(depth=18, **changes):
     return cfg
 
 
-def identity_head(**kwargs):
+def identity_head(channels, **kwargs):
     """The published slot loss without its predictor, as its golden has it."""
-    head = SlotContrastHead(PREDICTOR, **kwargs)
+    widths = dict(in_channels=channels, out_channels=channels)
+    head = SlotContrastHead(dict(PREDICTOR, **widths), **kwargs)
     head.predictor = nn.Identity()
     return head
 
@@ -112,7 +113,7 @@ def close(ours, theirs):
 
 def test_golden_grouping(golden):
     g = golden('slotcon_grouping')
-    grouping = SemanticGrouping(64, 16, temperature=float(g['temp']))
+    grouping = SemanticGrouping(*g['prototypes'].shape, temperature=float(g['temp']))
     grouping.slot_embed.weight.data.copy_(g['prototypes'])
     slots, scores = grouping(g['feat'])
     close(slots, g['slots'])
@@ -124,23 +125,34 @@ def test_golden_group_loss(golden):
     temperatures = float(g['student_temp']), float(g['teacher_temp'])
     loss = group_distillation(g['student'], g['teacher'], g['center'], *temperatures)
     close(loss, g['loss'])
-    # the same cells as maps
-    student, teacher = (g[k].view(4, 49, 64).transpose(1, 2).unflatten(2, (7, 7))
-                        for k in ('student', 'teacher'))  # fmt: skip
+    # the same locations as maps
+    student, teacher = as_maps(g['student']), as_maps(g['teacher'])
     close(group_distillation(student, teacher, g['center'][0], *temperatures), g['loss'])
+
+
+def as_maps(rows):
+    """Locations in rows, M×P, as the maps of some images, N×P×H×W."""
+    number, prototypes = rows.shape
+    n = next(n for n in (4, 3, 2, 1) if number % n == 0)
+    width = next(w for w in (7, 5, 3, 2, 1) if number // n % w == 0)
+    return rows.view(n, -1, width, prototypes).permute(0, 3, 1, 2)
 
 
 def test_golden_slot_loss(golden):
     g = golden('slotcon_slot_loss')
-    loss = identity_head(temperature=float(g['temp'])).loss(
-        g['q'], g['k'], g['score_q'], g['score_k']
-    )
-    close(loss, g['loss'])
+    head = identity_head(g['q'].size(2), temperature=float(g['temp']))
+    close(head.loss(g['q'], g['k'], g['score_q'], g['score_k']), g['loss'])
 
 
 def test_golden_slot_loss_with_the_predictor(golden):
     g = golden('slotcon_slot_loss_predictor')
-    head = SlotContrastHead(PREDICTOR, temperature=float(g['temp']))
+    layers = [g[key] for key in g if key.startswith('mlp_') and g[key].dim() == 2]
+    widths = dict(
+        in_channels=layers[0].size(1), hid_channels=len(layers[0]), out_channels=len(layers[-1])
+    )
+    predictor = dict(PREDICTOR, num_layers=len(layers), **widths)
+    head = SlotContrastHead(predictor, temperature=float(g['temp']))
+    assert len(list(head.predictor.parameters())) == sum(key.startswith('mlp_') for key in g)
     for name, parameter in head.predictor.named_parameters():
         parameter.data.copy_(g[name.replace('.', '_')])
     close(head.loss(g['q'], g['k'], g['score_q'], g['score_k']), g['loss'])
@@ -148,14 +160,13 @@ def test_golden_slot_loss_with_the_predictor(golden):
 
 def test_golden_center(golden):
     g = golden('slotcon_center')
-    center = TeacherCenter(64, float(g['momentum']))
+    center = TeacherCenter(g['center'].size(1), float(g['momentum']))
     center.value.copy_(g['center'][0])
     center.update(*g['teacher_scores'].chunk(2))
     close(center.value, g['center_next'][0])
     # and from maps of two views
     center.value.copy_(g['center'][0])
-    maps = g['teacher_scores'].view(2, 4, 49, 64).transpose(2, 3).unflatten(3, (7, 7))
-    center.update(*maps)
+    center.update(*map(as_maps, g['teacher_scores'].chunk(2)))
     close(center.value, g['center_next'][0])
 
 
@@ -174,19 +185,21 @@ class Recorded(nn.Module):
 def test_golden_total(golden, boxed):
     """The published sum of all four losses, through loss() itself."""
     g = golden('slotcon_total')
-    cfg = config(num_prototypes=64, group_weight=float(g['group_loss_weight']))
-    cfg['neck'] = dict(cfg['neck'], in_channels=1)
+    num_prototypes, channels = g['prototypes_student'].shape
+    cfg = config(num_prototypes=num_prototypes, group_weight=float(g['group_loss_weight']))
+    cfg['neck'] = dict(cfg['neck'], in_channels=1, out_channels=channels)
+    cfg['head']['predictor'] = dict(PREDICTOR, in_channels=channels, out_channels=channels)
     model = MODELS.build(cfg)
     # z → the recorded projections of the student and of the teacher, by view
     model.backbone, model.neck = nn.Identity(), Recorded([g['x1'], g['x2']])
-    model.head = identity_head()
+    model.head = identity_head(channels)
     model.grouping.slot_embed.weight.data.copy_(g['prototypes_student'])
     twin = model.encoder_k.module
     twin['backbone'], twin['neck'] = nn.Identity(), Recorded([g['y1'], g['y2']])
     twin['grouping'].slot_embed.weight.data.copy_(g['prototypes_teacher'])
     model.encoder_k.update_parameters = lambda online: None
     model.center.value.copy_(g['center'][0])
-    views = [torch.full((4, 1, 1, 1), float(i)) for i in range(2)]
+    views = [torch.full((len(g['x1']), 1, 1, 1), float(i)) for i in range(2)]
     losses = model.loss(views, boxed(g['box_1'], g['box_2']))
     close(sum(losses.values()), g['loss'])
     assert not torch.equal(model.center.value, g['center'][0])
