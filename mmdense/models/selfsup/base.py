@@ -179,7 +179,8 @@ class SelfSupervisor:
         data_samples: Optional[list] = None,
         mode: str = 'tensor',
     ):
-        """Run mmpretrain's ``forward()``, with views that have their channels last."""
+        """Return the losses (``mode='loss'``) or the product's maps (``mode='tensor'``) of views,
+        which get their channels last."""
         if mode == 'loss' and data_samples and 'deferred' in data_samples[0]:
             raise InputError(
                 "the views come without their colours and blur (MultiView's device_augment): the "
@@ -192,7 +193,17 @@ class SelfSupervisor:
         if mode == 'loss' and self.compile_options is not None:
             self.compile_parts(**self.compile_options)
             self.compile_options = None
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        if mode == 'tensor':
+            return self.extract_feat(inputs)
         return super().forward(inputs, data_samples, mode)
+
+    def init_weights(self) -> None:
+        """Initialize the weights; parts that were built last get their channels last too."""
+        super().init_weights()
+        if self.channels_last:
+            _use_channels_last(self)
 
     def probe(self, **features: Any) -> None:
         """Hand features to the health monitor. It does nothing unless a check is due.
