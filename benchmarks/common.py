@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What the benchmarks have in common: options, time, memory, and the rows of their tables."""
+"""Share what all benchmarks need: options, time, memory, and the rows of their tables."""
 
 import argparse
 import copy
@@ -28,7 +28,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
 
 def parser(doc, rounds=7):
-    """Of the options that all benchmarks take."""
+    """Return a parser with the options that all benchmarks take."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +46,7 @@ def parser(doc, rounds=7):
 
 
 def add_model_options(parser, batch_size=16, depth=50, size=224):
-    """Of the benchmarks that have a model or its loss."""
+    """Add the options of benchmarks with a model or a loss."""
     parser.add_argument('--amp', choices=['float16', 'bfloat16'], help='autocast')
     parser.add_argument('--batch-size', type=int, default=batch_size)
     parser.add_argument('--depth', type=int, default=depth, help='of the ResNet')
@@ -141,7 +141,7 @@ def total(times, names):
 
 
 def in_own_process(function, *args):
-    """What the function returns in a process of its own.
+    """Return the result of the function in a process of its own.
 
     Args:
         function (Callable): Of a module.
@@ -271,7 +271,7 @@ def finish(args, rows):
 
 
 def machine():
-    """What the figures depend on: processor, GPU, versions."""
+    """Return what the figures depend on: processor, GPU, versions."""
     model = platform.processor() or platform.machine()
     if os.path.exists('/proc/cpuinfo'):
         with open('/proc/cpuinfo') as f:

@@ -100,7 +100,7 @@ def deferred(pipeline):
 
 
 def device_parts(config, load, paths, args):
-    """What finishes a batch of these images on the device, ours and the others'."""
+    """Return functions that finish a batch of these images on the device, ours and the others'."""
     path = common.CONFIGS / '_base_' / 'models' / 'r50.py'
     preprocessor = dict(Config.fromfile(str(path)).model.data_preprocessor)
     preprocessor = models.build(dict(preprocessor, type='SelfSupDataPreprocessor'), 'mmdense', args)

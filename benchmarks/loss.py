@@ -74,7 +74,7 @@ def pixel_consistency_written_out(transform, z, target, box_q, box_k):
 
 
 def overlap_written_out(scores, box, other):
-    """What the views share, image by image."""
+    """Return the overlap of the views, image by image."""
     height, width = scores.shape[2:]
     aligned = []
     for maps, (x0, y0, x1, y1), (u0, v0, u1, v1) in zip(scores, box.tolist(), other.tolist()):
@@ -244,7 +244,7 @@ def make(name, args):
 
 
 def check_equal(values):
-    """Of a loss in several versions, float32: 1e-5."""
+    """Check that the versions of a loss agree, in float32 to 1e-5."""
     ours = values['mmdense']
     if any(abs(value - ours) > 1e-5 * max(1, abs(ours)) for value in values.values()):
         raise AssertionError(f'the losses differ: {values}')

@@ -132,7 +132,7 @@ def when(result, machines):
 
 
 def table(script, rows, machines):
-    """Of one script: all rows, what they were measured with, and why a target is missed.
+    """Print all rows of one script, what they were measured with, and why a target is missed.
 
     Args:
         rows (list[tuple[dict, dict]]): The result that a row is of, and the row.

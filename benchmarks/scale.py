@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""How a step scales: with the batch, and over processes.
+"""Measure how a step scales with the batch, and over processes.
 
     python benchmarks/scale.py batches --depth 18 --size 64 --batch-sizes 4 8 16 32     # a CPU
     python benchmarks/scale.py batches --device cuda --amp float16 --batch-sizes 32 64 128 256

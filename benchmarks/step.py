@@ -111,8 +111,8 @@ def matrix_products(shapes, args):
 
 
 def both_encoders(model, views, args):
-    """Of PixPro and SlotCon: backbone and projector of both views, with gradients, and in the twin,
-    without."""
+    """Run backbone and projector of both views of PixPro and SlotCon, with gradients, and those of
+    the momentum encoder without."""
     twin = model.encoder_k.module
     maps = maps_of(model.backbone, views, args)
     return {
@@ -270,7 +270,7 @@ def compare_lars(args):
     options = dict(lr=0.1, momentum=0.9, weight_decay=1e-5)
 
     def parameters():
-        """Of its own, with gradients."""
+        """Copy tensors, with gradients."""
         backbone = models.shrink(models.shipped_config('DenseCL').model, args).backbone
         params = list(models.build(backbone, 'mmpretrain', args).parameters())
         for p in params:

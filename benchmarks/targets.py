@@ -1,11 +1,11 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What the figures should be, and why where they are not; the reason is shown only then."""
+"""Define targets of the figures, and reasons where they are missed; a reason is shown only then."""
 
 from typing import NamedTuple
 
 
 class Target(NamedTuple):
-    """Of some rows of one script."""
+    """Define the target of some rows of one script."""
 
     script: str
     what: str  # a part of the row's own, as peer

@@ -111,20 +111,7 @@ def main():
     with one_line_errors(OSError):
         check_args(args)
         began = time.time()
-        print('1/5  Photographs. Nothing is downloaded: they come with the installed packages.')
-        train, held_out = installed(TRAIN), installed(HELD_OUT)
-        if len(train) < 4 or not held_out:
-            raise DataError(
-                f'the demo found {len(train)} photographs to train on and {len(held_out)} to try; '
-                'most of them come with scikit-image: pip install scikit-image'
-            )
-        tiles = cut_tiles(train, work_dir / 'photographs', args.max_tiles)
-        print(
-            f'     {len(train)} photographs to train on, cut into {tiles} overlapping tiles of '
-            f'{TILE} pixels: {work_dir / "photographs"}'
-        )
-        names = ', '.join(path.stem for path in held_out)
-        print(f'     {len(held_out)} photographs that training never sees: {names}')
+        held_out = prepare_photographs(args, work_dir)
 
         print('2/5  Pretraining: DenseCL, ResNet-18, no labels. In a run as short as this the')
         print('     loss is no measure of success; step 4 is.')
@@ -133,47 +120,7 @@ def main():
         backbone_file = work_dir / 'backbone.pth'
         print('3/5  Export: the backbone alone, without what only pretraining needs.')
         print('     ' + convert_checkpoint(str(checkpoint), str(backbone_file)))
-
-        print('4/5  Comparison. Two views of a held-out photograph: other crop, mirrored or not,')
-        print('     other brightness, contrast and colour. For each cell of one view: which cell')
-        print('     of the other has the most similar feature, and is it the true place?')
-        cfg = Config.fromfile(str(CONFIG))
-        init_default_scope(cfg.default_scope)
-        scale = [
-            np.divide(cfg.model.data_preprocessor[key], 255).tolist() for key in ('mean', 'std')
-        ]
-        preprocess = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*scale)])
-        backbones = {
-            'random weights': random_backbone(cfg, preprocess, work_dir / 'photographs'),
-            'pretrained weights': pretrained_backbone(cfg, backbone_file),
-        }
-        random = np.random.RandomState(0)
-        photos = [open_photo(path) for path in held_out]
-        pairs = [view_pair(photo, random) for photo in photos for _ in range(args.pairs)]
-        hits = compare(backbones, preprocess, pairs)
-        cells = sum(map(len, hits['random weights']))
-        print(f'     {len(pairs)} pairs, {cells} cells. Matches within one cell of the true place:')
-        mirrored = [one_is_mirrored(*boxes) for boxes, _ in pairs]
-        plain = [not each for each in mirrored]
-        print(f'     {"":24s}all pairs   one mirrored   neither or both')
-        for name in hits:
-            row = [share(hits[name], chosen) for chosen in (None, mirrored, plain)]
-            print('     {:24s}{:>9s}{:>15s}{:>18s}'.format(name, *row))
-
-        print(
-            '5/5  Picture: of the pair for which pretraining helped as much as for the median pair.'
-        )
-        picture = work_dir / 'correspondence.png'
-        gains = [
-            float(after.mean() - before.mean())
-            for before, after in zip(hits['random weights'], hits['pretrained weights'])
-        ]
-        typical = int(np.argsort(gains)[len(gains) // 2])
-        titles = {
-            name: f'{name}: {share(hits[name])} of matches\nright over {len(pairs)} pairs of views'
-            for name in backbones
-        }
-        draw(backbones, preprocess, pairs[typical], titles, str(picture))
+        picture = compare_backbones(args, work_dir, backbone_file, held_out)
 
     print(f"""
 Done in {(time.time() - began) / 60:.1f} minutes.
@@ -183,6 +130,72 @@ Done in {(time.time() - began) / 60:.1f} minutes.
 
 Pretrain on your own images; it ends with the lines for a config of mmdet or mmseg:
   {os.path.relpath(sys.executable)} -m mmdense pretrain /path/to/images""")
+
+
+def prepare_photographs(args, work_dir):
+    """Cut the photographs to train on into tiles, and return the paths of the others."""
+    print('1/5  Photographs. Nothing is downloaded: they come with the installed packages.')
+    train, held_out = installed(TRAIN), installed(HELD_OUT)
+    if len(train) < 4 or not held_out:
+        raise DataError(
+            f'the demo found {len(train)} photographs to train on and {len(held_out)} to try; '
+            'most of them come with scikit-image: pip install scikit-image'
+        )
+    tiles = cut_tiles(train, work_dir / 'photographs', args.max_tiles)
+    print(
+        f'     {len(train)} photographs to train on, cut into {tiles} overlapping tiles of '
+        f'{TILE} pixels: {work_dir / "photographs"}'
+    )
+    names = ', '.join(path.stem for path in held_out)
+    print(f'     {len(held_out)} photographs that training never sees: {names}')
+    return held_out
+
+
+def compare_backbones(args, work_dir, backbone_file, held_out):
+    """Compare the pretrained backbone with a random one, and return the path of a picture."""
+    print('4/5  Comparison. Two views of a held-out photograph: other crop, mirrored or not,')
+    print('     other brightness, contrast and colour. For each location of one view: which')
+    print('     location of the other has the most similar feature, and is it the true place?')
+    cfg = Config.fromfile(str(CONFIG))
+    init_default_scope(cfg.default_scope)
+    scale = [np.divide(cfg.model.data_preprocessor[key], 255).tolist() for key in ('mean', 'std')]
+    preprocess = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*scale)])
+    backbones = {
+        'random weights': random_backbone(cfg, preprocess, work_dir / 'photographs'),
+        'pretrained weights': pretrained_backbone(cfg, backbone_file),
+    }
+    random = np.random.RandomState(0)
+    photos = [open_photo(path) for path in held_out]
+    pairs = [view_pair(photo, random) for photo in photos for _ in range(args.pairs)]
+    hits = compare(backbones, preprocess, pairs)
+    print_hits(hits, pairs)
+
+    print('5/5  Picture: of the pair for which pretraining helped as much as for the median pair.')
+    picture = work_dir / 'correspondence.png'
+    gains = [
+        float(after.mean() - before.mean())
+        for before, after in zip(hits['random weights'], hits['pretrained weights'])
+    ]
+    typical = int(np.argsort(gains)[len(gains) // 2])
+    titles = {
+        name: f'{name}: {share(hits[name])} of matches\nright over {len(pairs)} pairs of views'
+        for name in backbones
+    }
+    draw(backbones, preprocess, pairs[typical], titles, str(picture))
+    return picture
+
+
+def print_hits(hits, pairs):
+    """Print the share of right matches of each backbone."""
+    locations = sum(map(len, hits['random weights']))
+    print(f'     {len(pairs)} pairs, {locations} locations. Matches within one grid cell of the')
+    print('     true place:')
+    mirrored = [one_is_mirrored(*boxes) for boxes, _ in pairs]
+    plain = [not each for each in mirrored]
+    print(f'     {"":24s}all pairs   one mirrored   neither or both')
+    for name in hits:
+        row = [share(hits[name], chosen) for chosen in (None, mirrored, plain)]
+        print('     {:24s}{:>9s}{:>15s}{:>18s}'.format(name, *row))
 
 
 def installed(photographs):

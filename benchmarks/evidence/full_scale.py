@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What the published recipes take, on paper: counted and calculated from their configs."""
+"""Estimate what the published recipes take: counted and calculated from their configs."""
 
 import copy
 import json
@@ -62,7 +62,7 @@ def _row(name: str, data: str, count: int, cfg: Config) -> dict:
 
 
 def count_operations(cfg: Config) -> tuple:
-    """Of a recipe's model.
+    """Count the model of a recipe.
 
     Returns:
         Tuple[float, int, int]: Operations of a training step for each image,

@@ -187,7 +187,7 @@ def _table(cfg: Config, results: Results) -> str:
 
 
 def _small_table(cfg: Config, results: Results) -> str:
-    """Where the images of a task are all there is, or what to go on with."""
+    """Return the rows of tasks with few images, from nothing or continued."""
     small = cfg.get('small') or {}
     by = {ours.method for ours in small.values()}
     rows = {
@@ -223,7 +223,7 @@ def _probes(results_dir: Path) -> str:
 
 
 def _class_tables(cfg: Config, results: Results) -> str:
-    """Of each task, by class; rows are all that have been run."""
+    """Return a table of each task by class; rows are all that have been run."""
     firsts, tables = [next(iter(task.metrics)) for task in cfg.tasks.values()], []
     for head, kind, metric in _columns(cfg):
         runs = [r for r in results.values() if r['id'].startswith(f'{kind}/') and 'classes' in r]
@@ -241,7 +241,7 @@ def _class_tables(cfg: Config, results: Results) -> str:
 
 
 def _cells(cfg: Config, results: Results, columns: List[tuple], methods: Iterable[str]) -> list:
-    """Of each column, by that of the methods that is run for it."""
+    """Return the settings of each column, from the method that is run for it."""
     planned = {id.rsplit('/', 1)[0] for id in order(cfg, {})}
     cells = []
     for _, kind, metric in columns:
@@ -292,7 +292,7 @@ def _about_spread(results: Results) -> str:
 
 
 def _missing(cfg: Config, results: Results) -> str:
-    """Of each seed what is not run, or, where that is most, what is."""
+    """Return what is not run of each seed, or, where that is most, what is run."""
     ids = order(cfg, {})
     if all(id in results for id in ids):
         return f'All {len(ids)} pieces have been run.'
@@ -316,7 +316,7 @@ def _missing(cfg: Config, results: Results) -> str:
 
 
 def _settings(cfg: Config, results: Results, results_dir: Path) -> str:
-    """What differs between the methods, from their configs."""
+    """Return the differences between the methods, from their configs."""
     rows = []
     for method in [*cfg.methods, *(cfg.get('small') or {})]:
         found = [r for r in results.values() if r['id'].startswith(f'pretrain/{method}/')]

@@ -92,22 +92,22 @@ class Study:
         self._keys: Dict[str, str] = {}
 
     def key(self, id: str) -> str:
-        """Of all that a result depends on: equal keys, equal settings."""
+        """Return the key of all that a result depends on: equal keys, equal settings."""
         if id not in self._keys:
             piece = self.pieces[id]
             self._keys[id] = digest([piece.config(), *map(self.key, piece.needs)])
         return self._keys[id]
 
     def folder(self, id: str) -> Path:
-        """Of the run. With other settings it is another one."""
+        """Return the folder of the run. Other settings have another folder."""
         return self.work_dir / id / self.key(id)
 
     def path(self, id: str) -> Path:
-        """Of the result."""
+        """Return the path of the result."""
         return self.results_dir / f'{id}.json'
 
     def product(self, id: str) -> Path:
-        """What others need of it."""
+        """Return the path of the weights that others need."""
         return self.folder(id) / self.pieces[id].product
 
     def results(self, stale: bool = False) -> Dict[str, dict]:
@@ -121,8 +121,8 @@ class Study:
         return found
 
     def missing(self) -> List[str]:
-        """What is still to be run, in order: without a result, or without weights that others
-        still need."""
+        """Return what is still to be run, in order: without a result, or without weights that
+        others still need."""
         done = self.results()
         rest = [piece for piece in self.pieces.values() if piece.id not in done]
         needed = {need for piece in rest for need in piece.needs}
@@ -153,7 +153,7 @@ class Study:
         return min(piece.minutes, 1.5) if piece.resumable else piece.minutes
 
     def table(self) -> str:
-        """Of all pieces, and how long the rest is expected to take."""
+        """Print the state of all experiments, and the expected time of the rest."""
         missing = self.missing()
         lines = []
         for id in self.order(self.results()):
@@ -279,7 +279,7 @@ class Study:
 
 
 def machine() -> dict:
-    """What a result was made on: processor, threads, versions."""
+    """Return the machine of a result: processor, threads, versions."""
     found = common.machine()
     for name, distributions in (
         ('mmdet', ['onedl-mmdetection', 'mmdet']),
@@ -296,7 +296,7 @@ def machine() -> dict:
 
 
 def commit() -> str:
-    """Of this checkout, with -dirty where code differs from it; the version where it is none."""
+    """Return the commit of this checkout, with -dirty where code differs from it, or the version."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -329,5 +329,5 @@ def _last_line(path: Path) -> str:
 
 
 def pairs(options: Dict[str, Any]) -> Tuple[str, ...]:
-    """As ``--cfg-options`` takes them."""
+    """Format settings for ``--cfg-options``."""
     return tuple(f'{key}={str(value).replace(" ", "")}' for key, value in options.items())

@@ -55,7 +55,7 @@ def make_study(cfg: Config, work_dir: Path, results: Path, data_root: Path) -> S
 
 
 def order(cfg: Config, results: Dict[str, dict]) -> List[str]:
-    """Of a study that may end anywhere: each step for all methods before the next one.
+    """Order a study that may end anywhere: each step for all methods before the next one.
 
     For each seed: weights, frozen features, then the tasks, first with few
     labels; of a task with ``best`` the baselines and so many dense methods;
@@ -120,7 +120,7 @@ class _Plan:
     # -------------------------------------------------------------------------------- pretraining
 
     def images(self, method: str) -> int:
-        """How many it is pretrained on."""
+        """Return the number of images of the pretraining."""
         ours = self.ours(method)
         if ours.get('names'):
             return len(_names(self.data / ours.names))
@@ -273,7 +273,7 @@ class _Plan:
         return f'pretrain/{method}/seed{seed}'
 
     def evaluating(self) -> dict:
-        """What tools/evaluate_features.py is told."""
+        """Return the arguments of tools/evaluate_features.py."""
         cfg = Config.fromfile(str(REPO / self.cfg.frozen.config))
         cfg = Config(cfg.default_hooks.evaluation)
         cfg.merge_from_dict(dict(self.cfg.frozen.options))
@@ -306,7 +306,7 @@ class _Plan:
         )
 
     def transferring(self, name: str, few: bool, seed: int = 0, lists: str = 'lists') -> dict:
-        """What is changed in the config of a task."""
+        """Return the changes in the config of a task."""
         task = self.cfg.tasks[name]
         options = dict(task.options, **{'randomness.seed': seed + task.get('seed', 0)})
         if few:
@@ -371,7 +371,7 @@ class _Plan:
 
 
 def by_class(log: str, column: str) -> Dict[str, float]:
-    """Of the tables of classes that mmdet and mmseg print when testing: a column, mean of the
+    """Read a column of the tables of classes that mmdet and mmseg print when testing, mean of the
     tables (mmdet prints one for each IoU)."""
     found: Dict[str, List[float]] = {}
     heads: List[str] = []
@@ -388,7 +388,7 @@ def by_class(log: str, column: str) -> Dict[str, float]:
 
 
 def _names(path: Path) -> List[str]:
-    """Of images, without endings: of a folder, or the lines of a list."""
+    """Return the names of images without endings: of a folder, or the lines of a list."""
     if path.is_dir():
         return [file.stem for file in path.iterdir()]
     if not path.is_file():
@@ -397,7 +397,7 @@ def _names(path: Path) -> List[str]:
 
 
 def _curves(log, names: List[str]) -> Dict[str, List[List[float]]]:
-    """Of training, some, and of evaluations, all: [step, value], at most 200."""
+    """Return some values of training and all of evaluations: [step, value], at most 200."""
     found = {name: log.train[name] for name in names if name in log.train}
     found.update({_bare(name): curve for name, curve in log.evaluation.items()})
     curves = {}

@@ -41,7 +41,7 @@ RANDOM = [
     dict(type='Kaiming', layer='Conv2d'),
     dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
 ]
-# What the papers' tables have, in their order; mmdet measures in fractions, mmseg in percent.
+# The columns of the papers' tables, in their order; mmdet measures in fractions, mmseg in percent.
 HEADLINES = {
     'coco/bbox_mAP': 'box AP',
     'coco/bbox_mAP_50': 'box AP50',

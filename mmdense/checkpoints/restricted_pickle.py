@@ -50,7 +50,7 @@ def _named(value: Any) -> str:
     return value if isinstance(value, str) else getattr(value, '__name__', type(value).__name__)
 
 
-# What is called in place of functions that could do harm. numpy's and torch's
+# Harmless functions replace those that could do harm. numpy's and torch's
 # own trust their arguments: with wrong ones they would corrupt memory.
 
 
@@ -62,7 +62,7 @@ def _method(owner: Any, name: str) -> Any:
 
 
 def _encode(text: str, encoding: str = 'latin1') -> bytes:
-    """How Python pickles bytes by protocol 2. Other codecs could be named to grow the text."""
+    """Encode bytes as Python pickles them by protocol 2; other codecs could grow the text."""
     if type(text) is not str or encoding not in ('latin1', 'latin-1'):
         raise RefusedError(f'_codecs.encode of {_named(type(text))} as {_named(encoding)}')
     return text.encode('latin1')
@@ -416,7 +416,7 @@ class Unpickler(pickle._Unpickler):
 
 
 def module(file_size: int, sizes: Optional[Dict[str, int]]) -> Any:
-    """What takes the place of ``pickle`` for one file.
+    """Replace ``pickle`` for one file.
 
     Args:
         file_size (int): Of the file, in bytes.
@@ -427,7 +427,7 @@ def module(file_size: int, sizes: Optional[Dict[str, int]]) -> Any:
     unpickler = type('Unpickler', (Unpickler,), dict(file_size=file_size, sizes=sizes, seen=seen))
 
     def load(file: Any, **kwargs: Any) -> Any:
-        """Of the old format: what comes before and after the main pickle. Last, once that has
+        """Check the pickles before and after the main one of the old format. Last, once that has
         named its storages, the keys of those that follow."""
         loaded = unpickler(file, **kwargs).load()
         if seen and set(loaded) != seen:

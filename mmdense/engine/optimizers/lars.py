@@ -100,8 +100,8 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        # What is treated alike goes together, also across groups: a paramwise_cfg makes a group
-        # of each parameter.
+        # Parameters that are treated alike go together, also across groups: a paramwise_cfg makes
+        # a group of each parameter.
         alike = defaultdict(list)
         for group in self.param_groups:
             options = tuple(group[name] for name in OPTIONS)
