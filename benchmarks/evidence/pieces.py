@@ -296,7 +296,7 @@ def machine() -> dict:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, with -dirty where code differs from it, or the version."""
+    """Return the commit of this checkout, -dirty where code differs from it, or the version."""
 
     def git(*words: str) -> str:
         return subprocess.run(
