@@ -7,7 +7,7 @@ no PyTorch.
 """
 
 from types import ModuleType
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Optional
 
 
 def map_config_packages(packages: Dict[str, str]) -> None:
@@ -22,6 +22,13 @@ def map_config_packages(packages: Dict[str, str]) -> None:
     from mmengine.config.utils import MODULE2PACKAGE
 
     MODULE2PACKAGE.update(packages)
+
+
+def is_config_package(module: str) -> bool:
+    """Return whether MMEngine finds the configs of ``module::…`` in any process."""
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    return module in MODULE2PACKAGE
 
 
 def replace_checkpoint_loaders(load: Callable, load_from_http: Callable) -> None:
@@ -82,6 +89,11 @@ def initialize_weights(runner: Any) -> None:
 def is_resuming(runner: Any) -> bool:
     """Return whether a runner continues a run, and does not start another from a checkpoint."""
     return runner._resume
+
+
+def find_resumed_file(runner: Any) -> Optional[str]:
+    """Return the checkpoint that a runner continues from, or None if it continues none."""
+    return runner._load_from if runner._resume else None
 
 
 def remove_hooks(runner: Any, kind: type) -> None:

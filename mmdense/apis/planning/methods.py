@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
 
 from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import DefaultScope
 
 from mmdense.models.selfsup import SelfSupervisor, registered_algorithms
 from mmdense.registry import MODELS
 from mmdense.utils import model_index
 from mmdense.utils.errors import InputError
+from mmdense.utils.mmengine_patches import is_config_package
 from mmdense.utils.plugins import find_plugins, import_modules, load_plugin, unknown_method
 
 from .config_text import base_line, literal
@@ -162,7 +162,7 @@ def _locate(base: str, folder: str) -> str:
     package, _, path = base.partition('::')
     if not path:
         return osp.normpath(osp.join(folder, base))
-    if package in MODULE2PACKAGE:
+    if is_config_package(package):
         return base
     spec = find_spec(package)
     configs = (

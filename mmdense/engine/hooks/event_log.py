@@ -4,6 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmdense.registry import HOOKS
+from mmdense.utils.mmengine_patches import find_resumed_file, is_resuming
 
 from ..events import WarningEvents, log_event
 
@@ -32,8 +33,8 @@ class EventLogHook(Hook):
             processes=get_world_size(),
             epoch_length=len(runner.train_dataloader) if by_epoch else None,
             max_iters=runner.max_iters,
-            resumed=bool(runner._resume and runner.iter),
-            resumed_from=runner._load_from if runner._resume else None,
+            resumed=bool(is_resuming(runner) and runner.iter),
+            resumed_from=find_resumed_file(runner),
         )
 
     def after_train(self, runner: Runner) -> None:
