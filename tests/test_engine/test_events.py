@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Events are data: complete, of one process, and never the end of a training."""
 
+import ast
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import pytest
 from mmengine.logging import MMLogger
 
 from mmdense.engine import EventLogHook
-from mmdense.engine.events import EVENTS_FILE, WarningEvents, log_event, read_events
+from mmdense.engine.events import EVENTS_FILE, MESSAGE, WarningEvents, log_event, read_events
 
 
 class FakeRunner:
@@ -135,7 +136,23 @@ def test_a_real_run(pretrained):
     assert finished['iterations'] == started['max_iters'] == finished['iter']
     assert by_kind['queue_fills']['queue_len'] == 64
     assert by_kind['checkpoint']['path'] == str(pretrained)
+    assert by_kind['checkpoint']['iteration'] == finished['iterations']
+    assert max(map(len, lines)) < 1000  # the meta of a checkpoint holds the complete config
     assert by_kind['backbone_exported']['path'] == str(pretrained.parent / 'backbone.pth')
     # what the log says in words the events say as data
     log = next(folder.glob('*.log')).read_text()
     assert by_kind['queue_fills']['text'] in log
+
+
+def test_every_kind_is_documented(repo):
+    """In the table of docs/cli.md."""
+    calls = [
+        node
+        for path in (repo / 'mmdense').rglob('*.py')
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'log_event'
+    ]
+    kinds = {call.args[1].value for call in calls}
+    assert len(kinds) >= 15
+    page = (repo / 'docs' / 'cli.md').read_text(encoding='utf-8')
+    assert not [kind for kind in kinds | {MESSAGE} if f'`{kind}`' not in page]

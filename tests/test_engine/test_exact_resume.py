@@ -142,11 +142,15 @@ def test_another_batch_size(train, tmp_path):
     meta = load(resumed(16))['meta']  # 4 + 4 more steps of an epoch of 8
     assert (meta['epoch'], meta['iter']) == (1, 16)
     (folder,) = {path.parent for path in (tmp_path / 'half').glob('*/events.jsonl')}
-    changed, started = read_events(folder)[:2]
-    assert changed['kind'] == 'resumed_with_difference' and changed['level'] == 'WARNING'
+    events = {event['kind']: event for event in read_events(folder)}
+    changed, started = events['resumed_with_difference'], events['started']
+    assert changed['level'] == 'WARNING'
     assert (changed['before']['total batch'], changed['now']['total batch']) == (4, 2)
-    assert started['kind'] == 'started' and started['resumed']
-    assert started['resumed_from'] == str(by_epoch(6)) and started['iter'] == changed['iteration']
+    assert (
+        started['resumed']
+        and started['resumed_from'] == str(by_epoch(6))
+        and started['iter'] == changed['iteration']
+    )
     assert load(resumed(14))['meta']['iter'] == 14 and not resumed(10).exists()
     algorithm = first_of('momentum')
     by_iteration = train(algorithm, 'by_iteration')

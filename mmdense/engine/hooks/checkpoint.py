@@ -104,7 +104,7 @@ class CheckpointHook(_CheckpointHook):
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         if not self.local:
             super()._save_checkpoint_with_step(runner, step, meta)
-            log_event(runner, 'checkpoint', path=self.last_ckpt, saved=dict(meta))
+            log_event(runner, 'checkpoint', path=self.last_ckpt, iteration=meta.get('iter'))
             return
         outdated: List[str] = [self.out_of_turn] if self.out_of_turn else []
         if self.max_keep_ckpts > 0:
@@ -185,7 +185,7 @@ class CheckpointHook(_CheckpointHook):
                 last = osp.join(runner.work_dir, 'last_checkpoint')
                 with atomic_write(last) as part, open(part, 'w') as f:
                     f.write(self.last_ckpt)
-            log_event(runner, 'checkpoint', path=self.last_ckpt, saved=dict(meta))
+            log_event(runner, 'checkpoint', path=self.last_ckpt, iteration=meta.get('iter'))
         except OSError:
             self.last_ckpt = previous
             runner.message_hub.update_info('last_ckpt', previous)
