@@ -112,7 +112,7 @@ def _check_secure(url: str, sha256: str = '') -> None:
 
     Args:
         url (str): URL of the file.
-        sha256 (str): Its SHA256, or the start of it. The eight digits of a file's name protect from
+        sha256 (str): SHA256 of the file, or its start. The eight digits of a file's name protect from
             accidents, not from intent.
 
     Raises:
