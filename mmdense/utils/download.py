@@ -112,8 +112,8 @@ def _check_secure(url: str, sha256: str = '') -> None:
 
     Args:
         url (str): URL of the file.
-        sha256 (str): Its SHA256, or the start of it. The eight digits of a file's name protect from
-            accidents, not from intent.
+        sha256 (str): SHA256 of the file, or its start. The eight digits of a file's name protect
+            from accidents, not from intent.
 
     Raises:
         CheckpointError: The URL is neither https nor protected by a complete SHA256.

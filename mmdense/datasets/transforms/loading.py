@@ -165,8 +165,8 @@ def decode_image(
 
     Args:
         content (bytes): The complete file.
-        min_side (int, optional): As for :class:`LoadImage`.
-        max_pixels (int): As for :class:`LoadImage`.
+        min_side (int, optional): Argument of :class:`LoadImage`.
+        max_pixels (int): Argument of :class:`LoadImage`.
 
     Returns:
         np.ndarray: (H, W, 3) uint8, BGR, writable.

@@ -27,7 +27,7 @@ KEYS = ('proposals', 'proposal_ids', 'proposal_scores')
 
 
 class Proposals(NamedTuple):
-    """Hold the proposals of one image: R boxes, their scores or None, their list positions."""
+    """Hold the proposals of one image: R boxes, scores or None, and positions in the list."""
 
     boxes: np.ndarray
     scores: Optional[np.ndarray]
