@@ -1,5 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import importlib.util
+import itertools
 import os
 import random
 import runpy
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO / 'tests'))  # processes.py
 
 # Before torch is imported, here and in the subprocesses of tests: with a thread for each of many
 # cores the small tensors of tests are slower, and with several workers they fight for the cores.
@@ -374,6 +376,21 @@ def run(repo):
             timeout=300,
         )
 
+    return call
+
+
+@pytest.fixture
+def run_forked(repo, free_port, tmp_path):
+    """Run a program as ``run(sys.executable, program, …)`` does, but in processes forked from one
+    that has imported mmdense; with ``number=2``, as torchrun does."""
+    import processes
+
+    def call(program, *arguments, cwd=repo, **options):
+        log = tmp_path / f'output_{next(numbers)}.log'
+        options.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port)
+        return processes.run_forked(program, arguments, log, cwd, **options)
+
+    numbers = itertools.count()
     return call
 
 

@@ -9,15 +9,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture
-def in_processes(run, free_port, tmp_path, request):
-    """Runs a function of the test's file in processes over gloo; what each returned. The file
-    ends with tiny.main()."""
+def in_processes(run_forked, tmp_path, request):
+    """Run a function of the test's file in processes over gloo; return what each returned. The
+    file ends with tiny.main()."""
     import torch
 
     def call(function, number=2):
-        launch = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', number]
         file = request.module.__file__
-        done = run(*launch, '--master_port', free_port, file, function.__name__, tmp_path)
+        done = run_forked(file, function.__name__, tmp_path, number=number)
         assert done.returncode == 0, done.stdout
         return [torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in range(number)]
 
