@@ -1,5 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import importlib.util
+import itertools
 import os
 import random
 import runpy
@@ -16,7 +17,7 @@ from typing import Optional
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
-# tiny_algorithms.py, for tests and the processes that they start
+# processes.py, and tiny_algorithms.py for tests and the processes that they start
 sys.path.insert(0, str(REPO / 'tests'))
 
 # Before torch is imported, here and in the subprocesses of tests: with a thread for each of many
@@ -358,6 +359,21 @@ def run(repo):
             timeout=300,
         )
 
+    return call
+
+
+@pytest.fixture
+def run_forked(repo, free_port, tmp_path):
+    """Run a program as ``run(sys.executable, program, …)`` does, but in processes forked from one
+    that has imported mmdense; with ``number=2``, as torchrun does."""
+    import processes
+
+    def call(program, *arguments, cwd=repo, **options):
+        log = tmp_path / f'output_{next(numbers)}.log'
+        options.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port)
+        return processes.run_forked(program, arguments, log, cwd, **options)
+
+    numbers = itertools.count()
     return call
 
 

@@ -2,7 +2,6 @@
 """A resumed run is the uninterrupted one, bit by bit."""
 
 import random
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,10 +98,8 @@ def test_the_number_of_workers_changes_nothing(train):
 
 
 @each_algorithm(costly=True, recipe=True)
-def test_two_processes(algorithm, run, repo, tiny, free_port, tmp_path):
+def test_two_processes(algorithm, run_forked, tiny, tmp_path):
     """In the middle of an epoch; with the statistics of BatchNorm of each."""
-    script = str(repo / 'tools' / 'train.py')
-    launch = ['-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port}']
 
     def train(name, *flags):
         tiny.work_dir = tmp_path / name
@@ -116,13 +113,8 @@ def test_two_processes(algorithm, run, repo, tiny, free_port, tmp_path):
             'train_dataloader.batch_size=2',
             'train_dataloader.num_workers=1',
         ]
-        done = run(
-            sys.executable,
-            *launch,
-            script,
-            *tiny(*options, flags=flags, algorithm=algorithm),
-            *('--launcher', 'pytorch'),
-        )
+        arguments = tiny(*options, flags=flags, algorithm=algorithm)
+        done = run_forked('tools/train.py', *arguments, '--launcher', 'pytorch', number=2)
         assert done.returncode == 0, done.stdout[-3000:]
         return load(tiny.work_dir / 'iter_8.pth')
 

@@ -2,7 +2,6 @@
 """Steps that are not finite: skipped, explained, and not too many of them."""
 
 import re
-import sys
 from functools import partial
 
 import pytest
@@ -340,7 +339,7 @@ def test_bad_arguments(value):
         CheckInvalidValuesHook(max_in_a_row=value)
 
 
-def test_two_processes(tiny, run, free_port, tmp_path):
+def test_two_processes(tiny, run_forked, tmp_path):
     """One of them has the image; both skip, and know its name. What communicates in the backward
     pass, as synchronised BatchNorm does, waits for nobody."""
     (tmp_path / 'planted.py').write_text(
@@ -383,10 +382,8 @@ def test_two_processes(tiny, run, free_port, tmp_path):
         'default_hooks.checkpoint.max_keep_ckpts=-1',
     ]
     arguments = [tmp_path / 'config.py', *tiny(*options)[1:]]
-    launcher = ('-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port}')
-    result = run(
-        sys.executable, *launcher, 'tools/train.py', *arguments, '--launcher=pytorch', path=tmp_path
-    )
+    arguments = ['tools/train.py', *arguments, '--launcher=pytorch']
+    result = run_forked(*arguments, number=2, path=tmp_path)
     assert result.returncode == 0, result.stdout[-3000:]
     first, second = skipped(next(tiny.work_dir.glob('*/*.log')).read_text())
     assert 1 <= first <= 4 < second <= 8

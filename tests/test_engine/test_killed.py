@@ -2,7 +2,6 @@
 """What is on the disk when a run was killed, told to end, or had no room."""
 
 import errno
-import multiprocessing
 import os
 import random
 import re
@@ -17,15 +16,13 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from processes import PROCESSES
 from runs import tiny_config, train
 
 from mmdense.checkpoints import latest_whole_checkpoint
 from mmdense.engine import CheckpointHook, PreemptionHook
 from mmdense.engine.events import read_events
 from mmdense.utils.files import atomic_write, remove_parts
-
-PROCESSES = multiprocessing.get_context('forkserver')
-PROCESSES.set_forkserver_preload(['runs', 'mmdense.models', 'mmdense.datasets', 'mmdense.engine'])
 
 
 @pytest.fixture

@@ -425,10 +425,9 @@ if __name__ == '__main__':
     os._exit(0)  # PyTorch 2.1 can hang while it takes gloo down
 
 
-def test_two_processes_give_the_same_numbers(maps, plain, tmp_path, free_port, run):
+def test_two_processes_give_the_same_numbers(maps, plain, tmp_path, run_forked):
     alone = evaluate_features(Normed(0.5), plain, LabelledMaps(**maps), max_images=5)
-    launch = ['-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port}']
-    done = run(sys.executable, *launch, __file__, json.dumps(maps), tmp_path)
+    done = run_forked(__file__, json.dumps(maps), tmp_path, number=2)
     assert done.returncode == 0, done.stdout
     for rank in range(2):
         found, error = json.loads((tmp_path / f'{rank}.json').read_text())
