@@ -165,11 +165,10 @@ def _locate(base: str, folder: str) -> str:
     if is_config_package(package):
         return base
     spec = find_spec(package)
-    configs = (
-        spec
-        and spec.origin
-        and model_index.find_package_folder(Path(spec.origin).parent, 'configs')
-    )
-    if not configs:
-        raise InputError(f'{base}: there is no package {package} with a folder configs')
-    return str(configs / path)
+    if spec is not None and spec.origin is not None:
+        root = Path(spec.origin).parent
+        # as OpenMMLab installs them, as other packages do, and in a checkout
+        for configs in (root / '.mim' / 'configs', root / 'configs', root.parent / 'configs'):
+            if (configs / path).is_file():
+                return str(configs / path)
+    raise InputError(f'{base}: there is no package {package} with a config {path}')
