@@ -50,6 +50,7 @@ class Tiny:
             need (:attr:`recipe_options`).
         health (list[str]): Names of what the health monitor logs.
         losses (list[str]): Names of the losses in a log.
+        product (str): Path of the sub-module that a run is for.
         backbone (dict): What is different in the tiny backbone.
         example (bool): Whether tests take this algorithm when any will do; True for one.
         variants (dict): Further ``parts`` by the name of the variant.
@@ -68,6 +69,7 @@ class Tiny:
     options: List[str]
     health: List[str]
     losses: List[str]
+    product: str = 'backbone'
     backbone: dict = field(default_factory=dict)
     example: bool = False
     variants: Dict[str, Callable[[dict], dict]] = field(default_factory=dict)

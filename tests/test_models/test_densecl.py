@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 from torch.nn.functional import normalize
@@ -318,3 +319,26 @@ def test_init_follows_the_published_code(repo):
     assert fc.std().item() == pytest.approx((2 / 2048) ** 0.5, rel=0.02) and (bias == 0).all()
     conv1x1 = model.neck.mlp2[0].weight
     assert conv1x1.abs().max().item() == pytest.approx((1 / 2048) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    'path, epochs, lr, images',
+    [
+        ('configs/densecl_r50_coco.py', 800, 0.3, ('data/coco', 'train2017')),
+        ('configs/densecl_r50_in1k.py', 200, 0.03, ('data/imagenet', 'train')),
+    ],
+)
+def test_densecl_recipe(path, epochs, lr, images):
+    config = load_recipe(path)
+    assert config.train_cfg.max_epochs == epochs
+    assert config.optim_wrapper.optimizer == dict(
+        type='SGD', lr=lr, momentum=0.9, weight_decay=1e-4
+    )
+    assert 'paramwise_cfg' not in config.optim_wrapper  # decay on ALL parameters
+    model = config.model
+    assert (model.queue_len, model.feat_dim, model.loss_lambda) == (65536, 128, 0.5)
+    assert (model.momentum, model.head.temperature) == (0.001, 0.2)
+    assert model.backbone.norm_cfg.type == 'BN'  # shuffled, not synchronised
+    dataset = config.train_dataloader.dataset
+    assert (dataset.data_root, dataset.data_prefix) == images
+    assert config.train_dataloader.batch_size * 8 == 256

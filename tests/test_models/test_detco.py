@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
+from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 from torch.nn.functional import normalize
@@ -309,3 +310,37 @@ def test_wrong_batches_say_so():
         model.loss(views()[:2])
     with pytest.raises(InputError, match='expected strips of 9 square patches'):
         model.loss(views(grid=2))
+
+
+@pytest.mark.parametrize(
+    'path, epochs, lr, pairings, weights',
+    [
+        ('configs/detco_r50_in1k.py', 200, 0.03, ('gg', 'll', 'gl'), (0.1, 0.4, 0.7, 1.0)),
+        ('configs/detco_r50_coco.py', 800, 0.3, ('gg', 'll', 'gl'), (0.1, 0.4, 0.7, 1.0)),
+        (
+            'configs/detco/detco-aa_resnet50_8xb32-coslr-200e_in1k.py',
+            *(200, 0.03, ('gg', 'll', 'gl'), (0.1, 0.4, 0.7, 1.0)),
+        ),
+        (
+            'configs/detco/detco-multi-level_resnet50_8xb32-coslr-200e_in1k.py',
+            *(200, 0.03, ('gg',), (0.1, 0.4, 0.7, 1.0)),
+        ),
+        (
+            'configs/detco/detco-global-local_resnet50_8xb32-coslr-200e_in1k.py',
+            *(200, 0.03, ('gg', 'll', 'gl'), (1.0,)),
+        ),
+    ],
+)
+def test_detco_recipe(path, epochs, lr, pairings, weights):
+    config = load_recipe(path)
+    assert config.train_cfg.max_epochs == epochs
+    assert config.optim_wrapper.optimizer == dict(
+        type='SGD', lr=lr, momentum=0.9, weight_decay=1e-4
+    )
+    model = config.model
+    assert (model.pairings, model.stage_weights) == (pairings, weights)
+    assert (model.queue_len, model.feat_dim, model.momentum) == (65536, 128, 0.001)
+    assert (model.head.temperature, model.backbone.norm_cfg.type) == (0.2, 'BN')
+    assert 'in_channels' not in model.neck  # read from the backbone
+    views = config.train_dataloader.dataset.pipeline[1]
+    assert views.num_views == (2 if pairings == ('gg',) else [2, 2])  # with patches or without

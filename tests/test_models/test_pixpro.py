@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
+from recipes import check_lars_recipe, load_recipe
 from tiny_algorithms import PAIRS, RANK, STD, Tiny, health_names
 from torch import nn
 
@@ -344,3 +345,38 @@ def test_without_a_runner_the_schedule_asks_for_total_steps(two_views):
 
 def test_model_is_exported_by_name():
     assert MODELS.get('PixPro') is PixPro
+
+
+@pytest.mark.parametrize(
+    'path, epochs, images, instance',
+    [
+        ('configs/pixpro_r50_in1k.py', 100, 'train', False),
+        ('configs/pixpro/pixpro_resnet50_8xb128-coslr-400e_in1k.py', 400, 'train', False),
+        ('configs/pixpro/pixpro-instance_resnet50_8xb128-coslr-100e_in1k.py', 100, 'train', True),
+        ('configs/pixpro/pixpro-instance_resnet50_8xb128-coslr-400e_in1k.py', 400, 'train', True),
+        ('configs/pixpro_r50_coco.py', 800, 'train2017', False),
+    ],
+)
+def test_pixpro_recipe(path, epochs, images, instance):
+    config = load_recipe(path)
+    check_lars_recipe(config, 1024, epochs, images)
+    model = config.model
+    projector = dict(
+        type='ProjectionMLP',
+        in_channels=2048,
+        hid_channels=4096,
+        out_channels=256,
+        num_layers=2,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
+    )
+    assert model.neck == projector
+    head = dict(type='PixProHead', in_channels=256, num_layers=1, power=2, clamp=0, pos_ratio=0.7)
+    assert model.head == head
+    assert ('instance_neck' in model) == instance
+    if instance:
+        assert model.instance_neck == projector and model.instance_weight == 1
+        assert model.instance_head.predictor == dict(projector, in_channels=256)
+    first, second = config.train_dataloader.dataset.pipeline[1].transforms
+    for view in (first, second):
+        assert view[0].crop_ratio_range == (0.08, 1.0) and view[0].interpolation == 'bilinear'
+        assert 'min_overlap' not in view[0]

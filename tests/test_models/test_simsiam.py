@@ -1,15 +1,21 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import math
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
+import mmpretrain
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
+from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 
 from mmdense.models import SimSiam
-from mmdense.registry import MODELS
+from mmdense.registry import HOOKS, MODELS
 from mmdense.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures('mmdense_scope')
@@ -275,3 +281,55 @@ def test_wrong_batches_say_so():
 def test_unknown_arguments_name_the_algorithm():
     with pytest.raises(TypeError, match='SimSiam got an unexpected argument: foo'):
         MODELS.build(config(foo=1))
+
+
+@pytest.mark.parametrize(
+    'path, epochs, images',
+    [
+        ('configs/simsiam_r50_in1k.py', 100, ('data/imagenet', 'train')),
+        (
+            'configs/simsiam/simsiam_resnet50_8xb32-coslr-200e_in1k.py',
+            *(200, ('data/imagenet', 'train')),
+        ),
+        ('configs/simsiam_r50_coco.py', 800, ('data/coco', 'train2017')),
+    ],
+)
+def test_simsiam_recipe(path, epochs, images):
+    """As mmpretrain's, whose losses equal the published code's, at the published learning rate."""
+    config = load_recipe(path)
+    assert config.train_cfg.max_epochs == epochs
+    dataset = config.train_dataloader.dataset
+    assert (dataset.data_root, dataset.data_prefix) == images
+    theirs = Config.fromfile(
+        str(
+            Path(mmpretrain.__file__).parent
+            / '.mim/configs/simsiam/simsiam_resnet50_8xb32-coslr-200e_in1k.py'
+        )
+    )
+    for part in ('backbone', 'neck', 'head'):
+        assert _without_scopes(config.model[part]) == theirs.model[part], part
+    assert config.optim_wrapper == theirs.optim_wrapper
+    (hook,) = theirs.custom_hooks
+    ours = _without_scopes(config.default_hooks.predictor_lr)
+    assert dict(ours, priority='HIGH') == hook and hook.lr == 0.05
+
+
+def _without_scopes(config):
+    """``mmpretrain.ResNet`` → ``ResNet``."""
+    plain = {k: _without_scopes(v) if isinstance(v, dict) else v for k, v in config.items()}
+    return {k: v.split('.')[-1] if k == 'type' else v for k, v in plain.items()}
+
+
+def test_simsiams_predictor_keeps_its_learning_rate():
+    config = load_recipe('configs/simsiam_r50_coco.py')
+    model = nn.ModuleDict(dict(neck=nn.Linear(2, 2)))
+    model.head = nn.ModuleDict(dict(predictor=nn.Linear(2, 2)))
+    with DefaultScope.overwrite_default_scope('mmdense'):
+        optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
+        hook = HOOKS.build(config.default_hooks.predictor_lr)
+    for group in optimizer.param_groups:
+        group['lr'] = 0.01  # by a schedule
+    hook.before_train_epoch(SimpleNamespace(optim_wrapper=SimpleNamespace(optimizer=optimizer)))
+    rates = {id(group['params'][0]): group['lr'] for group in optimizer.param_groups}
+    assert {rates[id(p)] for p in model.neck.parameters()} == {0.01}
+    assert {rates[id(p)] for p in model.head.parameters()} == {0.05}

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
+from recipes import check_lars_recipe, load_recipe
 from tiny_algorithms import PAIRS, RANK, STD, Tiny, health_names
 from torch import nn
 from torch.nn.functional import normalize
@@ -53,6 +54,7 @@ def tiny():
         algorithm='SlotCon',
         family='momentum',
         parts=parts,
+        product='encoder_k.module.backbone',
         recipe='slotcon_r50_coco',
         options=[
             'model.neck.in_channels=512',
@@ -439,3 +441,29 @@ def test_wrong_batches_say_so(two_views):
         model.loss([*views, views[0]], samples)
     with pytest.raises(InputError, match='carry no boxes of the views'):
         model.loss(views, None)
+
+
+@pytest.mark.parametrize(
+    'path, epochs, prototypes, images',
+    [
+        ('configs/slotcon_r50_coco.py', 800, 256, 'train2017'),
+        ('configs/slotcon_r50_cocoplus.py', 800, 256, ['train2017', 'unlabeled2017']),
+        ('configs/slotcon_r50_in1k.py', 100, 2048, 'train'),
+        ('configs/slotcon/slotcon_resnet50_8xb64-coslr-200e_in1k.py', 200, 2048, 'train'),
+    ],
+)
+def test_slotcon_recipe(path, epochs, prototypes, images):
+    config = load_recipe(path)
+    check_lars_recipe(config, 512, epochs, images)
+    model = config.model
+    assert (model.num_prototypes, model.group_weight) == (prototypes, 0.5)
+    assert (model.student_temperature, model.teacher_temperature) == (0.1, 0.07)
+    assert (model.head.temperature, model.center_momentum) == (0.2, 0.9)
+    for mlp, channels in ((model.neck, 2048), (model.head.predictor, 256)):
+        assert (mlp.in_channels, mlp.hid_channels, mlp.out_channels) == (channels, 4096, 256)
+        assert (mlp.num_layers, mlp.act_cfg.type, mlp.norm_cfg.type) == (3, 'GELU', 'SyncBN')
+        assert mlp.init_cfg.std == 0.02
+    first, second = config.train_dataloader.dataset.pipeline[1].transforms
+    for view in (first, second):
+        assert view[0].crop_ratio_range == (0.08, 1.0) and view[0].interpolation == 'bicubic'
+    assert 'min_overlap' not in first[0] and second[0].min_overlap == 0.01
