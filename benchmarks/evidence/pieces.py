@@ -67,6 +67,20 @@ def digest(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _keyed(config: dict) -> dict:
+    """Return a config as the keys of results have it.
+
+    A hook that only writes events, and the new name of another hook, change no result.
+    """
+    hooks = config.get('default_hooks')
+    if not hooks:
+        return config
+    hooks = {name: hook for name, hook in hooks.items() if name != 'events'}
+    if 'momentum_twin' in hooks:
+        hooks['momentum_twin'] = dict(hooks['momentum_twin'], type='MomentumTwinHook')
+    return dict(config, default_hooks=hooks)
+
+
 class Study:
     """Pieces, what has become of them, and the rest of them run.
 
@@ -95,7 +109,7 @@ class Study:
         """Return the key of all that a result depends on: equal keys, equal settings."""
         if id not in self._keys:
             piece = self.pieces[id]
-            self._keys[id] = digest([piece.config(), *map(self.key, piece.needs)])
+            self._keys[id] = digest([_keyed(piece.config()), *map(self.key, piece.needs)])
         return self._keys[id]
 
     def folder(self, id: str) -> Path:

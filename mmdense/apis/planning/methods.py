@@ -10,7 +10,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from mmdense.models.selfsup import SelfSupervisor, registered_algorithms
+from mmdense.models.selfsup import MomentumSelfSupervisor, SelfSupervisor, registered_algorithms
 from mmdense.registry import MODELS
 from mmdense.utils import model_index
 from mmdense.utils.errors import InputError
@@ -107,18 +107,22 @@ def find_method(name: str, custom_imports: Sequence[str] = ()) -> Method:
 
 
 def find_algorithm(recipe: Config) -> type:
-    """Return the class of a recipe's algorithm.
+    """Return the class whose rules apply to a recipe.
+
+    It is the class of the recipe's algorithm. A class without mmdense's contract, such as
+    mmpretrain's, has no rules of its own: those for key queues apply, and the result is
+    :class:`~mmdense.models.selfsup.MomentumSelfSupervisor`.
 
     Raises:
-        InputError: When it is no :class:`~mmdense.models.selfsup.SelfSupervisor`.
+        InputError: When no such class is registered.
     """
     kind = recipe.model.type
     if isinstance(kind, str):
         with DefaultScope.overwrite_default_scope('mmdense'):
             kind = MODELS.get(kind)
-    if not (isinstance(kind, type) and issubclass(kind, SelfSupervisor)):
-        raise InputError(f'{recipe.model.type} is no SelfSupervisor that is registered in MODELS')
-    return kind
+    if not isinstance(kind, type):
+        raise InputError(f'{recipe.model.type} is no algorithm that is registered in MODELS')
+    return kind if issubclass(kind, SelfSupervisor) else MomentumSelfSupervisor
 
 
 def _outside_method(name: str, kind: type, imports: Tuple[str, ...]) -> Method:

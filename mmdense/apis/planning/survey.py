@@ -19,6 +19,7 @@ from PIL import Image
 from mmdense.datasets import UnlabeledDataset
 from mmdense.datasets.transforms.loading import UnreadableImageError
 from mmdense.engine.hooks.unreadable_images import MAX_UNREADABLE
+from mmdense.models.selfsup import Views
 from mmdense.models.utils import map_channels
 from mmdense.registry import MODELS
 from mmdense.utils.collect_env import cpu_cores
@@ -294,11 +295,12 @@ def survey_network(recipe_config: Config, name: Optional[str], size: int) -> Net
         text = str(error.args[0]) if error.args else type(error).__name__
         text = ' '.join(text.split())
         raise InputError(f'{kind} cannot take the backbone {name}: {text:.200}') from None
+    views = getattr(model, 'views', Views())  # an algorithm without our contract has none
     return Network(
         backbone,
         channels[-1],
         sum(p.numel() for p in model.parameters() if p.requires_grad),
-        int(kept * trained_views(read_views(recipe_config.train_pipeline), model.views)),
+        int(kept * trained_views(read_views(recipe_config.train_pipeline), views)),
         unused == 0,
     )
 
