@@ -348,7 +348,7 @@ def pretrained(pretrained_by) -> Path:
 def run(repo):
     """Runs a command as a user does; its output and exit code."""
 
-    def call(*command, cwd=repo, path='', **env):
+    def call(*command, cwd=repo, path='', timeout=300, **env):
         return subprocess.run(
             [str(c) for c in command],
             env=environment(path, **env),
@@ -356,7 +356,7 @@ def run(repo):
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=300,
+            timeout=timeout,
         )
 
     return call
