@@ -20,33 +20,43 @@ def add_plan(command) -> None:
 
 
 def _add_settings(command) -> None:
-    command.add_argument('images', type=_path, help='a folder, a zip, an LMDB, or a COCO json')
+    command.add_argument(
+        'images', type=_parse_path, help='a folder, a zip, an LMDB, or a COCO json'
+    )
     add = command.add_argument
     names = ', '.join(methods())
-    add('--method', type=_path, default='densecl', help=f'{names}; default: %(default)s')
+    add('--method', type=_parse_path, default='densecl', help=f'{names}; default: %(default)s')
     add('--backbone', help="resnet18, 34, 50, 101, or mmpretrain's by name; default: the recipe's")
-    add('--epochs', type=_count, help='default: from the number of images')
-    add('--out', type=_path, metavar='DIR', help='default: work_dirs/METHOD_IMAGES')
+    add('--epochs', type=_parse_count, help='default: from the number of images')
+    add('--out', type=_parse_path, metavar='DIR', help='default: work_dirs/METHOD_IMAGES')
     add(
         '--init',
-        type=_path,
+        type=_parse_path,
         metavar='CHECKPOINT',
         help='start from it, or from what `mmdense list` names',
     )
-    add('--labels', type=_path, metavar='DATA', help='labelled images: score the features by them')
+    add(
+        '--labels',
+        type=_parse_path,
+        metavar='DATA',
+        help='labelled images: score the features by them',
+    )
     add(
         '--ignore-label',
-        type=_whole,
+        type=_parse_whole,
         metavar='N',
         help='the number of pixels in label maps that do not count; default: 255',
     )
-    add('--batch-size', type=_count, metavar='N', help='images a process and step')
-    add('--workers', type=_whole, metavar='N', help='processes that load images, for each')
-    add('--gpus', type=_count, default=1, metavar='N', help='processes; default: %(default)s')
-    add('--size', type=_count, metavar='PIXELS', help='side of the views')
-    add('--seed', type=_seed, default=0, help='default: %(default)s')
+    add('--batch-size', type=_parse_count, metavar='N', help='images a process and step')
+    add('--workers', type=_parse_whole, metavar='N', help='processes that load images, for each')
+    add('--gpus', type=_parse_count, default=1, metavar='N', help='processes; default: %(default)s')
+    add('--size', type=_parse_count, metavar='PIXELS', help='side of the views')
+    add('--seed', type=_parse_seed, default=0, help='default: %(default)s')
     add(
-        '--prefix', type=_path, metavar='DIR', help="the folder that a json's paths are relative to"
+        '--prefix',
+        type=_parse_path,
+        metavar='DIR',
+        help="the folder that a json's paths are relative to",
     )
     add(
         '--custom-imports',
@@ -58,28 +68,28 @@ def _add_settings(command) -> None:
     )
 
 
-def _whole(text: str) -> int:
+def _parse_whole(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f'must be a whole number of at least 0, got {text}')
     return value
 
 
-def _count(text: str) -> int:
+def _parse_count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f'must be a whole number of at least 1, got {text}')
     return value
 
 
-def _seed(text: str) -> int:
-    value = _whole(text)
+def _parse_seed(text: str) -> int:
+    value = _parse_whole(text)
     if value >= 2**32:  # NumPy's
         raise argparse.ArgumentTypeError(f'must be below 2**32, got {text}')
     return value
 
 
-def _path(text: str) -> str:
+def _parse_path(text: str) -> str:
     if not text:  # of an unset variable: it would be the current folder
         raise argparse.ArgumentTypeError('must not be empty')
     try:
@@ -91,7 +101,9 @@ def _path(text: str) -> str:
     return text
 
 
-_whole.__name__ = _seed.__name__ = _count.__name__ = 'whole number'  # argparse names it
+_parse_whole.__name__ = _parse_seed.__name__ = _parse_count.__name__ = (
+    'whole number'  # argparse names it
+)
 
 
 def run_pretrain(args: Namespace) -> None:

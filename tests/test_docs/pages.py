@@ -5,6 +5,7 @@ A line ``<!-- test: … -->`` before a block, which readers do not see, says
 
 - ``parsed, WHY``: the commands are not run. Their programs have to accept the arguments, and the
   files and names of ours among them have to exist.
+- ``module, TEST``: it is a module of Python that the file TEST runs.
 - ``config BASE``: it is (part of) a config that inherits BASE.
 
 Without one, a block of shell is run, in :file:`test_commands.py`'s small world.
@@ -45,9 +46,9 @@ class Block(NamedTuple):
 
     @property
     def how(self) -> str:
-        """``run``, ``parsed`` or ``config``."""
+        """``run``, ``parsed``, ``module`` or ``config``."""
         how, rest = re.match(r'(\w*),? ?(.*)', self.directive).groups()
-        if how == 'parsed' and rest:
+        if how == 'parsed' and rest or how == 'module' and (REPO / rest).is_file():
             return how
         if how == 'config' and re.fullmatch(r'mm\w+::\S+', rest):
             return how

@@ -341,7 +341,10 @@ def test_runs(block, recorder, world, monkeypatch, capfd, require):
 # ---------------------------------------------------------------- configs
 
 
-@pytest.mark.parametrize('block', [b for b in BLOCKS if b.language == 'python'], ids=place)
+CONFIGS = [b for b in BLOCKS if b.language == 'python' and b.how != 'module']
+
+
+@pytest.mark.parametrize('block', CONFIGS, ids=place)
 def test_configs(block, world, monkeypatch, require, request):
     """Python in the documentation is configs: they load, and what they say is built."""
     base = block.directive.partition(' ')[2]

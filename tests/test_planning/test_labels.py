@@ -70,7 +70,7 @@ def test_ignore_label(tmp_path):
     with pytest.raises(DataError, match='--ignore-label 7: no label map of .* leave it out'):
         planning.survey_labels(str(tmp_path), ignore_label=7)
     Image.fromarray(np.full((32, 32), 255, np.uint8)).save(maps / '2.png')
-    with pytest.raises(DataError, match='2.png has 255 beside --ignore-label 3: one number'):
+    with pytest.raises(DataError, match='2.png has 255 next to --ignore-label 3: one number'):
         planning.survey_labels(str(tmp_path), ignore_label=3)
     Image.new('RGB', (32, 32)).save(maps / '2.png')
     with pytest.raises(DataError, match='2.png is 32×32×3: it needs a class number for each'):

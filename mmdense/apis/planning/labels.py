@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Labelled images that features are scored on in training, in whichever layout they are."""
+"""Find labelled images that features are scored on in training, in any usual layout."""
 
 import os.path as osp
 from collections import Counter
@@ -18,11 +18,11 @@ MOST = 50  # images of each: DenseEvaluationHook's max_images
 
 
 class Labels(NamedTuple):
-    """Labelled images.
+    """Describe labelled images.
 
     Attributes:
-        data (dict): Of a :class:`~mmdense.engine.DenseEvaluationHook`.
-        about (str): For people: which classes, how many images.
+        data (dict): Argument of :class:`~mmdense.engine.DenseEvaluationHook`.
+        about (str): Classes and numbers of images, for the table.
     """
 
     data: dict
@@ -32,7 +32,7 @@ class Labels(NamedTuple):
 def survey_labels(
     path: str, prefix: Optional[str] = None, ignore_label: Optional[int] = None
 ) -> Labels:
-    """What features are to be scored by.
+    """Find the labels that features are scored by.
 
     Args:
         path (str): A COCO ``.json`` with boxes; a folder as Pascal VOC has it (``JPEGImages``,
@@ -45,8 +45,8 @@ def survey_labels(
             Defaults to 255.
 
     Raises:
-        DataError: It is none of these, or something of it is missing.
-        InputError: ``ignore_label`` without label maps.
+        DataError: When the path is none of these, or a part is missing.
+        InputError: When there is ``ignore_label`` without label maps.
     """
     path = osp.abspath(osp.expanduser(path))
 
@@ -63,7 +63,7 @@ def survey_labels(
             type='mmdense.LabelledBoxes', data_root=path, test=test if has(test) else None
         )
     elif has('img_dir', 'ann_dir'):
-        labels = dict(type='mmdense.LabelledMaps', data_root=path, **_maps(path, ignore_label))
+        labels = dict(type='mmdense.LabelledMaps', data_root=path, **_read_maps(path, ignore_label))
         if not has('img_dir/val'):
             labels['test'] = None
     else:
@@ -73,24 +73,25 @@ def survey_labels(
         )
     if ignore_label is not None and labels['type'] != 'mmdense.LabelledMaps':
         raise InputError(f'--ignore-label {ignore_label} is for label maps, {path} has boxes')
-    built = DATASETS.build(labels)  # says what is missing
+    built = DATASETS.build(labels)  # raises an error for a part that is missing
     if labels['type'] == 'mmdense.LabelledMaps':
         about = f'{built.num_classes} classes, {built.ignore_index} does not count'
     else:
         about = f'boxes of {", ".join(built.classes)}'
         if len(built.classes) > 4:
             about = f'boxes of {len(built.classes)} classes'
-    return Labels(labels, f'{about}; {_used(built.train)} images, tested on {_used(built.test)}')
+    train, test = _format_used(built.train), _format_used(built.test)
+    return Labels(labels, f'{about}; {train} images, tested on {test}')
 
 
-def _used(images: list) -> str:
-    """How many of them."""
+def _format_used(images: list) -> str:
+    """Return how many images are used."""
     return str(len(images)) if len(images) <= MOST else f'{MOST} of {len(images):,}'
 
 
-def _maps(root: str, ignore_label: Optional[int]) -> dict:
-    """How many classes there are, by the largest number but the one of pixels that do not count;
-    and the images' suffix."""
+def _read_maps(root: str, ignore_label: Optional[int]) -> dict:
+    """Return the number of classes, by the largest number except that of pixels that do not
+    count, and the images' suffix."""
     folder, numbers, first = osp.join(root, 'ann_dir'), set(), {}
     for name in scandir(folder, '.png', recursive=True):
         path = osp.join(folder, name)
@@ -110,8 +111,8 @@ def _maps(root: str, ignore_label: Optional[int]) -> dict:
     ignored = 255 if ignore_label is None else ignore_label
     if ignored != 255 and 255 in numbers:
         raise DataError(
-            f'{first[255]} has 255 beside --ignore-label {ignored}: one number alone can stand for '
-            'pixels that do not count'
+            f'{first[255]} has 255 next to --ignore-label {ignored}: one number alone can stand '
+            'for pixels that do not count'
         )
     if ignore_label is not None and ignored not in numbers:
         raise DataError(

@@ -103,7 +103,7 @@ def find_method(name: str, custom_imports: Sequence[str] = ()) -> Method:
         raise unknown_method(name, [*plugins, *classes])
     if not (isinstance(kind, type) and issubclass(kind, SelfSupervisor)):
         raise InputError(f'method {name}: {kind!r} is no SelfSupervisor')
-    return _outside_method(name, kind, imports)
+    return _read_outside_method(name, kind, imports)
 
 
 def find_algorithm(recipe: Config) -> type:
@@ -125,7 +125,7 @@ def find_algorithm(recipe: Config) -> type:
     return kind if issubclass(kind, SelfSupervisor) else MomentumSelfSupervisor
 
 
-def _outside_method(name: str, kind: type, imports: Tuple[str, ...]) -> Method:
+def _read_outside_method(name: str, kind: type, imports: Tuple[str, ...]) -> Method:
     """Read the recipe that a class declares."""
     owner = next(cls for cls in kind.__mro__ if 'recipe' in vars(cls))
     if owner.recipe is None:
@@ -135,7 +135,11 @@ def _outside_method(name: str, kind: type, imports: Tuple[str, ...]) -> Method:
     if not base:
         raise InputError(f'method {name}: the recipe of {kind.__name__} has no _base_')
     folder = osp.dirname(inspect.getfile(owner))
-    base = _locate(base, folder) if isinstance(base, str) else [_locate(b, folder) for b in base]
+    base = (
+        _locate_base(base, folder)
+        if isinstance(base, str)
+        else [_locate_base(b, folder) for b in base]
+    )
     if 'train_pipeline' in changes:  # a config names it twice
         changes['train_dataloader'] = loader = dict(changes.get('train_dataloader', {}))
         loader['dataset'] = dict(loader.get('dataset', {}), pipeline=changes['train_pipeline'])
@@ -161,7 +165,7 @@ def _outside_method(name: str, kind: type, imports: Tuple[str, ...]) -> Method:
     )
 
 
-def _locate(base: str, folder: str) -> str:
+def _locate_base(base: str, folder: str) -> str:
     """Return a path, or a name that MMEngine finds in any process."""
     package, _, path = base.partition('::')
     if not path:

@@ -194,23 +194,23 @@ def derive_settings(
     """
     _check_processes(images, machine, options.gpus)
     rows = [
-        Setting('images', f'{images.count:,}', _about(images), _dataset(images)),
-        _backbone(options, network, recipe),
-        *_init(options),
-        *_views(images, recipe, options),
+        Setting('images', f'{images.count:,}', _describe_images(images), _dataset_config(images)),
+        _decide_backbone(options, network, recipe),
+        *_decide_init(options),
+        *_decide_views(images, recipe, options),
     ]
-    batch = _batch(images, machine, network, recipe, options)
-    epochs, length = _epochs(images, machine, options, batch.value)
-    batch = batch._replace(value=_times(batch.value, options.gpus))
-    rows += [batch, _precision(machine), epochs]
-    rows += _optimization(recipe, length)
+    batch = _decide_batch(images, machine, network, recipe, options)
+    epochs, length = _decide_epochs(images, machine, options, batch.value)
+    batch = batch._replace(value=_format_batch(batch.value, options.gpus))
+    rows += [batch, _decide_precision(machine), epochs]
+    rows += _decide_optimization(recipe, length)
     facts = RunFacts(
         images.count, length.total, length.steps, recipe, options.init or '', options.init_shapes
     )
     rows += find_algorithm(recipe).small_data_rules(facts)
-    rows += _running(recipe, options, machine, length)
+    rows += _decide_running(recipe, options, machine, length)
     known = (base or recipe).to_dict()
-    return [row._replace(config=_differing(row.config, known)) for row in rows]
+    return [row._replace(config=_select_differing(row.config, known)) for row in rows]
 
 
 def _check_processes(images: Images, machine: Machine, gpus: int) -> None:
@@ -218,14 +218,14 @@ def _check_processes(images: Images, machine: Machine, gpus: int) -> None:
     if count < FEWEST_IMAGES * gpus:
         each = f' for each of {gpus} processes' if gpus > 1 else ''
         raise DataError(
-            f'{_plural(count, "image")} in {_place(images)}: at least {FEWEST_IMAGES} are needed'
-            f'{each}, and hundreds for features worth having'
+            f'{_format_count(count, "image")} in {_images_path(images)}: at least '
+            f'{FEWEST_IMAGES} are needed{each}, and hundreds for features worth having'
         )
     if machine.device == 'cuda' and gpus > machine.gpus:
         raise InputError(f'--gpus {gpus}, but there are {machine.gpus}')
 
 
-def _differing(config: Dict[str, Any], known: Dict[str, Any]) -> Dict[str, Any]:
+def _select_differing(config: Dict[str, Any], known: Dict[str, Any]) -> Dict[str, Any]:
     """Return the settings that a config does not have."""
 
     def differs(key: str, value: Any) -> bool:
@@ -240,26 +240,28 @@ def _differing(config: Dict[str, Any], known: Dict[str, Any]) -> Dict[str, Any]:
     return {key: value for key, value in config.items() if differs(key, value)}
 
 
-def _place(images: Images) -> str:
+def _images_path(images: Images) -> str:
     return images.dataset.get('ann_file') or images.dataset['data_root']
 
 
-def _about(images: Images) -> str:
-    about = f'{_place(images)}; the shorter side is {images.side} px (median of {images.sampled})'
+def _describe_images(images: Images) -> str:
+    about = (
+        f'{_images_path(images)}; the shorter side is {images.side} px (median of {images.sampled})'
+    )
     if images.unreadable:
         about += f'; {images.unreadable} of these cannot be read'
     return about
 
 
-def _dataset(images: Images) -> Dict[str, Any]:
+def _dataset_config(images: Images) -> Dict[str, Any]:
     return {f'train_dataloader.dataset.{key}': value for key, value in images.dataset.items()}
 
 
-def _times(batch: int, gpus: int) -> str:
+def _format_batch(batch: int, gpus: int) -> str:
     return str(batch) if gpus == 1 else f'{gpus} × {batch}'
 
 
-def _backbone(options: Options, network: Network, recipe: Config) -> Setting:
+def _decide_backbone(options: Options, network: Network, recipe: Config) -> Setting:
     config: Dict[str, Any] = {}
     reason = "the recipe's"
     if network.backbone:
@@ -277,7 +279,7 @@ def _backbone(options: Options, network: Network, recipe: Config) -> Setting:
     return Setting('backbone', name, reason, config)
 
 
-def _init(options: Options) -> List[Setting]:
+def _decide_init(options: Options) -> List[Setting]:
     if not options.init:
         return []
     key, part = 'load_from', 'complete algorithm'
@@ -286,7 +288,7 @@ def _init(options: Options) -> List[Setting]:
     return [Setting('init', options.init, f'fills the {part}, strictly', {key: options.init})]
 
 
-def _views(images: Images, recipe: Config, options: Options) -> List[Setting]:
+def _decide_views(images: Images, recipe: Config, options: Options) -> List[Setting]:
     """Return the size of the views and of patches, the crops, the blur, and the decoding."""
     groups = read_views(recipe.train_pipeline)
     usual = largest_size(groups)
@@ -298,9 +300,9 @@ def _views(images: Images, recipe: Config, options: Options) -> List[Setting]:
     value = f'{" + ".join(map(str, sides))} px'
     rows = [Setting('view size', value, reason, size_config(groups, size))]
     if size < usual:
-        rows += _crops(groups)
+        rows += _decide_crops(groups)
     if size != usual:
-        rows += _blur(groups, size)
+        rows += _decide_blur(groups, size)
     load = find_step(recipe.train_pipeline, 'LoadImage')
     if images.side >= 2048 and load is not None:
         reason = 'large photographs: decoded at a half or less, twice as fast'
@@ -308,7 +310,7 @@ def _views(images: Images, recipe: Config, options: Options) -> List[Setting]:
     return rows
 
 
-def _crops(groups: List[ViewGroup]) -> List[Setting]:
+def _decide_crops(groups: List[ViewGroup]) -> List[Setting]:
     """Return crops that are no smaller than a fifth of an image; small views stay parts."""
     largest = largest_groups(groups)
     low = min(group.crop_ratio_range[0] for group in largest)
@@ -319,7 +321,7 @@ def _crops(groups: List[ViewGroup]) -> List[Setting]:
     return [Setting('crops', '20–100 %', reason, config)]
 
 
-def _blur(groups: List[ViewGroup], size: int) -> List[Setting]:
+def _decide_blur(groups: List[ViewGroup], size: int) -> List[Setting]:
     """Return a blur in proportion to the views: a sigma of 2 px takes more from 96 px than from
     224."""
     config, before, after = blur_config(groups, size)
@@ -330,7 +332,7 @@ def _blur(groups: List[ViewGroup], size: int) -> List[Setting]:
     return [Setting('blur', f'σ ≤ {after:.2g} px', reason, config)]
 
 
-def _batch(
+def _decide_batch(
     images: Images, machine: Machine, network: Network, recipe: Config, options: Options
 ) -> Setting:
     """Return the images of one process in a step."""
@@ -352,7 +354,7 @@ def _batch(
     return Setting('batch', batch, reason, config)
 
 
-def _precision(machine: Machine) -> Setting:
+def _decide_precision(machine: Machine) -> Setting:
     if not machine.half:
         reason = f'{machine.name} computes no faster in half of it'
         if machine.device == 'cpu':
@@ -364,7 +366,7 @@ def _precision(machine: Machine) -> Setting:
     return Setting('precision', machine.half, f'mixed; {machine.name} has it', config)
 
 
-def _epochs(
+def _decide_epochs(
     images: Images, machine: Machine, options: Options, batch: int
 ) -> Tuple[Setting, _Length]:
     """Return the epochs, and the length of the run that follows."""
@@ -373,20 +375,20 @@ def _epochs(
     if epochs is None:
         epochs, reason = choose_epochs(images.count, machine.device, bool(options.init))
     length = _Length(total, epochs, images.count // total)
-    reason = f'{reason}; {_plural(length.steps, "step")}'
+    reason = f'{reason}; {_format_count(length.steps, "step")}'
     return Setting('epochs', f'{epochs:,}', reason, {'train_cfg.max_epochs': epochs}), length
 
 
-def _optimization(recipe: Config, length: _Length) -> List[Setting]:
+def _decide_optimization(recipe: Config, length: _Length) -> List[Setting]:
     base, optimizer = recipe.auto_scale_lr.base_batch_size, recipe.optim_wrapper.optimizer
     lr, reason = choose_lr(length.total, base, optimizer.lr, optimizer.type)
     return [
         Setting('lr', f'{lr:g}', reason, {'optim_wrapper.optimizer.lr': lr}),
-        _schedule(recipe, length),
+        _decide_schedule(recipe, length),
     ]
 
 
-def _schedule(recipe: Config, length: _Length) -> Setting:
+def _decide_schedule(recipe: Config, length: _Length) -> Setting:
     """Return the recipe's schedule for another length of the run."""
     epochs, schedules = length.epochs, [s.to_dict() for s in recipe.param_scheduler]
     kinds = [schedule['type'] for schedule in schedules]
@@ -394,7 +396,7 @@ def _schedule(recipe: Config, length: _Length) -> Setting:
         warmup = choose_warmup(epochs, length.steps_per_epoch, schedules[0]['warmup'])
         config = {'param_scheduler': [dict(schedules[0], warmup=warmup)]}
         reason = f'{warmup * length.steps_per_epoch:,} steps; then a cosine to the end'
-        return Setting('warm-up', _plural(warmup, 'epoch'), reason, config)
+        return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
     for schedule in schedules:
         if schedule['type'] == 'CosineAnnealingLR':
             schedule.update(T_max=epochs - schedule.get('begin', 0), end=epochs)
@@ -405,7 +407,9 @@ def _schedule(recipe: Config, length: _Length) -> Setting:
     return Setting('warm-up', value, reason, {'param_scheduler': schedules})
 
 
-def _running(recipe: Config, options: Options, machine: Machine, length: _Length) -> List[Setting]:
+def _decide_running(
+    recipe: Config, options: Options, machine: Machine, length: _Length
+) -> List[Setting]:
     """Return what does not change the result: loading, log, checkpoints, evaluation, signals."""
     usual = recipe.train_dataloader.num_workers
     workers = choose_workers(machine.cores, options.gpus, machine.device, usual)
@@ -416,20 +420,22 @@ def _running(recipe: Config, options: Options, machine: Machine, length: _Length
         workers, reason = options.workers, EXPLICIT
     rows = [Setting('workers', workers, reason, {'train_dataloader.num_workers': workers})]
     interval = min(recipe.default_hooks.logger.interval, length.steps_per_epoch)
-    reason = f'an epoch has {_plural(length.steps_per_epoch, "step")}'
+    reason = f'an epoch has {_format_count(length.steps_per_epoch, "step")}'
     config: Dict[str, Any] = {'default_hooks.logger.interval': interval}
-    rows.append(Setting('log', f'every {_plural(interval, "step")}', reason, config))
+    rows.append(Setting('log', f'every {_format_count(interval, "step")}', reason, config))
     every = max(1, round(length.epochs / 16))
     config = {'default_hooks.checkpoint.interval': every}
     rows.append(
-        Setting('checkpoints', f'every {_plural(every, "epoch")}', 'the last three stay', config)
+        Setting(
+            'checkpoints', f'every {_format_count(every, "epoch")}', 'the last three stay', config
+        )
     )
     if options.labels:
         every = max(1, round(length.epochs / 10))
         reason = f'nearest neighbours and a linear probe; {options.labels.about}'
         hook = dict(type='DenseEvaluationHook', interval=every, data=options.labels.data)
         config = {'default_hooks.evaluation': hook}
-        rows.append(Setting('evaluation', f'every {_plural(every, "epoch")}', reason, config))
+        rows.append(Setting('evaluation', f'every {_format_count(every, "epoch")}', reason, config))
     config = {
         'default_hooks.preemption.signals': ['SIGINT', 'SIGTERM', 'SIGUSR1'],
         'default_hooks.progress_bar': dict(type='ProgressBarHook'),
@@ -440,5 +446,5 @@ def _running(recipe: Config, options: Options, machine: Machine, length: _Length
     return rows
 
 
-def _plural(number: int, name: str) -> str:
+def _format_count(number: int, name: str) -> str:
     return f'{number:,} {name}' if number == 1 else f'{number:,} {name}s'

@@ -96,17 +96,17 @@ def read_views(pipeline: List[dict]) -> List[ViewGroup]:
 
 def find_step(pipeline: List[dict], name: str) -> Optional[Step]:
     """Return the first transform of a type, or None."""
-    return next((step for step in _steps(pipeline, 'pipeline') if step.name == name), None)
+    return next((step for step in _walk_steps(pipeline, 'pipeline') if step.name == name), None)
 
 
 def largest_size(groups: List[ViewGroup]) -> int:
     """Return the side of the largest views in pixels."""
-    return max(group.size for group in _uncut(groups))
+    return max(group.size for group in _select_uncut(groups))
 
 
 def largest_groups(groups: List[ViewGroup]) -> List[ViewGroup]:
     """Return the groups of the largest views."""
-    return [group for group in _uncut(groups) if group.size == largest_size(groups)]
+    return [group for group in _select_uncut(groups) if group.size == largest_size(groups)]
 
 
 def scale_views(groups: List[ViewGroup], size: int) -> List[Tuple[ViewGroup, int]]:
@@ -120,7 +120,7 @@ def scale_views(groups: List[ViewGroup], size: int) -> List[Tuple[ViewGroup, int
     """
     usual = largest_size(groups)
     scaled = []
-    for group in _uncut(groups):
+    for group in _select_uncut(groups):
         side = size
         if group.size != usual:
             side = min(max(round(group.size * size / usual / 32) * 32, 32), size)
@@ -195,23 +195,23 @@ def trained_views(groups: List[ViewGroup], views: Views) -> float:
     return pixels / largest_size(groups) ** 2
 
 
-def _uncut(groups: List[ViewGroup]) -> List[ViewGroup]:
+def _select_uncut(groups: List[ViewGroup]) -> List[ViewGroup]:
     """Return the groups without patches, or all where there is no other."""
     return [group for group in groups if group.patches is None] or groups
 
 
-def _steps(node: Any, place: str) -> Iterator[Step]:
+def _walk_steps(node: Any, place: str) -> Iterator[Step]:
     """Yield all transforms of a pipeline, those in others too."""
     if isinstance(node, (list, tuple)):
         for i, item in enumerate(node):
-            yield from _steps(item, f'{place}.{i}')
+            yield from _walk_steps(item, f'{place}.{i}')
     elif isinstance(node, dict) and 'type' in node:
         yield Step(place, node)
-        yield from _steps(node.get('transforms', ()), f'{place}.transforms')
+        yield from _walk_steps(node.get('transforms', ()), f'{place}.transforms')
 
 
 def _read_group(views: int, pipeline: List[dict], place: str) -> ViewGroup:
-    steps = list(_steps(pipeline, place))
+    steps = list(_walk_steps(pipeline, place))
     crops = [s for s in steps if s.name.endswith('RandomResizedCrop') and 'scale' in s.config]
     if not crops:
         names = ', '.join(step.name for step in steps)
