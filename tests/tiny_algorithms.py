@@ -41,8 +41,10 @@ class Tiny:
     Attributes:
         algorithm (str): Name of the class.
         family (str): Algorithms of one family differ in their losses, and not in what a process,
-            a tool or a command meets: 'queue', 'momentum' or 'siamese'. Tests that start
-            processes take the first algorithm of every family; ``make test-slow`` takes all.
+            a tool or a command meets: 'queue', 'momentum' (its momentum follows a schedule),
+            'teacher' (and the momentum encoder is what a run is for) or 'siamese' (no momentum
+            encoder). Tests that take long take one algorithm of a family; ``make test-slow``
+            takes all.
         parts (Callable): From the config of a norm to that of a model without its backbone. The
             backbone's map has 64 channels.
         recipe (str): Name of the recipe for COCO, a file in configs/ without ``.py``.
@@ -112,50 +114,47 @@ def tiny_forms() -> Dict[str, Tiny]:
     return dict(sorted(forms.items()))
 
 
-def algorithms(recipe: bool = False, variants: bool = False) -> List[str]:
+def algorithms(variants: bool = False) -> List[str]:
     """Return the names of all algorithms.
 
     Args:
-        recipe (bool): Only those that have a recipe.
         variants (bool): Also the names of their variants, which :func:`tiny_model` takes.
     """
-    forms = [form for form in tiny_forms().values() if not recipe or form.config.exists()]
-    names = [form.algorithm for form in forms]
-    return names + [name for form in forms for name in form.variants if variants]
+    forms = tiny_forms().values()
+    return [form.algorithm for form in forms] + [
+        name for form in forms for name in form.variants if variants
+    ]
 
 
-def first_where(test: Callable[[type], bool], **options) -> str:
-    """Return the first of :func:`algorithms` whose class passes a test."""
-    return next(name for name in algorithms(**options) if test(algorithm_class(name)))
+def first_where(test: Callable[[type], bool]) -> str:
+    """Return the first algorithm whose class passes a test."""
+    return next(name for name in algorithms() if test(algorithm_class(name)))
 
 
-def first_of(family: str) -> str:
-    """Return the first algorithm of a family that has a recipe."""
-    return next(name for name in one_a_family(recipe=True) if tiny_form(name).family == family)
+def algorithms_of(*families: str) -> List[str]:
+    """Return the algorithms of some families."""
+    return [name for name in algorithms() if tiny_form(name).family in families]
 
 
-def one_a_family(**options) -> List[str]:
-    """Return the first of :func:`algorithms` of every family."""
-    found = {}
-    for name in algorithms(**options):
-        found.setdefault(tiny_form(name).family, name)
-    return sorted(found.values())
+def one_a_family() -> List[str]:
+    """Return the first algorithm of every family."""
+    return sorted({tiny_form(name).family: name for name in reversed(algorithms())}.values())
 
 
-def each_algorithm(costly: bool = False, **options):
+def each_algorithm(quick: Optional[List[str]] = None, variants: bool = False):
     """Parametrise a test over ``algorithm``.
 
     Args:
-        costly (bool): Whether the test starts processes, or takes long: one algorithm a family is
-            tested, and the others where slow tests run.
-        options: Arguments of :func:`algorithms`.
+        quick (list[str], optional): Algorithms that are tested where slow tests are not; for a
+            test that takes long or starts processes. Defaults to all.
+        variants (bool): Whether variants are tested too.
     """
     import pytest
 
-    quick = one_a_family(**options) if costly else algorithms(**options)
-    slow = [name for name in algorithms(**options) if name not in quick]
+    names = algorithms(variants)
+    slow = [name for name in names if quick is not None and name not in quick]
     slow = [pytest.param(name, marks=pytest.mark.slow) for name in slow]
-    return pytest.mark.parametrize('algorithm', [*quick, *slow])
+    return pytest.mark.parametrize('algorithm', [*(quick or names), *slow])
 
 
 def tiny_form(algorithm: Optional[str] = None) -> Tiny:

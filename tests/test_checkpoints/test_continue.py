@@ -238,7 +238,7 @@ def test_golden_steps_from_a_published_file(
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-@each_algorithm(recipe=True)
+@each_algorithm()
 def test_load_from_of_the_tool(algorithm, tiny, run_here, randomize, monkeypatch, tmp_path):
     """Right before the first step, all is the file's: no initialiser came after it."""
     kind, states = algorithm_class(algorithm), []

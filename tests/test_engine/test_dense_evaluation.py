@@ -12,7 +12,7 @@ import torch
 from mmengine.runner import Runner
 from PIL import Image
 from runs import tiny_config
-from tiny_algorithms import each_algorithm, first_where
+from tiny_algorithms import each_algorithm, first_where, tiny_form
 
 from mmdense.engine import DenseEvaluationHook
 from mmdense.engine.events import read_events
@@ -159,7 +159,7 @@ def test_weights_and_biases(train, labelled, tmp_path, monkeypatch, require):
     assert all(found[step][name] == local[step][name] for step in found for name in NAMES)
 
 
-@each_algorithm(costly=True, recipe=True)
+@each_algorithm(quick=[tiny_form().algorithm])
 def test_training_is_the_same_to_the_last_bit(algorithm, train, labelled):
     """Even without the hook that seeds each step."""
     hook = dict(type='DenseEvaluationHook', data=labelled, interval=2, by_epoch=False)
@@ -184,7 +184,7 @@ def test_it_evaluates_the_product(train, labelled):
     from mmdense.evaluation import LabelledMaps, evaluate_features
 
     hook = dict(type='DenseEvaluationHook', data=labelled, interval=5)
-    algorithm = first_where(lambda kind: kind.product != 'backbone', recipe=True)
+    algorithm = first_where(lambda kind: kind.product != 'backbone')
     runner, log = train(algorithm, **{'default_hooks.evaluation': hook})
     assert re.findall(r'Features after (\d+)', log) == ['0', '8']
     data = LabelledMaps(**{k: v for k, v in labelled.items() if k != 'type'})

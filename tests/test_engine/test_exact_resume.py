@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 from runs import tiny_config
-from tiny_algorithms import each_algorithm, first_of
+from tiny_algorithms import algorithms_of, each_algorithm, tiny_form
 
 from mmdense.datasets import ResumableSampler, UnlabeledDataset
 from mmdense.engine import ExactResumeHook
@@ -64,7 +64,7 @@ def assert_same(a, b, where=''):
 STATE = ('state_dict', 'optimizer', 'param_schedulers')
 
 
-@each_algorithm(recipe=True)
+@each_algorithm()
 def test_bit_for_bit(algorithm, train):
     """In the middle of the first epoch, and at its end."""
     whole = train(algorithm)
@@ -88,7 +88,7 @@ def test_the_hook_and_the_sampler_are_what_makes_it_so(train):
 
 def test_the_number_of_workers_changes_nothing(train):
     seeds = {'randomness.seed': 3}
-    algorithm = first_of('momentum')
+    algorithm = algorithms_of('momentum')[0]
     alone = train(algorithm, **seeds)
     helped = train(algorithm, 'helped', **seeds, **{'train_dataloader.num_workers': 2})
     other = train(algorithm, 'other', **{'randomness.seed': 4})
@@ -97,7 +97,7 @@ def test_the_number_of_workers_changes_nothing(train):
         assert_same(load(alone(8))['state_dict'], load(other(8))['state_dict'])
 
 
-@each_algorithm(costly=True, recipe=True)
+@each_algorithm(quick=[tiny_form().algorithm])
 def test_two_processes(algorithm, run_forked, tiny, tmp_path):
     """In the middle of an epoch; with the statistics of BatchNorm of each."""
 
@@ -144,7 +144,7 @@ def test_another_batch_size(train, tmp_path):
         and started['iter'] == changed['iteration']
     )
     assert load(resumed(14))['meta']['iter'] == 14 and not resumed(10).exists()
-    algorithm = first_of('momentum')
+    algorithm = algorithms_of('momentum')[0]
     by_iteration = train(algorithm, 'by_iteration')
     with pytest.raises(CheckpointError, match='total batch 4 → 2.*load_from') as e:
         train(algorithm, 'no', by_iteration(6), **{'train_dataloader.batch_size': 2})

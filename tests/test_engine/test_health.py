@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 from runs import tiny_config
-from tiny_algorithms import algorithms, each_algorithm, first_of, tiny_form
+from tiny_algorithms import algorithms, algorithms_of, each_algorithm, tiny_form
 from torch.nn.functional import normalize
 
 from mmdense.engine import HealthMonitorHook
@@ -24,7 +24,7 @@ from mmdense.models.utils import match_entropy
 from mmdense.utils.errors import InputError, MMDenseError
 
 EXAMPLE = tiny_form().algorithm
-ALGORITHMS = algorithms(recipe=True)
+ALGORITHMS = algorithms()
 
 
 class Record(Hook):
@@ -119,7 +119,7 @@ def warnings(log):
     return re.findall(r'WARNING - (?:\S+ - \S+ - \d+ - )?(health_.*)', log)
 
 
-@each_algorithm(recipe=True)
+@each_algorithm()
 def test_what_is_logged(algorithm, train):
     """In the log's lines, documented, and within its range."""
     values, log = train(algorithm, iterations=8, interval=4)
@@ -137,7 +137,7 @@ def test_what_is_logged(algorithm, train):
 
 @pytest.mark.parametrize(
     'algorithm, seed',
-    [(EXAMPLE, 5), (first_of('momentum'), 6)]
+    [(EXAMPLE, 5), (algorithms_of('momentum')[0], 6)]
     + [
         pytest.param(algorithm, seed, marks=pytest.mark.slow)
         for algorithm in ALGORITHMS
@@ -161,7 +161,7 @@ def constant(model):
             value.fill_(0 if name.endswith('weight') else 1)
 
 
-@each_algorithm(recipe=True)
+@each_algorithm()
 def test_constant_features(algorithm, train):
     values, log = train(algorithm, iterations=24, interval=8, act=constant)
     (line, *more) = [w for w in warnings(log) if 'collapse' in w and 'global_std' in w]

@@ -11,7 +11,7 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 from runs import tiny_config
-from tiny_algorithms import each_algorithm, tiny_form, tiny_model
+from tiny_algorithms import algorithms_of, each_algorithm, tiny_form, tiny_model
 
 from mmdense.engine import CheckInvalidValuesHook
 from mmdense.engine.events import read_events
@@ -104,7 +104,7 @@ def assert_untouched(before, after):
             assert torch.equal(after['optimizer']['state'][number][key], value)
 
 
-@each_algorithm(recipe=True)
+@each_algorithm()
 def test_an_image(algorithm, train):
     """It is named, alone, and its steps leave no trace; the run goes on."""
     log, ended = train(algorithm, bad_images='05')
@@ -128,7 +128,7 @@ def test_an_image(algorithm, train):
         assert_untouched(train.load(good - 1), train.load(good))
 
 
-@each_algorithm(costly=True, recipe=True)
+@each_algorithm(quick=[tiny_form().algorithm, *algorithms_of('momentum')])
 def test_good_steps_are_as_they_would_be(algorithm, train):
     train(algorithm)
     with_hook = train.load(8)

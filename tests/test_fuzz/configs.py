@@ -3,7 +3,6 @@
 with one line."""
 
 import copy
-import importlib.util
 import io
 import os
 import random
@@ -23,24 +22,22 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import runner as mmengine_runner
 from mmengine.visualization import Visualizer
 from PIL import Image
+from tiny_algorithms import algorithms, tiny_form
 
 REPO = Path(__file__).resolve().parents[2]
 VALUES = [None, -1, 0, 3, 0.5, -0.5, True, False, 'text', '', [], {}, [1, 'a'], dict(a=1)]
-VALUES += [dict(type='DenseCLL'), dict(type='mmdense.NoSuch'), [None], [[]], 'mean', float('nan')]
+VALUES += [dict(type='ResNett'), dict(type='mmdense.NoSuch'), [None], [[]], 'mean', float('nan')]
 KINDS = ['value', 'value', 'value', 'remove', 'unknown', 'misspell', 'nest', 'flatten', 'swap']
 SECONDS = 300
-ALGORITHMS = ['densecl', 'pixpro', 'slotcon', 'detco']
 
 
 def recipes(data_root: str) -> dict:
-    """Of each algorithm the COCO recipe, at a tiny size."""
-    spec = importlib.util.spec_from_file_location('tiny', REPO / 'tests' / 'conftest.py')
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
+    """Return the COCO recipe of every algorithm, at a tiny size."""
     configs = {}
-    for name in ALGORITHMS:
-        config = Config.fromfile(str(REPO / f'configs/{name}_r50_coco.py'))
-        options = dict(option.split('=') for option in tiny.TINY + tiny.TINY_OF[name])
+    for name in algorithms():
+        form = tiny_form(name)
+        config = Config.fromfile(str(form.config))
+        options = dict(option.split('=') for option in form.recipe_options)
         config.merge_from_dict({key: int(value) for key, value in options.items()})
         dataset = dict(data_root=data_root, data_prefix='')
         config.merge_from_dict(
@@ -112,7 +109,7 @@ def prepare(folder):
 
     def make(number):
         rng = random.Random(number)
-        name = rng.choice(ALGORITHMS)
+        name = rng.choice(list(configs))
         config, done = copy.deepcopy(configs[name]), []
         for _ in range(rng.choice([1, 1, 1, 2])):
             paths = list(places(config))
@@ -158,5 +155,6 @@ def prepare(folder):
         for kind in (MessageHub, MMLogger, DefaultScope, Visualizer, *Visualizer.__subclasses__()):
             kind._instance_dict.clear()
 
-    text = ''.join(f'{key} = {value!r}\n' for key, value in configs['densecl'].items())
-    return cases, check, ('densecl', text.encode())
+    example = tiny_form().algorithm
+    text = ''.join(f'{key} = {value!r}\n' for key, value in configs[example].items())
+    return cases, check, (example, text.encode())

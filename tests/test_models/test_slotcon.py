@@ -52,7 +52,7 @@ def tiny():
 
     return Tiny(
         algorithm='SlotCon',
-        family='momentum',
+        family='teacher',
         parts=parts,
         product='encoder_k.module.backbone',
         recipe='slotcon_r50_coco',

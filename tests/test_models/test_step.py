@@ -14,6 +14,7 @@ from tiny_algorithms import (
     each_algorithm,
     has_momentum_encoder,
     joined_batch,
+    one_a_family,
     tiny_form,
     tiny_model,
 )
@@ -330,7 +331,7 @@ needs_dynamo = pytest.mark.skipif(
 
 
 @needs_dynamo
-@each_algorithm(costly=True)
+@each_algorithm(quick=one_a_family())
 def test_compiled(algorithm):
     """By the compiler's front end and its autograd, without generated code."""
     compiled_step(algorithm, 'aot_eager')

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from mmengine.config import Config
+from tiny_algorithms import algorithms_of, each_algorithm, tiny_form
 
 from mmdense.checkpoints import read_checkpoint
 from mmdense.engine import training
@@ -33,7 +34,7 @@ def test_trains_exports_and_explains_itself(repo, run, tiny):
 
     checkpoint = read_checkpoint(str(tiny.work_dir / 'epoch_2.pth'))
     about = checkpoint['meta']['mmdense']
-    assert about['product'] == 'backbone' and about['algorithm'] == 'DenseCL'
+    assert about['product'] == 'backbone' and about['algorithm'] == tiny_form().algorithm
     exported = torch.load(tiny.work_dir / 'backbone.pth', weights_only=True)['state_dict']
     for key, value in exported.items():
         assert torch.equal(value, checkpoint['state_dict'][f'backbone.{key}'])
@@ -44,17 +45,36 @@ def test_trains_exports_and_explains_itself(repo, run, tiny):
     assert torch.load(out, weights_only=True)['state_dict'].keys() == exported.keys()
 
 
-@pytest.mark.parametrize(
-    'algorithm, parts', [('pixpro', ['pixel']), ('slotcon', ['group', 'slot'])]
-)
-def test_algorithms_of_two_boxed_views_train_and_resume(run, tiny, algorithm, parts):
+@each_algorithm()
+def test_every_algorithm_trains(run_here, tiny, algorithm):
+    """All losses are in the log by name, queues fill, and the product is exported."""
+    form = tiny_form(algorithm)
+    code, printed = run_here('train.py', *tiny(algorithm=algorithm))
+    assert code == 0, printed.err
+    lines = _values(next(tiny.work_dir.glob('*/*.log')).read_text())
+    assert len(lines) == 8
+    for i, line in enumerate(lines):
+        parts = {name for name in line if name.startswith('loss_')} or {'loss'}
+        assert parts == set(form.losses)
+        assert abs(line['loss'] - sum(line[name] for name in form.losses)) < 1e-2
+        if 'queue_fill' in line:
+            assert line['queue_fill'] == min(1, (i + 1) * 4 / 64)
+    checkpoint = read_checkpoint(str(tiny.work_dir / 'epoch_2.pth'))
+    assert checkpoint['meta']['mmdense']['product'] == form.product
+    exported = torch.load(tiny.work_dir / 'backbone.pth', weights_only=True)['state_dict']
+    for key, value in exported.items():
+        assert torch.equal(value, checkpoint['state_dict'][f'{form.product}.{key}']), key
+
+
+@pytest.mark.parametrize('algorithm', algorithms_of('momentum', 'teacher'))
+def test_schedules_by_iteration_train_and_resume(run, tiny, algorithm):
     arguments = tiny('train_cfg.max_epochs=3', flags=['--auto-scale-lr'], algorithm=algorithm)
     done = run(sys.executable, 'tools/train.py', *arguments)
     assert done.returncode == 0, done.stdout
     lines = _values(done.stdout)
     assert len(lines) == 12
     for line in lines:
-        assert abs(line['loss'] - sum(line[f'loss_{part}'] for part in parts)) < 2e-3
+        assert abs(line['loss'] - sum(line[name] for name in tiny_form(algorithm).losses)) < 2e-3
         assert math.isfinite(line['loss'])
     # in the warm-up: a straight line by iteration, from a hundredth, to 1/64 for each image
     rates = [line['lr'] for line in lines]
@@ -65,17 +85,18 @@ def test_algorithms_of_two_boxed_views_train_and_resume(run, tiny, algorithm, pa
     state = checkpoint['state_dict']
     assert int(state['encoder_k.steps']) == 12
     product = checkpoint['meta']['mmdense']['product']
-    assert product == ('encoder_k.module.backbone' if algorithm == 'slotcon' else 'backbone')
+    assert product == tiny_form(algorithm).product
     exported = torch.load(tiny.work_dir / 'backbone.pth', weights_only=True)['state_dict']
     for key, value in exported.items():
         assert torch.equal(value, state[f'{product}.{key}']), key
-    if algorithm == 'slotcon':  # the teacher, with statistics of its own
+    if product != 'backbone':  # a teacher, with statistics of its own
         key = 'bn1.running_mean'
         assert not torch.equal(exported[key], state[f'backbone.{key}'])
         assert int(exported['bn1.num_batches_tracked']) == 24
+    if 'center.value' in state:
         assert state['center.value'].abs().max() > 0
 
-    # a resumed run goes on with the twin's schedule and the rate where they were
+    # a resumed run continues the momentum encoder's schedule and the rate where they were
     (tiny.work_dir / 'epoch_3.pth').unlink()
     second = str(tiny.work_dir / 'epoch_2.pth')
     arguments = tiny(
@@ -86,23 +107,6 @@ def test_algorithms_of_two_boxed_views_train_and_resume(run, tiny, algorithm, pa
     assert [line['lr'] for line in _values(done.stdout)] == rates[8:]
     resumed = read_checkpoint(str(tiny.work_dir / 'epoch_3.pth'))['state_dict']
     assert int(resumed['encoder_k.steps']) == 12
-
-
-def test_detco_trains(run, tiny):
-    """All twelve losses by name in the log, queues that fill, an export."""
-    done = run(sys.executable, 'tools/train.py', *tiny(algorithm='detco'))
-    assert done.returncode == 0, done.stdout
-    lines = _values(done.stdout)
-    assert len(lines) == 8
-    names = {f'loss_{pair}_stage{i}' for pair in ('gg', 'll', 'gl') for i in (2, 3, 4, 5)}
-    for i, line in enumerate(lines):
-        assert names == {name for name in line if name.startswith('loss_')}
-        assert abs(line['loss'] - sum(line[name] for name in names)) < 1e-2
-        assert line['queue_fill'] == min(1, (i + 1) * 4 / 64)
-    state = read_checkpoint(str(tiny.work_dir / 'epoch_2.pth'))['state_dict']
-    exported = torch.load(tiny.work_dir / 'backbone.pth', weights_only=True)['state_dict']
-    for key, value in exported.items():
-        assert torch.equal(value, state[f'backbone.{key}']), key
 
 
 def _values(log):
@@ -206,7 +210,7 @@ def test_flags_of_mmpretrain(run, tiny):
 def test_amp(repo, monkeypatch, options, dtype, loss_scale):
     """What a run on a GPU is given; float16 alone needs its losses scaled."""
     monkeypatch.setattr(training, 'get_device', lambda: 'cuda')
-    path = str(repo / 'configs' / 'slotcon_r50_coco.py')
+    path = str(tiny_form(algorithms_of('momentum')[0]).config)
     args = training.train_parser().parse_args([path, '--amp'])
     args.cfg_options = options
     cfg = Config.fromfile(path)
@@ -235,7 +239,7 @@ def test_gradients_accumulate(run, tiny):
         'train_cfg.max_epochs=3',
         *(f'default_hooks.{hook}.type={hook}' for hook in hooks),
         flags=['--auto-scale-lr'],
-        algorithm='pixpro',
+        algorithm=algorithms_of('momentum')[0],
     )
     done = run(sys.executable, 'tools/train.py', *arguments)
     assert done.returncode == 0, done.stdout
@@ -269,11 +273,10 @@ def test_checkpointed(run, tiny):
 
 
 def test_test_tool_says_what_it_needs(run, repo, tmp_path):
-    done = run(sys.executable, 'tools/test.py', 'configs/densecl_r50_coco.py', tmp_path / 'x.pth')
+    config = f'configs/{tiny_form().recipe}.py'
+    done = run(sys.executable, 'tools/test.py', config, tmp_path / 'x.pth')
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1].startswith(
-        'mmdense: error: configs/densecl_r50_coco.py has'
-    )
+    assert done.stdout.splitlines()[-1].startswith(f'mmdense: error: {config} has')
 
 
 def test_test_tool_refuses_what_does_not_fit(run, pretrained_by, data_root, require):
@@ -285,7 +288,7 @@ def test_test_tool_refuses_what_does_not_fit(run, pretrained_by, data_root, requ
         'test_dataloader.num_workers=0',
         'test_dataloader.persistent_workers=False',
     ]
-    checkpoint = pretrained_by('slotcon')
+    checkpoint = pretrained_by('SlotCon')
     done = run(sys.executable, 'tools/test.py', config, checkpoint, '--cfg-options', *options)
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]
@@ -326,7 +329,7 @@ def test_slurm(run, tmp_path):
     srun.chmod(0o755)
     path = f'{tmp_path}:{os.environ["PATH"]}'
     done = run(
-        *('tools/slurm_train.sh', 'gpu', 'my job', 'configs/densecl_r50_coco.py', 'a dir', '--amp'),
+        *('tools/slurm_train.sh', 'gpu', 'my job', 'configs/recipe.py', 'a dir', '--amp'),
         PATH=path,
         GPUS='4',
         SRUN_ARGS='--time=10 --qos=high',
@@ -336,7 +339,7 @@ def test_slurm(run, tmp_path):
     for word in ('--job-name=my job', '--gres=gpu:4', '--ntasks=4', '--time=10', '--qos=high'):
         assert word in asked
     assert asked[-4:] == [
-        'configs/densecl_r50_coco.py',
+        'configs/recipe.py',
         '--work-dir=a dir',
         '--launcher=slurm',
         '--amp',

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_algorithms import algorithms_of, each_algorithm, tiny_form
 
 from mmdense.checkpoints import read_checkpoint
 
@@ -75,14 +76,9 @@ train_cfg = dict(max_iters=3, val_interval=3)
 default_hooks = dict(logger=dict(interval=1))
 """
 
-# Where an algorithm's checkpoint has what it is run for.
-PRODUCTS = dict(
-    densecl='backbone.',
-    pixpro='backbone.',
-    slotcon='encoder_k.module.backbone.',
-    detco='backbone.',
-)
 PROJECTS = dict(mmdet=MASK_RCNN, mmseg=FCN)
+# one whose product is its backbone, and one whose product is not
+QUICK = [tiny_form().algorithm, *algorithms_of('teacher')]
 
 
 @pytest.fixture(params=PROJECTS)
@@ -108,12 +104,12 @@ def project(request, tmp_path, spied, run, data_root, require, repo):
     return train
 
 
-@pytest.mark.parametrize('algorithm', PRODUCTS)
+@each_algorithm(quick=QUICK)
 def test_starts_from_exactly_the_checkpoint(project, pretrained_by, algorithm):
     pretrained = pretrained_by(algorithm)
     done = project(checkpoint=pretrained)
     assert done.returncode == 0, done.stdout
-    product = PRODUCTS[algorithm]
+    product = f'{tiny_form(algorithm).product}.'
     expected = {
         key[len(product) :]: value
         for key, value in read_checkpoint(str(pretrained))['state_dict'].items()
@@ -131,7 +127,7 @@ def test_starts_from_exactly_the_checkpoint(project, pretrained_by, algorithm):
     for key in ('conv1.weight', 'bn1.weight', 'bn1.running_mean', 'layer4.1.conv2.weight'):
         assert not torch.equal(end[f'backbone.{key}'], expected[key]), key
 
-    if algorithm != 'densecl':
+    if algorithm != tiny_form().algorithm:
         return
     if project.package == 'mmseg':  # and our own tool tests it
         done = project.test(last)
