@@ -261,9 +261,11 @@ def run_here(repo, monkeypatch, capfd):
     logger.setLevel(level)
 
 
-# The recipes' real configs, at a size that a test can afford.
+# The recipes' real configs, small enough for a test: a ResNet-18 of an eighth of the width.
 TINY = [
     'model.backbone.depth=18',
+    'model.backbone.stem_channels=8',
+    'model.backbone.base_channels=8',
     'train_dataloader.batch_size=4',
     'train_dataloader.num_workers=0',
     'train_dataloader.dataset.pipeline.1.transforms.0.0.scale=64',
@@ -271,7 +273,7 @@ TINY = [
     'default_hooks.logger.interval=1',
     'default_hooks.checkpoint.interval=1',
 ]
-_NECK = ['model.neck.in_channels=512', 'model.neck.hid_channels=64']
+_NECK = ['model.neck.in_channels=64', 'model.neck.hid_channels=64']
 _OTHER_VIEW = 'train_dataloader.dataset.pipeline.1.transforms.1'
 TINY_OF = dict(
     densecl=[*_NECK, 'model.queue_len=64'],
@@ -339,17 +341,21 @@ def tiny_options():
 
 @pytest.fixture(scope='session')
 def pretrained_by(tmp_path_factory, repo, images):
-    """The checkpoint of a short run of an algorithm, R18, as tools/train.py wrote it."""
+    """The checkpoint of a short run of an algorithm, as tools/train.py wrote it: a ResNet-18 of its
+    usual width, as mmdet's and mmseg's configs have it."""
+    import processes
 
     @lru_cache(maxsize=None)
     def train(algorithm: str) -> Path:
         work_dir = tmp_path_factory.mktemp(algorithm)
-        arguments = tiny_arguments(
-            repo, images, work_dir, 'train_cfg.max_epochs=1', algorithm=algorithm
-        )
-        subprocess.run(
-            [sys.executable, 'tools/train.py', *arguments], cwd=repo, env=environment(), check=True
-        )
+        options = ['train_cfg.max_epochs=1']
+        options += [f'model.backbone.{part}_channels=64' for part in ('stem', 'base')]
+        if any('neck.in_channels' in option for option in TINY_OF[algorithm]):
+            options += ['model.neck.in_channels=512']
+        arguments = tiny_arguments(repo, images, work_dir, *options, algorithm=algorithm)
+        log = work_dir / 'output.log'
+        done = processes.run_forked('tools/train.py', arguments, log, cwd=repo)
+        assert done.returncode == 0, done.stdout
         return work_dir / 'epoch_1.pth'
 
     return train

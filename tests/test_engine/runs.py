@@ -21,8 +21,6 @@ def tiny_config(recipe, images, work_dir, tiny_options, **options):
             'train_dataloader.pin_memory': False,
             'default_hooks.checkpoint': dict(interval=2, by_epoch=False, max_keep_ckpts=-1),
             'default_hooks.backbone_export.filename': None,
-            'model.backbone.stem_channels': 8,
-            'model.backbone.base_channels': 8,
             'work_dir': str(work_dir),
             'experiment_name': uuid.uuid4().hex,  # MMEngine keeps one logger a name
             **options,
@@ -30,8 +28,6 @@ def tiny_config(recipe, images, work_dir, tiny_options, **options):
     )
     for unwanted in [key for key, hook in cfg.default_hooks.items() if hook is None]:
         del cfg.default_hooks[unwanted]
-    if 'in_channels' in cfg.model.neck:
-        cfg.model.neck.in_channels = 64
     for part in ('backbone', 'neck', 'head.predictor', 'head'):
         norm = cfg.model.get(part, {})
         if norm.get('norm_cfg', {}).get('type') == 'SyncBN':

@@ -107,9 +107,6 @@ def test_two_processes(algorithm, run_forked, tiny, tmp_path):
             'default_hooks.checkpoint.by_epoch=False',
             'default_hooks.checkpoint.max_keep_ckpts=-1',
             'default_hooks.checkpoint.interval=3',
-            'model.backbone.stem_channels=8',
-            'model.backbone.base_channels=8',
-            'model.neck.in_channels=64',
             'train_dataloader.batch_size=2',
             'train_dataloader.num_workers=1',
         ]

@@ -141,7 +141,7 @@ def test_traceback_on_request(tiny, monkeypatch, repo):
         runpy.run_path(str(repo / 'tools' / 'train.py'), run_name='__main__')
 
 
-def test_lengths_in_epochs_under_a_loop_of_iterations(run, tiny):
+def test_lengths_in_epochs_under_a_loop_of_iterations(run_forked, tiny):
     """MMEngine would take one epoch for the length of the run."""
     arguments = [a for a in tiny(algorithm='pixpro') if 'max_epochs' not in str(a)]
     config = tiny.work_dir.parent / 'iterations.py'
@@ -149,7 +149,7 @@ def test_lengths_in_epochs_under_a_loop_of_iterations(run, tiny):
         f'_base_ = {arguments[0]!r}\n'
         "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=3)\n"
     )
-    done = run(sys.executable, 'tools/train.py', config, *arguments[1:])
+    done = run_forked('tools/train.py', config, *arguments[1:])
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]
     assert (

@@ -15,7 +15,7 @@ from mmdense.checkpoints import read_checkpoint
 from mmdense.engine import training
 
 
-def test_trains_exports_and_explains_itself(repo, run, tiny):
+def test_trains_exports_and_explains_itself(run, run_forked, tiny):
     done = run(sys.executable, 'tools/train.py', *tiny())
     assert done.returncode == 0, done.stdout
     # chance level and queue fill, in words and in every line of the log
@@ -39,7 +39,7 @@ def test_trains_exports_and_explains_itself(repo, run, tiny):
         assert torch.equal(value, checkpoint['state_dict'][f'backbone.{key}'])
 
     out = tiny.work_dir / 'again.pth'
-    done = run(sys.executable, 'tools/convert_checkpoint.py', tiny.work_dir / 'epoch_2.pth', out)
+    done = run_forked('tools/convert_checkpoint.py', tiny.work_dir / 'epoch_2.pth', out)
     assert done.returncode == 0 and f'{len(exported)} tensors' in done.stdout, done.stdout
     assert torch.load(out, weights_only=True)['state_dict'].keys() == exported.keys()
 
@@ -47,9 +47,9 @@ def test_trains_exports_and_explains_itself(repo, run, tiny):
 @pytest.mark.parametrize(
     'algorithm, parts', [('pixpro', ['pixel']), ('slotcon', ['group', 'slot'])]
 )
-def test_algorithms_of_two_boxed_views_train_and_resume(run, tiny, algorithm, parts):
+def test_algorithms_of_two_boxed_views_train_and_resume(run_forked, tiny, algorithm, parts):
     arguments = tiny('train_cfg.max_epochs=3', flags=['--auto-scale-lr'], algorithm=algorithm)
-    done = run(sys.executable, 'tools/train.py', *arguments)
+    done = run_forked('tools/train.py', *arguments)
     assert done.returncode == 0, done.stdout
     lines = _values(done.stdout)
     assert len(lines) == 12
@@ -81,16 +81,16 @@ def test_algorithms_of_two_boxed_views_train_and_resume(run, tiny, algorithm, pa
     arguments = tiny(
         'train_cfg.max_epochs=3', flags=['--auto-scale-lr', '--resume', second], algorithm=algorithm
     )
-    done = run(sys.executable, 'tools/train.py', *arguments)
+    done = run_forked('tools/train.py', *arguments)
     assert done.returncode == 0, done.stdout
     assert [line['lr'] for line in _values(done.stdout)] == rates[8:]
     resumed = read_checkpoint(str(tiny.work_dir / 'epoch_3.pth'))['state_dict']
     assert int(resumed['encoder_k.steps']) == 12
 
 
-def test_detco_trains(run, tiny):
+def test_detco_trains(run_forked, tiny):
     """All twelve losses by name in the log, queues that fill, an export."""
-    done = run(sys.executable, 'tools/train.py', *tiny(algorithm='detco'))
+    done = run_forked('tools/train.py', *tiny(algorithm='detco'))
     assert done.returncode == 0, done.stdout
     lines = _values(done.stdout)
     assert len(lines) == 8
@@ -175,9 +175,8 @@ def test_two_processes_killed_and_resumed(repo, run, tiny, free_port):
     assert int(after['queue2.ptr']) == (int(steps['queue2.ptr']) + 16) % 64
 
 
-def test_flags_of_mmpretrain(run, tiny):
-    done = run(
-        sys.executable,
+def test_flags_of_mmpretrain(run_forked, tiny):
+    done = run_forked(
         'tools/train.py',
         *tiny(
             'train_cfg.max_epochs=1',
@@ -192,7 +191,7 @@ def test_flags_of_mmpretrain(run, tiny):
     assert done.returncode == 0, done.stdout
     # 0.3 × 4 / 256
     assert 'lr: 4.6875e-03' in done.stdout
-    assert run(sys.executable, 'tools/train.py', '--help').returncode == 0
+    assert run_forked('tools/train.py', '--help').returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -227,7 +226,7 @@ def test_every_recipe_has_a_batch_for_its_learning_rate(repo):
         assert cfg.auto_scale_lr == dict(base_batch_size=gpus * batch), path.name
 
 
-def test_gradients_accumulate(run, tiny):
+def test_gradients_accumulate(run_forked, tiny):
     """LARS, a learning rate for all images of a step, and a twin that moves once a step."""
     hooks = ['MomentumTwinHook', 'LossLogHook']
     arguments = tiny(
@@ -237,7 +236,7 @@ def test_gradients_accumulate(run, tiny):
         flags=['--auto-scale-lr'],
         algorithm='pixpro',
     )
-    done = run(sys.executable, 'tools/train.py', *arguments)
+    done = run_forked('tools/train.py', *arguments)
     assert done.returncode == 0, done.stdout
     assert 'Scaling the LR by 2 more' in done.stdout
     lines = _values(done.stdout)
@@ -250,7 +249,7 @@ def test_gradients_accumulate(run, tiny):
     assert int(state['encoder_k.module.backbone.bn1.num_batches_tracked']) == 24
 
 
-def test_checkpointed(run, tiny):
+def test_checkpointed(run_forked, tiny):
     """MMEngine's own key of the config; the names in the checkpoint stay."""
     options = [
         'activation_checkpointing=backbone.layer1,backbone.layer2',
@@ -259,7 +258,7 @@ def test_checkpointed(run, tiny):
     ]
     losses = []
     for changed in (options, options[1:]):
-        done = run(sys.executable, 'tools/train.py', *tiny(*changed))
+        done = run_forked('tools/train.py', *tiny(*changed))
         assert done.returncode == 0, done.stdout
         losses.append([line['loss'] for line in _values(done.stdout)])
         (tiny.work_dir / 'epoch_1.pth').rename(tiny.work_dir / f'{len(losses)}.pth')
@@ -268,15 +267,15 @@ def test_checkpointed(run, tiny):
     assert list(ours) == list(plain)
 
 
-def test_test_tool_says_what_it_needs(run, repo, tmp_path):
-    done = run(sys.executable, 'tools/test.py', 'configs/densecl_r50_coco.py', tmp_path / 'x.pth')
+def test_test_tool_says_what_it_needs(run_forked, repo, tmp_path):
+    done = run_forked('tools/test.py', 'configs/densecl_r50_coco.py', tmp_path / 'x.pth')
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith(
         'mmdense: error: configs/densecl_r50_coco.py has'
     )
 
 
-def test_test_tool_refuses_what_does_not_fit(run, pretrained_by, data_root, require):
+def test_test_tool_refuses_what_does_not_fit(run_forked, pretrained_by, data_root, require):
     """MMEngine would warn, and score random weights."""
     require('mmseg')
     config = 'configs/slotcon/slotcon_unsup-seg_camvid.py'
@@ -286,14 +285,14 @@ def test_test_tool_refuses_what_does_not_fit(run, pretrained_by, data_root, requ
         'test_dataloader.persistent_workers=False',
     ]
     checkpoint = pretrained_by('slotcon')
-    done = run(sys.executable, 'tools/test.py', config, checkpoint, '--cfg-options', *options)
+    done = run_forked('tools/test.py', config, checkpoint, '--cfg-options', *options)
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f'mmdense: error: {checkpoint} does not fit {config}: '), last
     assert 'mIoU' not in done.stdout
 
 
-def test_test_tool_refuses_code(run, tmp_path, data_root, require):
+def test_test_tool_refuses_code(run_forked, tmp_path, data_root, require):
     """Also where nothing in the config is mmdense's."""
     require('mmseg')
     torch.save(dict(state_dict={}, meta=Bomb(str(tmp_path / 'it_ran'))), tmp_path / 'bomb.pth')
@@ -304,9 +303,7 @@ def test_test_tool_refuses_code(run, tmp_path, data_root, require):
         'test_dataloader.persistent_workers=False',
         *('--work-dir', tmp_path),
     ]
-    done = run(
-        sys.executable, 'tools/test.py', config, tmp_path / 'bomb.pth', '--cfg-options', *options
-    )
+    done = run_forked('tools/test.py', config, tmp_path / 'bomb.pth', '--cfg-options', *options)
     assert done.returncode == 1 and 'which can run any code: refused' in done.stdout, done.stdout
     assert not (tmp_path / 'it_ran').exists()
 
