@@ -322,6 +322,7 @@ def tiny_options():
 @pytest.fixture(scope='session')
 def pretrained_by(tmp_path_factory, repo, images):
     """Return the checkpoint of a short run of an algorithm, R18, as tools/train.py wrote it."""
+    import processes
     from tiny_algorithms import tiny_form
 
     @lru_cache(maxsize=None)
@@ -330,9 +331,9 @@ def pretrained_by(tmp_path_factory, repo, images):
         arguments = tiny_arguments(
             repo, images, work_dir, 'train_cfg.max_epochs=1', algorithm=algorithm
         )
-        subprocess.run(
-            [sys.executable, 'tools/train.py', *arguments], cwd=repo, env=environment(), check=True
-        )
+        log = work_dir / 'output.log'
+        done = processes.run_forked('tools/train.py', arguments, log, cwd=repo)
+        assert done.returncode == 0, done.stdout
         return work_dir / 'epoch_1.pth'
 
     return train

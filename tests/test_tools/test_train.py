@@ -16,7 +16,7 @@ from mmdense.checkpoints import read_checkpoint
 from mmdense.engine import training
 
 
-def test_trains_exports_and_explains_itself(repo, run, tiny):
+def test_trains_exports_and_explains_itself(run, run_forked, tiny):
     done = run(sys.executable, 'tools/train.py', *tiny())
     assert done.returncode == 0, done.stdout
     # chance level and queue fill, in words and in every line of the log
@@ -40,7 +40,7 @@ def test_trains_exports_and_explains_itself(repo, run, tiny):
         assert torch.equal(value, checkpoint['state_dict'][f'backbone.{key}'])
 
     out = tiny.work_dir / 'again.pth'
-    done = run(sys.executable, 'tools/convert_checkpoint.py', tiny.work_dir / 'epoch_2.pth', out)
+    done = run_forked('tools/convert_checkpoint.py', tiny.work_dir / 'epoch_2.pth', out)
     assert done.returncode == 0 and f'{len(exported)} tensors' in done.stdout, done.stdout
     assert torch.load(out, weights_only=True)['state_dict'].keys() == exported.keys()
 
@@ -67,9 +67,9 @@ def test_every_algorithm_trains(run_here, tiny, algorithm):
 
 
 @pytest.mark.parametrize('algorithm', algorithms_of('momentum', 'teacher'))
-def test_schedules_by_iteration_train_and_resume(run, tiny, algorithm):
+def test_schedules_by_iteration_train_and_resume(run_forked, tiny, algorithm):
     arguments = tiny('train_cfg.max_epochs=3', flags=['--auto-scale-lr'], algorithm=algorithm)
-    done = run(sys.executable, 'tools/train.py', *arguments)
+    done = run_forked('tools/train.py', *arguments)
     assert done.returncode == 0, done.stdout
     lines = _values(done.stdout)
     assert len(lines) == 12
@@ -102,7 +102,7 @@ def test_schedules_by_iteration_train_and_resume(run, tiny, algorithm):
     arguments = tiny(
         'train_cfg.max_epochs=3', flags=['--auto-scale-lr', '--resume', second], algorithm=algorithm
     )
-    done = run(sys.executable, 'tools/train.py', *arguments)
+    done = run_forked('tools/train.py', *arguments)
     assert done.returncode == 0, done.stdout
     assert [line['lr'] for line in _values(done.stdout)] == rates[8:]
     resumed = read_checkpoint(str(tiny.work_dir / 'epoch_3.pth'))['state_dict']
@@ -179,9 +179,8 @@ def test_two_processes_killed_and_resumed(repo, run, tiny, free_port):
     assert int(after['queue2.ptr']) == (int(steps['queue2.ptr']) + 16) % 64
 
 
-def test_flags_of_mmpretrain(run, tiny):
-    done = run(
-        sys.executable,
+def test_flags_of_mmpretrain(run_forked, tiny):
+    done = run_forked(
         'tools/train.py',
         *tiny(
             'train_cfg.max_epochs=1',
@@ -196,7 +195,7 @@ def test_flags_of_mmpretrain(run, tiny):
     assert done.returncode == 0, done.stdout
     # 0.3 × 4 / 256
     assert 'lr: 4.6875e-03' in done.stdout
-    assert run(sys.executable, 'tools/train.py', '--help').returncode == 0
+    assert run_forked('tools/train.py', '--help').returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -231,7 +230,7 @@ def test_every_recipe_has_a_batch_for_its_learning_rate(repo):
         assert cfg.auto_scale_lr == dict(base_batch_size=gpus * batch), path.name
 
 
-def test_gradients_accumulate(run, tiny):
+def test_gradients_accumulate(run_forked, tiny):
     """LARS, a learning rate for all images of a step, and a twin that moves once a step."""
     hooks = ['MomentumEncoderHook', 'LossLogHook']
     arguments = tiny(
@@ -241,7 +240,7 @@ def test_gradients_accumulate(run, tiny):
         flags=['--auto-scale-lr'],
         algorithm=algorithms_of('momentum')[0],
     )
-    done = run(sys.executable, 'tools/train.py', *arguments)
+    done = run_forked('tools/train.py', *arguments)
     assert done.returncode == 0, done.stdout
     assert 'Scaling the LR by 2 more' in done.stdout
     lines = _values(done.stdout)
@@ -254,7 +253,7 @@ def test_gradients_accumulate(run, tiny):
     assert int(state['encoder_k.module.backbone.bn1.num_batches_tracked']) == 24
 
 
-def test_checkpointed(run, tiny):
+def test_checkpointed(run_forked, tiny):
     """MMEngine's own key of the config; the names in the checkpoint stay."""
     options = [
         'activation_checkpointing=backbone.layer1,backbone.layer2',
@@ -263,7 +262,7 @@ def test_checkpointed(run, tiny):
     ]
     losses = []
     for changed in (options, options[1:]):
-        done = run(sys.executable, 'tools/train.py', *tiny(*changed))
+        done = run_forked('tools/train.py', *tiny(*changed))
         assert done.returncode == 0, done.stdout
         losses.append([line['loss'] for line in _values(done.stdout)])
         (tiny.work_dir / 'epoch_1.pth').rename(tiny.work_dir / f'{len(losses)}.pth')
@@ -272,14 +271,14 @@ def test_checkpointed(run, tiny):
     assert list(ours) == list(plain)
 
 
-def test_test_tool_says_what_it_needs(run, repo, tmp_path):
+def test_test_tool_says_what_it_needs(run_forked, repo, tmp_path):
     config = f'configs/{tiny_form().recipe}.py'
-    done = run(sys.executable, 'tools/test.py', config, tmp_path / 'x.pth')
+    done = run_forked('tools/test.py', config, tmp_path / 'x.pth')
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith(f'mmdense: error: {config} has')
 
 
-def test_test_tool_refuses_what_does_not_fit(run, pretrained_by, data_root, require):
+def test_test_tool_refuses_what_does_not_fit(run_forked, pretrained_by, data_root, require):
     """MMEngine would warn, and score random weights."""
     require('mmseg')
     config = 'configs/slotcon/slotcon_unsup-seg_camvid.py'
@@ -289,14 +288,14 @@ def test_test_tool_refuses_what_does_not_fit(run, pretrained_by, data_root, requ
         'test_dataloader.persistent_workers=False',
     ]
     checkpoint = pretrained_by('SlotCon')
-    done = run(sys.executable, 'tools/test.py', config, checkpoint, '--cfg-options', *options)
+    done = run_forked('tools/test.py', config, checkpoint, '--cfg-options', *options)
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f'mmdense: error: {checkpoint} does not fit {config}: '), last
     assert 'mIoU' not in done.stdout
 
 
-def test_test_tool_refuses_code(run, tmp_path, data_root, require):
+def test_test_tool_refuses_code(run_forked, tmp_path, data_root, require):
     """Also where nothing in the config is mmdense's."""
     require('mmseg')
     torch.save(dict(state_dict={}, meta=Bomb(str(tmp_path / 'it_ran'))), tmp_path / 'bomb.pth')
@@ -307,9 +306,7 @@ def test_test_tool_refuses_code(run, tmp_path, data_root, require):
         'test_dataloader.persistent_workers=False',
         *('--work-dir', tmp_path),
     ]
-    done = run(
-        sys.executable, 'tools/test.py', config, tmp_path / 'bomb.pth', '--cfg-options', *options
-    )
+    done = run_forked('tools/test.py', config, tmp_path / 'bomb.pth', '--cfg-options', *options)
     assert done.returncode == 1 and 'which can run any code: refused' in done.stdout, done.stdout
     assert not (tmp_path / 'it_ran').exists()
 
