@@ -138,11 +138,8 @@ def test_another_batch_size(train, tmp_path):
     changed, started = events['resumed_with_difference'], events['started']
     assert changed['level'] == 'WARNING'
     assert (changed['before']['total batch'], changed['now']['total batch']) == (4, 2)
-    assert (
-        started['resumed']
-        and started['resumed_from'] == str(by_epoch(6))
-        and started['iter'] == changed['iteration']
-    )
+    assert started['resumed'] and started['resumed_from'] == str(by_epoch(6))
+    assert started['iter'] == changed['iteration']
     assert load(resumed(14))['meta']['iter'] == 14 and not resumed(10).exists()
     algorithm = algorithms_of('momentum')[0]
     by_iteration = train(algorithm, 'by_iteration')

@@ -3,6 +3,7 @@
 
 import base64
 import io
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def write_page(path: str, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    values['written'] = datetime.now().strftime('%Y-%m-%d %H:%M')
     page = environment.get_template(template).render(version=mmdense.__version__, **values)
     with report_write_errors(path):
         write_text(path, page)

@@ -2,7 +2,7 @@
 """Write the report of a run, from its work directory."""
 
 import re
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import permutations
 from math import inf
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -71,7 +71,6 @@ def write_report(directory: str, out: Optional[str] = None) -> str:
             (name, data_uri(image, 85), image.shape) for name, image in zip(names, images)
         ],
         notes=notes,
-        written=datetime.now().strftime('%Y-%m-%d %H:%M'),
     )
     return out
 

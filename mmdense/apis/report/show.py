@@ -2,7 +2,6 @@
 """Show the dense features of a checkpoint next to those of random weights."""
 
 import base64
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -72,10 +71,7 @@ def show(
         DataError: There is no image that can be read.
         InputError: A number is out of its range.
     """
-    check_counts(**{'--number': number})
-    check_fractions(**{'x of --point': point[0], 'y of --point': point[1]})
-    if size < 64:
-        raise InputError(f'--size must be at least 64, got {size}')
+    _check_numbers(point, number, size)
     content = read_checkpoint(checkpoint)
     found = recognise(content, name=checkpoint)
     backbones = load_backbones(checkpoint, config=config)
@@ -99,18 +95,19 @@ def show(
         'show.html',
         title=title,
         about=f'{found}; {backbones.about}',
-        size=size,
         point=point,
-        photographs=[
-            (_short_name(name), data_uri(image, 85), image.shape)
-            for name, image in zip(names, images)
-        ],
         groups=groups,
         messages=messages,
-        written=datetime.now().strftime('%Y-%m-%d %H:%M'),
-        **_describe(measured),
+        **_describe(measured, images, names),
     )
     return files
+
+
+def _check_numbers(point: Tuple[float, float], number: int, size: int) -> None:
+    check_counts(**{'--number': number})
+    check_fractions(**{'x of --point': point[0], 'y of --point': point[1]})
+    if size < 64:
+        raise InputError(f'--size must be at least 64, got {size}')
 
 
 class _Measured(NamedTuple):
@@ -374,11 +371,17 @@ def similarity_at(table: np.ndarray, point: Tuple[float, float]) -> np.ndarray:
 # ---------------------------------------------------------------- for index.html
 
 
-def _describe(measured: _Measured) -> Dict[str, Any]:
-    """Return the values that the template takes from the measurements."""
+def _describe(
+    measured: _Measured, images: Sequence[np.ndarray], names: Sequence[str]
+) -> Dict[str, Any]:
+    """Return the values that the template takes from images and measurements."""
     number = len(measured.pairs)
     errors = {k: torch.cat([pair.errors[k] for pair in measured.pairs]) for k in NETWORKS}
     return dict(
+        photographs=[
+            (_short_name(name), data_uri(image, 85), image.shape)
+            for name, image in zip(names, images)
+        ],
         pairs=[_describe_pair(pair) for pair in measured.pairs],
         shares={name: share(errors[name]) for name in NETWORKS},
         similarity=[

@@ -178,7 +178,7 @@ class CheckInvalidValuesHook(Hook):
 
     def _judge(self, runner: Runner, iteration: '_Iteration') -> None:
         (bad, spoiled), overflow = iteration.read(), iteration.overflow
-        # where an earlier iteration has spoiled the step, this batch may be good
+        # this batch may be good if an earlier iteration has spoiled the step
         if bad or (spoiled and not self.bad_in_step):
             found = self._diagnose(runner, iteration)
             if found.broken:
@@ -445,7 +445,7 @@ class _Trace:
     def __init__(self, model: nn.Module, number: int) -> None:
         self.model, self.number = model, number
         self.names = {module: name for name, module in model.named_modules()}
-        self.calls = 0  # of modules, which is the order of a finding
+        self.calls = 0  # counts modules, and orders findings
         # call, module, and which images are finite in the output
         self.found: Optional[Tuple[int, nn.Module, Tensor]] = None
         self.backward: List[nn.Module] = []

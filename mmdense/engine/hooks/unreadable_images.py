@@ -15,7 +15,7 @@ from mmdense.utils.errors import DataError
 
 from ..events import log_event
 
-MAX_UNREADABLE = 0.01  # of the images
+MAX_UNREADABLE = 0.01  # share of the images
 
 
 @HOOKS.register_module()
@@ -45,7 +45,7 @@ class UnreadableImagesHook(Hook):
             raise TypeError(f'max_ratio must be a number in 0..1, got {max_ratio!r}')
         check_number('max_ratio', max_ratio, lambda x: 0 <= x <= 1, 'a number in 0..1')
         self.max_ratio = max_ratio
-        self._reasons: Dict[str, str] = {}  # of the files known to all ranks
+        self._reasons: Dict[str, str] = {}  # by file, for the files known to all ranks
         self._new: Dict[str, str] = {}  # met by this rank since they last spoke
         self._named: Set[str] = set()  # in this rank's log
         self._epochs = 0  # completed by this process
