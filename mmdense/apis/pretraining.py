@@ -42,7 +42,7 @@ from mmdense.apis.planning import (
     time_steps,
 )
 from mmdense.apis.planning.survey import find_backbone
-from mmdense.checkpoints import latest_whole_checkpoint
+from mmdense.checkpoints import latest_complete_checkpoint
 from mmdense.engine import ProgressBarHook
 from mmdense.engine.launch import train
 from mmdense.engine.training import prepare_training, train_parser
@@ -352,7 +352,7 @@ def find_ignored(request: Request, cfg: Config) -> List[str]:
 
 
 def _has_begun(request: Request) -> bool:
-    return bool(latest_whole_checkpoint(request.folder)) or osp.exists(request.backbone)
+    return bool(latest_complete_checkpoint(request.folder)) or osp.exists(request.backbone)
 
 
 def _read_run(request: Request) -> Optional[Config]:

@@ -5,7 +5,7 @@ from .export import convert_checkpoint, describe_product, save_backbone
 from .formats import Recognised, check_finite, recognise
 from .io import read_checkpoint
 from .model_config import saved_model_config
-from .resume import latest_whole_checkpoint
+from .resume import latest_complete_checkpoint
 from .self_sup_pretrained import SelfSupPretrained
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     'check_finite',
     'convert_checkpoint',
     'describe_product',
-    'latest_whole_checkpoint',
+    'latest_complete_checkpoint',
     'read_checkpoint',
     'recognise',
     'save_backbone',

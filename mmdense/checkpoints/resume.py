@@ -10,7 +10,7 @@ from typing import Optional
 from mmengine.logging import print_log
 
 
-def latest_whole_checkpoint(work_dir: str) -> Optional[str]:
+def latest_complete_checkpoint(work_dir: str) -> Optional[str]:
     """Return the newest checkpoint in a work directory that is not torn.
 
     This is the one that ``last_checkpoint`` names, or where it is missing or

@@ -10,7 +10,7 @@ from mmengine.device import get_device
 from mmengine.registry import MODELS
 from mmengine.runner import IterBasedTrainLoop, Runner
 
-from mmdense.checkpoints import latest_whole_checkpoint
+from mmdense.checkpoints import latest_complete_checkpoint
 from mmdense.models.selfsup import SelfSupervisor
 from mmdense.utils.errors import CONFIG_ERRORS, one_line_errors
 from mmdense.utils.mmengine_patches import set_config_file
@@ -56,7 +56,7 @@ def merge_train_arguments(cfg: Config, args: argparse.Namespace) -> None:
         dtype = cfg.optim_wrapper.setdefault('dtype', 'float16')
         cfg.optim_wrapper.setdefault('loss_scale', loss_scale(dtype))
     if args.resume == 'auto' or (args.resume is None and cfg.get('resume') and not cfg.load_from):
-        args.resume = latest_whole_checkpoint(cfg.work_dir)
+        args.resume = latest_complete_checkpoint(cfg.work_dir)
         cfg.resume = False  # where there is none
     if args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume

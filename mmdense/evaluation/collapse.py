@@ -12,24 +12,25 @@ from mmdense.models.utils.similarity import flatten_rows, negative_similarity, s
 Values = Dict[str, Tensor]
 
 
-class _Sign(NamedTuple):
+class ThresholdRule(NamedTuple):
     """Define when to warn of a value, and the words of the warning."""
 
     name: str  # the end of the value's name
     bound: float
-    over: float  # hysteresis: the warning clears once the value crosses this
+    recovery: float  # hysteresis: the warning clears once the value crosses this
     meaning: str
     advice: str
 
-    def beyond(self, value: float, bound: float) -> bool:
-        return value < bound if self.over > self.bound else value > bound
+    def is_violated(self, value: float, bound: float) -> bool:
+        """Return whether a value is on the wrong side of a bound."""
+        return value < bound if self.recovery > self.bound else value > bound
 
 
-_ALIKE = (
+_COLLAPSED = (
     'collapse: features are nearly all alike (std: 0 constant, 1 spread out; rank: 1 direction)'
 )
 
-_GENERAL = (
+_ADVICE = (
     'Try a lower learning rate or a longer warm-up, check that the augmentation leaves something '
     'to see, and that the neck is initialised'
 )
@@ -37,10 +38,10 @@ _GENERAL = (
 # In runs of 200 iterations of tiny networks (tests/test_engine/test_health.py) std and rank are at
 # least 0.07 and 2.0 where they learn; at a hundred times the learning rate one rank at least of
 # each algorithm stays below 1.75. ResNet-50 starts with 0.23 and 5.5 or more.
-SIGNS = [
-    _Sign('_std', 0.05, 0.1, _ALIKE, _GENERAL),
-    _Sign('_rank', 1.8, 2.2, _ALIKE, _GENERAL),
-    _Sign(
+THRESHOLDS = [
+    ThresholdRule('_std', 0.05, 0.1, _COLLAPSED, _ADVICE),
+    ThresholdRule('_rank', 1.8, 2.2, _COLLAPSED, _ADVICE),
+    ThresholdRule(
         'prototypes_used',
         1.5,
         2.5,
@@ -48,7 +49,7 @@ SIGNS = [
         'Try a lower learning rate or a longer warm-up, a smaller center_momentum or a larger '
         'teacher_temperature',
     ),
-    _Sign(
+    ThresholdRule(
         'without_positive',
         0.5,
         0.4,

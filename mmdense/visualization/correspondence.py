@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mmdense.models.utils import cell_centres, gather_cells, match_cells, to_view
+from mmdense.models.utils import gather_locations, grid_centers, match_locations, to_view
 
 Box = Sequence[float]
 
@@ -58,8 +58,8 @@ def match_views(backbone: nn.Module, view_a: Tensor, view_b: Tensor) -> Matches:
     maps = [backbone(view) for view in (view_a, view_b)]
     maps = [m[-1] if isinstance(m, (list, tuple)) else m for m in maps]
     feat_a, feat_b = (normalize(m.flatten(2), dim=1) for m in maps)
-    match = match_cells(feat_a, feat_b)
-    similarity = (feat_a * gather_cells(feat_b, match)).sum(dim=1)
+    match = match_locations(feat_a, feat_b)
+    similarity = (feat_a * gather_locations(feat_b, match)).sum(dim=1)
     grid_a, grid_b = (tuple(m.shape[2:]) for m in maps)
     return Matches(match, similarity, grid_a, grid_b)
 
@@ -130,7 +130,7 @@ def true_places(
     box_a, box_b = torch.tensor([[box_a], [box_b]], dtype=torch.float64)
     # grid of a → image → grid of b
     size_b = torch.tensor(grid_b[::-1], dtype=torch.float64)
-    in_b = to_view(cell_centres(box_a, grid_a), box_b)[0] * size_b
+    in_b = to_view(grid_centers(box_a, grid_a), box_b)[0] * size_b
     return in_b, ((in_b >= 0) & (in_b <= size_b)).all(dim=1)
 
 
@@ -148,7 +148,7 @@ def match_errors(
         place, in grid cells of b; NaN for locations that are not in view b.
     """
     places, visible = true_places(box_a, box_b, grid_a, grid_b)
-    errors = (_centres_in_cells(grid_b)[match.cpu()] - places).norm(dim=1)
+    errors = (_centers_on_grid(grid_b)[match.cpu()] - places).norm(dim=1)
     return errors.masked_fill(~visible, float('nan'))
 
 
@@ -215,8 +215,8 @@ def draw_correspondence(
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_ylabel(name, fontsize=12)
-        start = _centres_in_cells(grid_a) * _cell_size(view_a, grid_a) - 0.5
-        end = _centres_in_cells(grid_b)[panel.match.cpu()] * _cell_size(view_b, grid_b) - 0.5
+        start = _centers_on_grid(grid_a) * _grid_cell_size(view_a, grid_a) - 0.5
+        end = _centers_on_grid(grid_b)[panel.match.cpu()] * _grid_cell_size(view_b, grid_b) - 0.5
         for cell in cells.tolist():
             right = bool(panel.errors[cell] <= tolerance)
             _draw_line(
@@ -244,10 +244,10 @@ def draw_correspondence(
     return figure
 
 
-def _centres_in_cells(grid: Tuple[int, int]) -> Tensor:
+def _centers_on_grid(grid: Tuple[int, int]) -> Tensor:
     """Return the centers of a grid's cells, S×2, (x, y): 0.5, 1.5, …"""
     whole = torch.tensor([[0, 0, grid[1], grid[0]]], dtype=torch.float64)
-    return cell_centres(whole, grid)[0]
+    return grid_centers(whole, grid)[0]
 
 
 def _spread(errors: Tensor, max_lines: int) -> Tensor:
@@ -258,7 +258,7 @@ def _spread(errors: Tensor, max_lines: int) -> Tensor:
     return cells[torch.linspace(0, len(cells) - 1, max_lines).round().long()]
 
 
-def _cell_size(view: np.ndarray, grid: Tuple[int, int]) -> Tensor:
+def _grid_cell_size(view: np.ndarray, grid: Tuple[int, int]) -> Tensor:
     """Return (width, height) of a grid cell in pixels."""
     return torch.tensor([view.shape[1] / grid[1], view.shape[0] / grid[0]])
 

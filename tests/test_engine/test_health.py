@@ -17,6 +17,7 @@ from tiny_algorithms import algorithms, algorithms_of, each_algorithm, tiny_form
 from torch.nn.functional import normalize
 
 from mmdense.engine import HealthMonitorHook
+from mmdense.engine.events import read_events
 from mmdense.evaluation.collapse import measure_usage, spread
 from mmdense.models import SelfSupervisor
 from mmdense.models.heads.slot_contrast_head import count_prototypes, slot_similarities
@@ -242,12 +243,16 @@ def test_prototypes():
     assert measure_usage('p', torch.ones(4))['p_used'] == pytest.approx(4)
 
 
-def test_it_warns_once_until_it_is_over():
+def test_it_warns_once_until_it_is_over(tmp_path):
     said = []
-    logger = SimpleNamespace(warning=said.append, info=said.append)
+    logger = SimpleNamespace(log=lambda level, text, **_: said.append(text))
     optimizer = SimpleNamespace(param_groups=[dict(lr=0.3)])
     runner = SimpleNamespace(
-        logger=logger, iter=49, optim_wrapper=SimpleNamespace(optimizer=optimizer)
+        logger=logger,
+        log_dir=str(tmp_path),
+        iter=49,
+        epoch=0,
+        optim_wrapper=SimpleNamespace(optimizer=optimizer),
     )
     hook = HealthMonitorHook()
     hook.before_train(SimpleNamespace(model=torch.nn.Linear(1, 1)))
@@ -263,6 +268,9 @@ def test_it_warns_once_until_it_is_over():
     assert said[0].endswith('the learning rate is 0.3.') and said[1].endswith('that is over.')
     hook._judge(runner, dict(dense_positive_similarity=1.0))
     assert len(said) == 3
+    events = read_events(tmp_path)
+    assert [event['kind'] for event in events] == ['health', 'health_recovered', 'health']
+    assert events[0]['values'] == dict(dense_std=0.03) and events[0]['level'] == 'WARNING'
 
 
 def test_probe_costs_nothing_between_checks():

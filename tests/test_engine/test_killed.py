@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from processes import PROCESSES
 from runs import tiny_config, train
 
-from mmdense.checkpoints import latest_whole_checkpoint
+from mmdense.checkpoints import latest_complete_checkpoint
 from mmdense.engine import CheckpointHook, PreemptionHook
 from mmdense.engine.events import read_events
 from mmdense.utils.files import atomic_write, remove_parts
@@ -50,7 +50,7 @@ def start(config, tmp_path):
     """Starts it, from the newest checkpoint; the process."""
 
     def call(**options):
-        found = latest_whole_checkpoint(str(tmp_path / 'work'))
+        found = latest_complete_checkpoint(str(tmp_path / 'work'))
         path = str(tmp_path / 'config.py')
         config(load_from=found, resume=found is not None, **options).dump(path)
         process = PROCESSES.Process(target=train, args=(path,))
@@ -61,7 +61,7 @@ def start(config, tmp_path):
 
 
 def iteration(work_dir):
-    path = latest_whole_checkpoint(str(work_dir))
+    path = latest_complete_checkpoint(str(work_dir))
     return torch.load(path, weights_only=False)['meta']['iter'] if path else 0
 
 
@@ -166,7 +166,7 @@ def test_no_room(code, config, monkeypatch, tmp_path):
     work_dir = tmp_path / 'work'
     names = sorted(n for n in os.listdir(work_dir) if n.endswith('.pth'))
     assert names == ['iter_1.pth', 'iter_2.pth']
-    assert latest_whole_checkpoint(str(work_dir)) == str(work_dir / 'iter_2.pth')
+    assert latest_complete_checkpoint(str(work_dir)) == str(work_dir / 'iter_2.pth')
     log = next(work_dir.glob('*/*.log')).read_text()
     assert 'cannot write the checkpoint iter_3.pth' in log and 'training continues' in log
     events = read_events(next(work_dir.glob('*/events.jsonl')).parent)
@@ -220,14 +220,14 @@ def test_a_full_disk(small_disk, config, tmp_path, capfd):
     assert saved and len(saved) < 8
     for path in saved:
         torch.load(path, weights_only=False)
-    last = latest_whole_checkpoint(str(work_dir))
+    last = latest_complete_checkpoint(str(work_dir))
     assert last == str(work_dir / f'iter_{len(saved)}.pth')
     said = capfd.readouterr().out
     assert re.search('cannot write the checkpoint iter_[0-9].pth .*training continues', said)
     assert len(re.findall('cannot write to .*json: No space left on device', said)) == 1
     assert small_disk('60m') == 0
     Runner.from_cfg(config(**options, load_from=last, resume=True)).train()
-    assert latest_whole_checkpoint(str(work_dir)) == str(work_dir / 'iter_8.pth')
+    assert latest_complete_checkpoint(str(work_dir)) == str(work_dir / 'iter_8.pth')
     assert not list(work_dir.glob('.*.part'))
 
 
@@ -312,20 +312,20 @@ def test_atomic_write(tmp_path):
 
 def test_torn_files_are_passed_over(tmp_path, caplog):
     work_dir = str(tmp_path)
-    assert latest_whole_checkpoint(work_dir) is None
-    assert latest_whole_checkpoint(str(tmp_path / 'none')) is None
+    assert latest_complete_checkpoint(work_dir) is None
+    assert latest_complete_checkpoint(str(tmp_path / 'none')) is None
     for i in (1, 2, 3):
         torch.save(dict(a=torch.rand(1000)), tmp_path / f'epoch_{i}.pth')
         os.utime(tmp_path / f'epoch_{i}.pth', (i, i))
-    assert latest_whole_checkpoint(work_dir) == str(tmp_path / 'epoch_3.pth')
+    assert latest_complete_checkpoint(work_dir) == str(tmp_path / 'epoch_3.pth')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
-    assert latest_whole_checkpoint(work_dir) == str(tmp_path / 'epoch_2.pth')
+    assert latest_complete_checkpoint(work_dir) == str(tmp_path / 'epoch_2.pth')
     content = (tmp_path / 'epoch_2.pth').read_bytes()
     (tmp_path / 'epoch_2.pth').write_bytes(content[:-100])
-    assert latest_whole_checkpoint(work_dir) == str(tmp_path / 'epoch_3.pth')
+    assert latest_complete_checkpoint(work_dir) == str(tmp_path / 'epoch_3.pth')
     damaged = bytearray((tmp_path / 'epoch_3.pth').read_bytes())
     damaged[len(damaged) // 2] ^= 1
     (tmp_path / 'epoch_3.pth').write_bytes(damaged)
-    assert latest_whole_checkpoint(work_dir) == str(tmp_path / 'epoch_1.pth')
+    assert latest_complete_checkpoint(work_dir) == str(tmp_path / 'epoch_1.pth')
     (tmp_path / 'last_checkpoint').write_text('s3://bucket/epoch_9.pth')
-    assert latest_whole_checkpoint(work_dir) == 's3://bucket/epoch_9.pth'
+    assert latest_complete_checkpoint(work_dir) == 's3://bucket/epoch_9.pth'

@@ -9,7 +9,7 @@ from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 from torch.nn.functional import normalize
 
-from mmdense.models import DenseCL, DenseCLNeck, InfoNCEHead, KeyQueue, match_cells
+from mmdense.models import DenseCL, DenseCLNeck, InfoNCEHead, KeyQueue, match_locations
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
@@ -127,7 +127,7 @@ def test_golden_losses(golden):
     losses = model.loss([torch.zeros(n, 3, 2, 2), torch.ones(n, 3, 2, 2)])
     close(losses['loss_single'], 0.5 * g['loss_single'])
     close(losses['loss_dense'], 0.5 * g['loss_dense'])
-    match = match_cells(normalize(g['backbone_q'], dim=1), normalize(g['backbone_k'], dim=1))
+    match = match_locations(normalize(g['backbone_q'], dim=1), normalize(g['backbone_k'], dim=1))
     assert torch.equal(match, g['match'])
     # the queue of global keys gets k, that of dense keys the cells' mean
     close(model.queue.keys[:, :n].t(), g['key_global'])

@@ -7,9 +7,9 @@ from mmengine.structures import BaseDataElement
 
 from mmdense.models.utils import (
     align_maps,
-    cell_centres,
-    cell_distances,
     from_view,
+    grid_centers,
+    grid_distances,
     is_flipped,
     overlap_in_view,
     to_view,
@@ -48,7 +48,7 @@ def mirrored_cells(grid, upside_down=False):
 @given(boxes(2))
 def test_swapping_the_views_transposes_the_distances(pair):
     a, b = pair
-    there, back = cell_distances(a, b, GRID, (4, 6)), cell_distances(b, a, (4, 6), GRID)
+    there, back = grid_distances(a, b, GRID, (4, 6)), grid_distances(b, a, (4, 6), GRID)
     torch.testing.assert_close(there, back.transpose(1, 2))
 
 
@@ -56,14 +56,14 @@ def test_swapping_the_views_transposes_the_distances(pair):
 def test_flipping_both_views_permutes_cells_and_nothing_else(pair, upside_down):
     a, b = pair
     order = mirrored_cells(GRID, upside_down)
-    plain = cell_distances(a, b, GRID, GRID)
-    flipped = cell_distances(mirror(a, upside_down), mirror(b, upside_down), GRID, GRID)
+    plain = grid_distances(a, b, GRID, GRID)
+    flipped = grid_distances(mirror(a, upside_down), mirror(b, upside_down), GRID, GRID)
     torch.testing.assert_close(flipped, plain[:, order][:, :, order])
 
 
 @given(boxes())
 def test_identical_boxes_give_the_identity(box):
-    distance = cell_distances(box, box, GRID, GRID)[0]
+    distance = grid_distances(box, box, GRID, GRID)[0]
     assert (distance.diagonal() == 0).all()
     assert torch.equal(distance.argmin(1), torch.arange(35))
     # neighbours are a cell's side away, and the diagonal of a cell is 1
@@ -73,8 +73,8 @@ def test_identical_boxes_give_the_identity(box):
 
 @given(boxes(), st.booleans())
 def test_a_flipped_twin_shows_the_same_places(box, upside_down):
-    centres = cell_centres(box, GRID)
-    flipped = cell_centres(mirror(box, upside_down), GRID)
+    centres = grid_centers(box, GRID)
+    flipped = grid_centers(mirror(box, upside_down), GRID)
     torch.testing.assert_close(flipped[:, mirrored_cells(GRID, upside_down)], centres)
 
 
@@ -110,9 +110,9 @@ def test_aligned_maps_of_a_coordinate_image_agree(pair, grid):
     overlap = overlap_in_view(a, b)
     assume((overlap[:, :2] + 0.02 < overlap[:, 2:]).all())
     shared = from_view(overlap.view(1, 2, 2), a)[0].sort(0).values.view(1, 4)
-    truth = cell_centres(shared, grid).transpose(1, 2).view(1, 2, *grid)
+    truth = grid_centers(shared, grid).transpose(1, 2).view(1, 2, *grid)
     for box, other in ((a, b), (b, a)):
-        maps = cell_centres(box, grid).transpose(1, 2).view(1, 2, *grid)
+        maps = grid_centers(box, grid).transpose(1, 2).view(1, 2, *grid)
         error = (align_maps(maps, box, other) - truth).abs()
         # Exact, but in the outer half of a rim's cell, where there is no neighbour to
         # interpolate with: RoIAlign repeats the rim.

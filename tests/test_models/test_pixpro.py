@@ -88,11 +88,11 @@ def test_golden_consistency(golden, pos_ratio):
 
 @pytest.mark.parametrize('pos_ratio', [0.5, 0.7])
 def test_golden_consistency_gradient_of_the_loss_itself(golden, pos_ratio):
-    from mmdense.models.utils import cell_distances
+    from mmdense.models.utils import grid_distances
 
     g = golden(f'pixpro_consistency_pos{pos_ratio}')
     grids = g['q'].shape[2:], g['k'].shape[2:]
-    positive = cell_distances(g['box_q'], g['box_k'], *grids) < float(g['pos_ratio'])
+    positive = grid_distances(g['box_q'], g['box_k'], *grids) < float(g['pos_ratio'])
     q = g['q'].requires_grad_()
     loss = pixel_consistency(q.flatten(2), g['k'].flatten(2), positive)
     close(loss, g['loss'])

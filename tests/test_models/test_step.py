@@ -25,7 +25,7 @@ from mmdense.models import losses as L
 from mmdense.models.heads import PixContrastHead, PixProHead
 from mmdense.models.heads.slot_contrast_head import true_rows
 from mmdense.models.layers import SemanticGrouping
-from mmdense.models.utils import match_cells
+from mmdense.models.utils import match_locations
 from mmdense.utils.errors import InputError
 
 BN = dict(type='BN')
@@ -111,7 +111,7 @@ def delicate():
         pixel_contrast=(L.pixel_contrast, q, k, positive),
         group_distillation=(L.group_distillation, q, k, torch.rand(8)),
         slot_contrast=(L.slot_contrast, rows, rows, torch.arange(len(rows))),
-        match_cells=(match_cells, *torch.randn(2, 3, 8, 200, dtype=half)),
+        match_locations=(match_locations, *torch.randn(2, 3, 8, 200, dtype=half)),
         pixpro_head=(pixpro.loss, z, t, boxes, boxes + 0.05),
         pixcontrast_head=(contrast.loss, z, t, boxes, boxes + 0.05),
         slots=(lambda x: grouping(x)[0], z),

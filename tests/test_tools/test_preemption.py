@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from mmdense.checkpoints import latest_whole_checkpoint
+from mmdense.checkpoints import latest_complete_checkpoint
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def training_processes(process):
 
 
 def iteration(work_dir):
-    path = latest_whole_checkpoint(str(work_dir))
+    path = latest_complete_checkpoint(str(work_dir))
     return torch.load(path, weights_only=False)['meta']['iter'] if path else 0
 
 
@@ -129,7 +129,7 @@ def test_signals_are_handed_on(name, start, tiny, free_port):
     assert time.time() - sent < 30
     text = log.read_text()
     saved = re.findall(rf'{name}: saved (\S+) and ended', text)
-    assert len(saved) == 1 and saved[0] == latest_whole_checkpoint(str(work_dir))
+    assert len(saved) == 1 and saved[0] == latest_complete_checkpoint(str(work_dir))
     assert 'Traceback' not in text
     assert_nothing_left(process.pid, free_port)
 

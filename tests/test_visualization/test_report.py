@@ -159,11 +159,11 @@ def test_chance_of_a_weighted_sum_over_stages(write):
 
 
 def test_bounds_of_health_are_those_of_the_hook(write):
-    from mmdense.evaluation.collapse import SIGNS
+    from mmdense.evaluation.collapse import THRESHOLDS
 
     rows = [row(s, health_global_std=0.4, health_global_rank=9.0) for s in (5, 10)]
     charts = {c.title: c for _, found in charts_of(read_run(write(rows))) for c in found}
-    bounds = {sign.name: sign.bound for sign in SIGNS}
+    bounds = {sign.name: sign.bound for sign in THRESHOLDS}
     assert charts['Spread of features (std)'].levels[0][0] == bounds['_std']
     assert charts['Effective rank of features'].levels[0][0] == bounds['_rank']
 

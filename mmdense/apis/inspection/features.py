@@ -107,13 +107,13 @@ def _tabulate(values: Dict[str, Dict[str, float]], channels: int) -> List[str]:
 
 def _judge(values: Dict[str, float], num_images: int) -> List[Note]:
     """Compare the pretrained network's values with the bounds of collapse."""
-    from mmdense.evaluation.collapse import SIGNS
+    from mmdense.evaluation.collapse import THRESHOLDS
 
     notes = []
     for key, value in values.items():
-        sign = next(sign for sign in SIGNS if key.endswith(sign.name))
-        if sign.beyond(value, sign.bound):
+        rule = next(rule for rule in THRESHOLDS if key.endswith(rule.name))
+        if rule.is_violated(value, rule.bound):
             # images of one kind are alike without any fault
             level = 'warning' if key.startswith('dense') else 'note'
-            notes.append(Note(level, f'{key} is {value:.3g}: {sign.meaning}'))
+            notes.append(Note(level, f'{key} is {value:.3g}: {rule.meaning}'))
     return notes or [Note('ok', f'no collapse: the features of {num_images} images differ')]

@@ -16,7 +16,7 @@ from mmdense.checkpoints.backbones import load_backbones
 from mmdense.checkpoints.model_config import find_foreign_type
 from mmdense.datasets import LoadImage, UnreadableImageError
 from mmdense.datasets.transforms.batched import apply_batch
-from mmdense.evaluation.collapse import SIGNS
+from mmdense.evaluation.collapse import THRESHOLDS
 from mmdense.evaluation.feature_maps import fit_image, stage_maps, to_inputs
 from mmdense.models.utils.batch_norm import calibrate
 from mmdense.registry import DATASETS
@@ -200,11 +200,11 @@ def _health_charts(draw: _Drawer) -> List[Chart]:
     charts: List[Chart] = []
     for ending, title, note in _HEALTH:
         names = [name for name in values if name.endswith(ending)]
-        sign = next((s for s in SIGNS if s.name.endswith(ending)), None)
+        rule = next((s for s in THRESHOLDS if s.name.endswith(ending)), None)
         levels = []
-        if sign is not None:
-            word = 'below' if sign.over > sign.bound else 'above'
-            levels = [(sign.bound, f'warns {word} {sign.bound:g}')]
+        if rule is not None:
+            word = 'below' if rule.recovery > rule.bound else 'above'
+            levels = [(rule.bound, f'warns {word} {rule.bound:g}')]
         curves = {name: values.pop(name) for name in names}
         charts += draw.chart(title, curves, note=note, levels=levels)
     for name, curve in values.items():

@@ -11,10 +11,12 @@ from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 from torch import Tensor
 
-from mmdense.evaluation.collapse import SIGNS, Values, measure_features, measure_usage
+from mmdense.evaluation.collapse import THRESHOLDS, Values, measure_features, measure_usage
 from mmdense.models.selfsup import SelfSupervisor
 from mmdense.registry import HOOKS
 from mmdense.utils.checks import check_counts
+
+from ..events import log_event
 
 
 @HOOKS.register_module()
@@ -120,25 +122,29 @@ class HealthMonitorHook(Hook):
             self.model.health_monitor = None
 
     def _judge(self, runner: Runner, values: Dict[str, float]) -> None:
-        news = defaultdict(list)  # by what they mean
+        """Warn of values that violate their thresholds, and log that a value has recovered."""
+        violations = defaultdict(dict)  # name → value, by the rule's words
         for name, value in values.items():
-            sign = next((sign for sign in SIGNS if name.endswith(sign.name)), None)
-            if sign is None:
+            rule = next((rule for rule in THRESHOLDS if name.endswith(rule.name)), None)
+            if rule is None:
                 continue
-            said = f'health_{name} is {value:.3g}'
-            self.beyond[name] = self.beyond[name] + 1 if sign.beyond(value, sign.bound) else 0
+            self.beyond[name] = self.beyond[name] + 1 if rule.is_violated(value, rule.bound) else 0
             if name in self.warned:
-                if not sign.beyond(value, sign.over):
+                if not rule.is_violated(value, rule.recovery):
                     self.warned.remove(name)
-                    runner.logger.info(f'{said}: that is over.')
+                    text = f'health_{name} is {value:.3g}: that is over.'
+                    log_event(runner, 'health_recovered', text, values={name: value})
             elif self.beyond[name] >= 2:
                 self.warned.add(name)
-                news[sign.meaning, sign.advice].append(said)
-        for (meaning, advice), said in news.items():
-            runner.logger.warning(
-                f'{", ".join(said)} after {runner.iter + 1} iterations: {meaning}. {advice}; the '
-                f'learning rate is {_learning_rate(runner):.3g}.'
+                violations[rule.meaning, rule.advice][name] = value
+        for (meaning, advice), found in violations.items():
+            listed = ', '.join(f'health_{name} is {value:.3g}' for name, value in found.items())
+            lr = _learning_rate(runner)
+            text = (
+                f'{listed} after {runner.iter + 1} iterations: {meaning}. {advice}; the learning '
+                f'rate is {lr:.3g}.'
             )
+            log_event(runner, 'health', text, 'WARNING', values=found, lr=lr)
 
 
 def _learning_rate(runner: Runner) -> float:

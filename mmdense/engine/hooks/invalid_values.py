@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 from torch import Tensor, nn
 
-from mmdense.checkpoints import latest_whole_checkpoint
+from mmdense.checkpoints import latest_complete_checkpoint
 from mmdense.models.layers import KeyQueue, MomentumEncoder
 from mmdense.registry import HOOKS
 from mmdense.utils.checks import check_counts
@@ -542,5 +542,5 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _describe_last_checkpoint(runner: Runner) -> str:
-    last = latest_whole_checkpoint(runner.work_dir)
+    last = latest_complete_checkpoint(runner.work_dir)
     return f'The last checkpoint, {last}, is good.' if last else 'There is no checkpoint yet.'

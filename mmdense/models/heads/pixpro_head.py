@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from mmdense.models.losses import pixel_consistency, pixel_contrast
 from mmdense.models.necks import ProjectionMLP
-from mmdense.models.utils import cell_distances, in_float32, negative_similarity
+from mmdense.models.utils import grid_distances, in_float32, negative_similarity
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero, check_below_one, check_counts
 from mmdense.utils.errors import InputError
@@ -43,7 +43,7 @@ class PixelHead(BaseModule):
         Returns:
             Tensor: A scalar.
         """
-        distance = cell_distances(box, target_box, z.shape[2:], target.shape[2:])  # NxSxT
+        distance = grid_distances(box, target_box, z.shape[2:], target.shape[2:])  # NxSxT
         return self.compare(z, _grid(target), positive=distance < self.pos_ratio)
 
     def similarities(self, z: Tensor, target: Tensor, box: Tensor, target_box: Tensor) -> dict:
@@ -61,7 +61,7 @@ class PixelHead(BaseModule):
         """
 
         def find_positives() -> Tensor:
-            return cell_distances(box, target_box, z.shape[2:], target.shape[2:]) < self.pos_ratio
+            return grid_distances(box, target_box, z.shape[2:], target.shape[2:]) < self.pos_ratio
 
         def compare_positives() -> Tensor:
             positive = find_positives()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mmdense.models.layers import KeyQueue, MomentumEncoder, enqueue
-from mmdense.models.utils import gather_cells, match_cells, match_entropy, shuffled_forward
+from mmdense.models.utils import gather_locations, match_entropy, match_locations, shuffled_forward
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_fractions
 from mmdense.utils.errors import InputError
@@ -103,8 +103,8 @@ class DenseCL(MomentumSelfSupervisor):
                 seed=self.encoder_k.num_updates(),
             )
             # the key of a query location is the location most similar in the backbone
-            match = match_cells(map_q, map_k)  # NxS
-            positive = gather_cells(grid_k, match)  # NxCxS
+            match = match_locations(map_q, map_k)  # NxS
+            positive = gather_locations(grid_k, match)  # NxCxS
 
         loss_single = self.head.loss(q, k, self.queue.keys)
         loss_dense = self.head.loss(_rows(grid_q), _rows(positive), self.queue2.keys)

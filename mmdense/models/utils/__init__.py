@@ -1,15 +1,15 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .batch_norm import calibrate
-from .correspondence import gather_cells, match_cells
+from .correspondence import gather_locations, match_locations
 from .float32 import in_float32
 from .gather import gather_rows
 from .geometry import (
     align_maps,
     boxes_in_view,
     boxes_on_grid,
-    cell_centres,
-    cell_distances,
     from_view,
+    grid_centers,
+    grid_distances,
     is_flipped,
     overlap_in_view,
     to_view,
@@ -26,15 +26,15 @@ __all__ = [
     'boxes_in_view',
     'boxes_on_grid',
     'calibrate',
-    'cell_centres',
-    'cell_distances',
+    'grid_centers',
+    'grid_distances',
     'from_view',
-    'gather_cells',
+    'gather_locations',
     'gather_rows',
     'in_float32',
     'is_flipped',
     'map_channels',
-    'match_cells',
+    'match_locations',
     'match_entropy',
     'negative_similarity',
     'overlap_in_view',

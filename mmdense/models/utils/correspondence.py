@@ -7,7 +7,7 @@ from .float32 import in_float32
 
 @torch.no_grad()
 @in_float32
-def match_cells(feat_q: Tensor, feat_k: Tensor) -> Tensor:
+def match_locations(feat_q: Tensor, feat_k: Tensor) -> Tensor:
     """Return the most similar location of the key's map for every location of the query's.
 
     DenseCL (https://arxiv.org/abs/2011.09157), equation 3. No gradient flows
@@ -23,7 +23,7 @@ def match_cells(feat_q: Tensor, feat_k: Tensor) -> Tensor:
     return torch.bmm(feat_q.transpose(1, 2), feat_k).argmax(dim=2)
 
 
-def gather_cells(feat: Tensor, index: Tensor) -> Tensor:
+def gather_locations(feat: Tensor, index: Tensor) -> Tensor:
     """Return the locations of a map that an index names.
 
     Args:

@@ -50,7 +50,7 @@ def view_boxes(data_samples: Sequence, num_views: int, like: Tensor) -> List[Ten
     return list(torch.stack(boxes, dim=1).float().to(like.device, non_blocking=True))
 
 
-def cell_centres(box: Tensor, grid: Grid) -> Tensor:
+def grid_centers(box: Tensor, grid: Grid) -> Tensor:
     """Return the centers of a view's grid cells in the image.
 
     Args:
@@ -87,7 +87,7 @@ def to_view(points: Tensor, box: Tensor) -> Tensor:
     return (points - start) / (end - start)
 
 
-def cell_distances(box_q: Tensor, box_k: Tensor, grid_q: Grid, grid_k: Grid) -> Tensor:
+def grid_distances(box_q: Tensor, box_k: Tensor, grid_q: Grid, grid_k: Grid) -> Tensor:
     """Return the distance of every location of one view to every location of the other.
 
     It is between centers in the image, divided by the larger of the two grid cells'
@@ -100,15 +100,15 @@ def cell_distances(box_q: Tensor, box_k: Tensor, grid_q: Grid, grid_k: Grid) -> 
     Returns:
         Tensor: N×S×T, 0 for locations in the same place.
     """
-    centre_q, centre_k = cell_centres(box_q, grid_q), cell_centres(box_k, grid_k)
+    centre_q, centre_k = grid_centers(box_q, grid_q), grid_centers(box_k, grid_k)
     dx = centre_q[:, :, None, 0] - centre_k[:, None, :, 0]
     dy = centre_q[:, :, None, 1] - centre_k[:, None, :, 1]
-    diagonal = torch.maximum(_cell_diagonal(box_q, grid_q), _cell_diagonal(box_k, grid_k))
+    diagonal = torch.maximum(_grid_diagonal(box_q, grid_q), _grid_diagonal(box_k, grid_k))
     # dx and dy are not needed again; torch.cdist would lose digits to a matrix product
     return dx.square_().add_(dy.square_()).sqrt_().div_(diagonal[:, None, None])
 
 
-def _cell_diagonal(box: Tensor, grid: Grid) -> Tensor:
+def _grid_diagonal(box: Tensor, grid: Grid) -> Tensor:
     """Return the N diagonals of a view's grid cell in the image."""
     width, height = (box[:, 2] - box[:, 0]) / grid[1], (box[:, 3] - box[:, 1]) / grid[0]
     return torch.hypot(width, height)
