@@ -304,7 +304,7 @@ def jitter(view, random):
 
 def compare(backbones, preprocess, pairs, batch=16):
     """Compare each backbone and two ways to guess: of each pair of views, whether
-    the matches of the cells that both show are right, 1 or 0 (guessing: the
+    the matches of the locations that both show are right, 1 or 0 (guessing: the
     probability of it)."""
     place, blind = 'same place in the view', 'blind guessing'
     hits = {name: [] for name in (*backbones, place, blind)}
@@ -315,10 +315,12 @@ def compare(backbones, preprocess, pairs, batch=16):
             found = match_views(backbone, view_a, view_b)
             grids = found.grid_a, found.grid_b
             hits[name] += [right(m, *b, *grids) for m, b in zip(found.match, boxes)]
-        cells = torch.arange(found.match.shape[1])  # views of one size: as many in both
+        locations = torch.arange(found.match.shape[1])  # views of one size: as many in both
         for box in boxes:
-            hits[place].append(right(cells, *box, *grids))
-            guesses = [right(torch.full_like(cells, cell), *box, *grids) for cell in cells]
+            hits[place].append(right(locations, *box, *grids))
+            guesses = [
+                right(torch.full_like(locations, location), *box, *grids) for location in locations
+            ]
             hits[blind].append(torch.stack(guesses).mean(dim=0))
     return hits
 

@@ -264,7 +264,7 @@ def _check_fit(run: Run) -> None:
 
 def _check_folder(run: Run, work_dir: str) -> None:
     """Check that the runs of one task in one folder are comparable."""
-    mend = 'delete that folder, or name another --work-dir'
+    fix = 'delete that folder, or name another --work-dir'
     for path in sorted(glob.glob(osp.join(work_dir, '*', run.task, 'config.py'))):
         folder = osp.dirname(path)
         old = Config.fromfile(path)
@@ -272,7 +272,7 @@ def _check_folder(run: Run, work_dir: str) -> None:
         if own and old.transfer.checkpoint_sha256 != run.method.sha256:
             raise CheckpointError(
                 f'{folder} is of another checkpoint than {run.method.checkpoint} (it was '
-                f'{old.checkpoint}): {mend}, or name this one, as {run.method.name}-2='
+                f'{old.checkpoint}): {fix}, or name this one, as {run.method.name}-2='
                 f'{run.method.checkpoint}'
             )
         before, now = _settings(old), _settings(run.cfg)
@@ -282,7 +282,7 @@ def _check_folder(run: Run, work_dir: str) -> None:
             raise InputError(
                 f'{folder} has other settings: {key} was {before.get(key)} and would be '
                 f'{now.get(key)}{f", {len(changed) - 1} more" if len(changed) > 1 else ""}. '
-                f'Their results cannot be compared: {mend}'
+                f'Their results cannot be compared: {fix}'
             )
 
 

@@ -362,7 +362,7 @@ class Unpickler(pickle._Unpickler):
         _FILLED[kind](target, state)
 
     def load_bytearray8(self) -> None:
-        """Python's own makes it before it looks whether the file goes on."""
+        """Refuse a length that the file does not have before Python allocates it."""
         start = self.read(8)
         self.append(bytearray(self.read(int.from_bytes(start, 'little'))))
 

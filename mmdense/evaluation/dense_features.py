@@ -98,8 +98,8 @@ def evaluate_features(
         pixels, label = data.read(image)
         return _features(backbone, preprocessor, pixels, size, stage), label
 
-    def cells(image: LabelledImage) -> Tuple[Tensor, Tensor]:
-        x, y = data.cells(*look(image))
+    def labelled(image: LabelledImage) -> Tuple[Tensor, Tensor]:
+        x, y = data.labelled_features(*look(image))
         rng = np.random.default_rng(crc32(osp.basename(image.path).encode()))
         chosen = torch.from_numpy(np.sort(rng.permutation(len(y))[:quota]))
         return x.cpu()[chosen], y[chosen]
@@ -109,7 +109,7 @@ def evaluate_features(
         return torch.stack([data.confusion(c, features, label) for c in classifiers])
 
     with _without_benchmark():
-        found = _share(train, cells)
+        found = _share(train, labelled)
         features, labels = (torch.cat(parts) for parts in zip(*found))
         if len(labels) == 0:
             raise DataError(

@@ -23,7 +23,7 @@ from mmdense.utils.errors import DataError, InputError
 
 # Features M×C to scores M×K, and a confusion matrix K×K: true class × predicted.
 Classifier = Callable[[Tensor], Tensor]
-Cells = Tuple[Tensor, Tensor]
+Labelled = Tuple[Tensor, Tensor]
 
 
 class LabelledImage(NamedTuple):
@@ -168,7 +168,7 @@ class LabelledMaps(_Labelled):
             )
         return torch.from_numpy(labels)
 
-    def cells(self, features: Tensor, labels: Tensor) -> Cells:
+    def labelled_features(self, features: Tensor, labels: Tensor) -> Labelled:
         """Return the labelled locations of a map.
 
         A location has the class of most of its labelled pixels; where less than
@@ -329,7 +329,7 @@ class LabelledBoxes(_Labelled):
         large = [(kind, box) for kind, box in boxes if min(box[2] - box[0], box[3] - box[1]) >= 1]
         return LabelledImage(osp.join(self.folders[0], name), large)
 
-    def _label(self, image: LabelledImage, shape: Tuple[int, int]) -> Cells:
+    def _label(self, image: LabelledImage, shape: Tuple[int, int]) -> Labelled:
         """Return boxes M×4 (x0, y0, x1, y1) in [0, 1] of the image, and their classes."""
         height, width = shape
         boxes = torch.tensor([box for _, box in image.label], dtype=torch.float32)
@@ -345,7 +345,7 @@ class LabelledBoxes(_Labelled):
         kinds += [self.num_classes - 1] * len(background)
         return torch.cat([boxes, background]), torch.tensor(kinds)
 
-    def cells(self, features: Tensor, labels: Cells) -> Cells:
+    def labelled_features(self, features: Tensor, labels: Labelled) -> Labelled:
         """Return the features of patches.
 
         Args:
@@ -362,9 +362,9 @@ class LabelledBoxes(_Labelled):
             ..., 0, 0
         ], kinds
 
-    def confusion(self, classifier: Classifier, features: Tensor, labels: Cells) -> Tensor:
+    def confusion(self, classifier: Classifier, features: Tensor, labels: Labelled) -> Tensor:
         """Return the confusion of the patches of an image, see :meth:`LabelledMaps.confusion`."""
-        patches, kinds = self.cells(features, labels)
+        patches, kinds = self.labelled_features(features, labels)
         return count_pairs(kinds, classifier(patches).argmax(1).cpu(), self.num_classes)
 
     @staticmethod

@@ -103,7 +103,7 @@ def unknown_method(name: str, others: Optional[Iterable[str]] = None) -> InputEr
 
     Args:
         name (str): Name that is unknown.
-        others (Iterable[str], optional): Methods beside those of the model index. Defaults to
+        others (Iterable[str], optional): Methods next to those of the model index. Defaults to
             :func:`find_plugins`.
     """
     names = [*methods(), *(find_plugins() if others is None else others)]

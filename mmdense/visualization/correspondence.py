@@ -199,8 +199,8 @@ def draw_correspondence(
     Returns:
         Figure: No display is needed, and pyplot does not know it.
     """
-    cells = _spread(panels[0].errors, max_lines)
-    shown = torch.cat([panel.similarity[cells].cpu() for panel in panels])
+    locations = _spread(panels[0].errors, max_lines)
+    shown = torch.cat([panel.similarity[locations].cpu() for panel in panels])
     colours = ScalarMappable(Normalize(float(shown.min()), float(shown.max())), 'viridis')
 
     figure = Figure(figsize=(5 * len(panels) + 1, 10), dpi=110, layout='constrained')
@@ -217,18 +217,18 @@ def draw_correspondence(
             axis.set_ylabel(name, fontsize=12)
         start = _centers_on_grid(grid_a) * _grid_cell_size(view_a, grid_a) - 0.5
         end = _centers_on_grid(grid_b)[panel.match.cpu()] * _grid_cell_size(view_b, grid_b) - 0.5
-        for cell in cells.tolist():
-            right = bool(panel.errors[cell] <= tolerance)
+        for location in locations.tolist():
+            right = bool(panel.errors[location] <= tolerance)
             _draw_line(
                 figure,
-                (above, start[cell].tolist()),
-                (below, end[cell].tolist()),
-                colours.to_rgba(float(panel.similarity[cell])),
+                (above, start[location].tolist()),
+                (below, end[location].tolist()),
+                colours.to_rgba(float(panel.similarity[location])),
                 right,
             )
     bar = figure.colorbar(colours, ax=axes, fraction=0.03, pad=0.02)
     bar.set_label('similarity of the two locations (cosine)', fontsize=12)
-    near = f'ends within {tolerance:g} cell of the true place'
+    near = f'ends within {tolerance:g} grid cell of the true place'
     figure.legend(
         handles=[
             Line2D([], [], color='0.2', lw=2.5, marker='o', label=near),
@@ -252,10 +252,10 @@ def _centers_on_grid(grid: Tuple[int, int]) -> Tensor:
 
 def _spread(errors: Tensor, max_lines: int) -> Tensor:
     """Return the indices of at most so many of the locations that are in both views."""
-    cells = torch.nonzero(~errors.isnan()).flatten()
-    if len(cells) <= max_lines:
-        return cells
-    return cells[torch.linspace(0, len(cells) - 1, max_lines).round().long()]
+    locations = torch.nonzero(~errors.isnan()).flatten()
+    if len(locations) <= max_lines:
+        return locations
+    return locations[torch.linspace(0, len(locations) - 1, max_lines).round().long()]
 
 
 def _grid_cell_size(view: np.ndarray, grid: Tuple[int, int]) -> Tensor:

@@ -48,21 +48,21 @@ def pca_colours(maps: Sequence[Tensor], normalized: bool = False) -> Stage:
     Returns:
         Stage: The colours.
     """
-    cells = [m.flatten(1).T.double() for m in maps]  # hw×C
+    features = [m.flatten(1).T.double() for m in maps]  # hw×C
     if normalized:
-        cells = [normalize(x, dim=1) for x in cells]
-    count = sum(map(len, cells))
-    mean = sum(x.sum(dim=0) for x in cells) / count
-    cells = [x - mean for x in cells]
+        features = [normalize(x, dim=1) for x in features]
+    count = sum(map(len, features))
+    mean = sum(x.sum(dim=0) for x in features) / count
+    features = [x - mean for x in features]
     # By the C×C covariance: all images together can have many locations.
-    variances, axes = torch.linalg.eigh(sum(x.T @ x for x in cells) / count)
+    variances, axes = torch.linalg.eigh(sum(x.T @ x for x in features) / count)
     variances, axes = variances.flip(0)[:3].clamp(min=0), axes.flip(1)[:, :3]
-    total = sum(x.square().sum() for x in cells) / count
+    total = sum(x.square().sum() for x in features) / count
     axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
     # Less than the rounding errors of float32 features is no variance.
     axes = axes * (variances > 1e-10 * (total + mean.square().sum()))
 
-    scores = [(x @ axes).numpy() for x in cells]
+    scores = [(x @ axes).numpy() for x in features]
     every = np.concatenate(scores)
     low, high = np.percentile(every, (1, 99), axis=0)
     same = high <= low  # all but a few locations are equal: these few count
@@ -138,9 +138,9 @@ def draw_levels(
     return figure
 
 
-def _panel(figure: Figure, cell, pixels: np.ndarray, shape: Tuple[int, ...]):
+def _panel(figure: Figure, place, pixels: np.ndarray, shape: Tuple[int, ...]):
     """Draw pixels as they are, stretched over an image of a shape (H, W, …)."""
-    axis = figure.add_subplot(cell)
+    axis = figure.add_subplot(place)
     axis.imshow(pixels, extent=(0, shape[1], shape[0], 0), interpolation='nearest')
     axis.set_xticks([])
     axis.set_yticks([])

@@ -90,7 +90,7 @@ def test_void_never_counts(maps, plain, tmp_path):
         pixels[labels == 3] = COLOURS[0]
         Image.fromarray(pixels).save(path)
     data = LabelledMaps(**maps)
-    x, y = data.cells(torch.rand(5, 6, 8), data.read(data.train[0])[1])
+    x, y = data.labelled_features(torch.rand(5, 6, 8), data.read(data.train[0])[1])
     labels = np.asarray(Image.open(data.train[0].label))
     assert sorted(set(y.tolist())) == [0, 1, 2] and len(y) == (labels[::8, ::8] < 3).sum()
     after = evaluate_features(Seen(1), plain, data)
@@ -102,11 +102,12 @@ def test_cells_have_the_class_of_most_of_their_labelled_pixels():
     data.num_classes = 3
     labels = torch.tensor([[0, 0, 1, -1, -1, -1], [0, 2, -1, 1, -1, 2]])
     features = torch.arange(6.0).reshape(2, 1, 3)
-    x, y = data.cells(features, labels)
+    x, y = data.labelled_features(features, labels)
     assert y.tolist() == [0, 1] and torch.equal(x, features[:, 0, :2].t())
     # 5 columns on 2 cells; features of more cells than pixels
-    assert len(data.cells(torch.rand(1, 1, 2), torch.zeros(3, 5).long())[1]) == 2
-    assert data.cells(torch.rand(1, 4, 4), torch.ones(2, 2).long())[1].tolist() == [1] * 4
+    assert len(data.labelled_features(torch.rand(1, 1, 2), torch.zeros(3, 5).long())[1]) == 2
+    _, kinds = data.labelled_features(torch.rand(1, 4, 4), torch.ones(2, 2).long())
+    assert kinds.tolist() == [1] * 4
 
 
 def test_images_in_any_order(maps, plain, monkeypatch):
@@ -286,7 +287,7 @@ def test_features_of_a_box_are_the_mean_within(boxes):
     data = LabelledBoxes(**boxes)
     pixels, (places, kinds) = data.read(data.train[0])
     features = torch.from_numpy(pixels).permute(2, 0, 1).float()
-    x, y = data.cells(features, (places, kinds))
+    x, y = data.labelled_features(features, (places, kinds))
     assert y.tolist()[:2] == [data.classes.index(name) for name, _ in data.train[0].label]
     for (name, _), row in zip(data.train[0].label, x):
         colour = torch.tensor(COLOURS['ab'.index(name)][::-1].copy()).float()
@@ -294,7 +295,7 @@ def test_features_of_a_box_are_the_mean_within(boxes):
     small = torch.nn.functional.avg_pool2d(features[None], 5)[0]  # another scale, the same place
     y0, x0 = 60 // 5, 90 // 5
     torch.testing.assert_close(
-        data.cells(small, (places[1:2], kinds[1:2]))[0][0], small[:, y0 + 2, x0 + 2]
+        data.labelled_features(small, (places[1:2], kinds[1:2]))[0][0], small[:, y0 + 2, x0 + 2]
     )
 
 
@@ -343,7 +344,7 @@ def test_bad_maps_say_so(maps, plain, tmp_path):
     error('nothing in the 4 test images is labelled')
     for path in tmp_path.glob('ann_dir/train/*'):
         Image.new('L', (64, 48), 3).save(path)
-    error('no cell of the 7 training images is labelled')
+    error('no location of the 7 training images is labelled')
     (tmp_path / 'img_dir/train/train0.png').write_bytes(b'')
     error('cannot read image .*train0.png: the file is empty')
 

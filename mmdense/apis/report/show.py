@@ -287,7 +287,7 @@ def cell_similarities(features: Tensor) -> np.ndarray:
     """Return the cosine of each pair of grid cells of a map.
 
     Args:
-        features (Tensor): The map, C×h×w. Large maps are pooled to about 24×24 cells at most.
+        features (Tensor): The map, C×h×w. Large maps are pooled to about 24×24 locations at most.
 
     Returns:
         np.ndarray: h×w×h×w, cosines.
@@ -297,8 +297,8 @@ def cell_similarities(features: Tensor) -> np.ndarray:
         scale = (_MOST_CELLS / (h * w)) ** 0.5
         h, w = max(1, int(h * scale)), max(1, int(w * scale))
         features = adaptive_avg_pool2d(features[None], (h, w))[0]
-    cells = normalize(features.flatten(1).float(), dim=0)
-    return (cells.T @ cells).reshape(h, w, h, w).numpy()
+    rows = normalize(features.flatten(1).float(), dim=0)
+    return (rows.T @ rows).reshape(h, w, h, w).numpy()
 
 
 def draw_similarity(
@@ -341,7 +341,7 @@ def draw_similarity(
         for axis, (name, found) in zip(row[1:], tables.items()):
             heat = similarity_at(found[i], point)
             axis.imshow(image.mean(axis=2), cmap='gray', extent=(0, width, height, 0))
-            others = np.sort(heat.ravel())[:-1] if heat.size > 1 else heat  # not the cell itself
+            others = np.sort(heat.ravel())[:-1] if heat.size > 1 else heat  # not itself
             drawn = axis.imshow(
                 heat,
                 cmap='inferno',
@@ -413,11 +413,11 @@ def _describe_pair(pair: Pair) -> Dict[str, Any]:
         picks = torch.linspace(0, len(visible) - 1, min(_LINES, len(visible))).round().long()
         lines[name] = [
             (
-                *_centre(cell, found.grid_a),
-                *_centre(int(found.match[0, cell]), found.grid_b),
-                bool(errors[cell] <= 1),
+                *_centre(location, found.grid_a),
+                *_centre(int(found.match[0, location]), found.grid_b),
+                bool(errors[location] <= 1),
             )
-            for cell in visible[picks].tolist()
+            for location in visible[picks].tolist()
         ]
     return dict(
         views=[data_uri(view, 85) for view in pair.views],
@@ -426,8 +426,8 @@ def _describe_pair(pair: Pair) -> Dict[str, Any]:
     )
 
 
-def _centre(cell: int, grid: Tuple[int, int]) -> Tuple[float, float]:
-    row, column = divmod(cell, grid[1])
+def _centre(location: int, grid: Tuple[int, int]) -> Tuple[float, float]:
+    row, column = divmod(location, grid[1])
     return round((column + 0.5) / grid[1], 4), round((row + 0.5) / grid[0], 4)
 
 

@@ -15,7 +15,7 @@ from .momentum_encoder import accumulated
 class LambdaWarmupHook(Hook):
     """Keep DenseCL's λ at 0 for the first iterations.
 
-    Until the backbone's features say something, matched cells are random; the
+    Until the backbone's features say something, matched locations are random; the
     authors' code has this as an option, and the released recipes leave it off
     (https://arxiv.org/abs/2011.09157, section 3.3).
 
