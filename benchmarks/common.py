@@ -51,9 +51,9 @@ def add_model_options(parser, batch_size=16, depth=50, size=224):
     parser.add_argument('--batch-size', type=int, default=batch_size)
     parser.add_argument('--depth', type=int, default=depth, help='of the ResNet')
     parser.add_argument('--size', type=int, default=size, help='of the views, in pixels')
-    parser.add_argument('--patch-size', type=int, default=64, help="of DetCo's, in pixels")
-    parser.add_argument('--queue-len', type=int, default=65536, help='DenseCL and DetCo')
-    parser.add_argument('--num-prototypes', type=int, default=256, help='SlotCon')
+    parser.add_argument('--patch-size', type=int, default=64, help='of sets of patches, in pixels')
+    parser.add_argument('--queue-len', type=int, default=65536, help='keys in a queue')
+    parser.add_argument('--num-prototypes', type=int, default=256)
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='of our config: model.compile=True'
     )

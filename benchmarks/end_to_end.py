@@ -4,7 +4,7 @@
     python benchmarks/end_to_end.py --depth 18 --size 112 --batch-size 16 --workers 1     # a CPU
     python benchmarks/end_to_end.py --device cuda --amp float16 --batch-size 64 --workers 14
 
-DenseCL's recipe on the images of --data-root beside mmpretrain's config as shipped, and with --amp
+A method's recipe on the images of --data-root beside mmpretrain's as shipped, and with --amp
 beside that with AMP, too; and beside our own step on a batch that is in device memory already,
 whose rate is the most that any input could give. --cfg-options changes our config alone.
 
@@ -20,6 +20,7 @@ import warnings
 from pathlib import Path
 
 import common
+import methods
 import models
 import torch
 from input import add_image_options, images
@@ -74,7 +75,7 @@ def put_in_memory(runner, iterations, args):
 
 
 def our_config(args, folder):
-    cfg = Config.fromfile(str(common.CONFIGS / 'densecl_r50_coco.py'))
+    cfg = Config.fromfile(str(common.CONFIGS / f'{args.algorithm}_r50_coco.py'))
     cfg.train_dataloader.dataset.update(data_root=folder, data_prefix='train')
     if args.amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=args.amp)
@@ -82,7 +83,7 @@ def our_config(args, folder):
 
 
 def their_config(args, folder, amp):
-    cfg = models.shipped_config('DenseCL')
+    cfg = models.shipped_config(methods.load(args.algorithm).SHIPPED)
     # any folder, where ImageNet's must have a thousand
     dataset = dict(type='CustomDataset', data_root=folder, data_prefix='train', with_label=False)
     pipeline = cfg.train_dataloader.dataset.pipeline
@@ -141,12 +142,13 @@ def compare_runs(args):
             peaks[name].append(peak)
     words = [f'R{args.depth}', f'batch {args.batch_size}', f'{args.size} px']
     setting = common.setting(args, *words, f'K = {args.queue_len}', f'{args.workers} workers')
-    print(f'A run of DenseCL: {setting}')
-    rows = common.rows('DenseCL, a run', setting, 'images/s', rates.pop('mmdense'), rates)
+    title = models.title(args.algorithm)
+    print(f'A run of {title}: {setting}')
+    rows = common.rows(f'{title}, a run', setting, 'images/s', rates.pop('mmdense'), rates)
     if args.device == 'cuda':
         peaks.pop(IN_MEMORY)
         ours = peaks.pop('mmdense')
-        rows += common.rows('DenseCL, peak memory', setting, 'MiB', ours, peaks)
+        rows += common.rows(f'{title}, peak memory', setting, 'MiB', ours, peaks)
     return rows
 
 
@@ -154,6 +156,7 @@ def main():
     parser = common.parser(__doc__, rounds=3)
     common.add_model_options(parser, batch_size=32)
     add_image_options(parser, 128)
+    parser.add_argument('--algorithm', choices=methods.shipped(), default=methods.shipped()[0])
     parser.add_argument('--workers', type=int, default=max(len(os.sched_getaffinity(0)) - 1, 1))
     parser.add_argument('--warmup', type=int, default=8, help='iterations before the clock starts')
     parser.add_argument('--iterations', type=int, default=24, help='that are timed')

@@ -35,8 +35,12 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp')
 
 # Pipeline of ours: name in the tables, mmpretrain's config, lightly's transform.
 PIPELINES = dict(
-    mocov2=('MoCo v2 views', 'DenseCL', 'DenseCLTransform'),
-    byol=('BYOL views', 'BYOL', 'BYOLTransform'),
+    mocov2=(
+        'MoCo v2 views',
+        'mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py',
+        'DenseCLTransform',
+    ),
+    byol=('BYOL views', 'byol/byol_resnet50_16xb256-coslr-200e_in1k.py', 'BYOLTransform'),
     slotcon=('SlotCon views', None, None),
     detco=('DetCo views and patches', None, None),
 )

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import common
+import methods
 from common import figure
 from targets import target_of
 
@@ -28,16 +29,18 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / 'results'
 DOCUMENT = HERE.parent / 'docs' / 'benchmarks.md'
 
+METHODS = {name: methods.load(name) for name in methods.names()}
+
 # Name of the result: script and options. `CLOCK` is where --clock may go.
 SMALL = '--depth 18 --queue-len 4096'
 E2E = f'{SMALL} --size 112 --batch-size 16 --workers 1 --warmup 4 --iterations 10'
 QUICK = {
     'input': 'input.py --device-augment --images 32 --rounds 5 CLOCK',
-    'loss-densecl': 'loss.py densecl --rounds 5 CLOCK',
-    'loss-pixpro': 'loss.py pixpro --batch-size 128 --rounds 5 CLOCK',
-    'loss-slotcon': 'loss.py slotcon --rounds 5 CLOCK',
-    'loss-detco': 'loss.py detco --rounds 5 CLOCK',
-    'step-densecl': 'step.py densecl --rounds 3 CLOCK',
+    **{
+        f'loss-{name}': f'loss.py {name} {getattr(method, "LOSS_OPTIONS", "")} --rounds 5 CLOCK'
+        for name, method in METHODS.items()
+    },
+    **{f'step-{name}': f'step.py {name} --rounds 3 CLOCK' for name in methods.shipped()},
     'step-lars': 'step.py lars --rounds 21 CLOCK',
     'end_to_end': f'end_to_end.py {E2E}',
     'scale-batches': f'scale.py batches {SMALL} --size 64 --batch-sizes 4 16 64 --rounds 5 CLOCK',
@@ -46,11 +49,12 @@ QUICK = {
 FULL = {
     **QUICK,
     'input': 'input.py --device-augment --images 128 --rounds 7 CLOCK',
-    'loss-slotcon-2048': 'loss.py slotcon --num-prototypes 2048 --rounds 3 CLOCK',
-    'step-densecl': 'step.py densecl --rounds 7 CLOCK',
-    'step-pixpro': 'step.py pixpro --rounds 5 CLOCK',
-    'step-slotcon': 'step.py slotcon --rounds 5 CLOCK',
-    'step-detco': 'step.py detco --rounds 5 CLOCK',
+    **{
+        name: run
+        for method in METHODS.values()
+        for name, run in getattr(method, 'MORE', {}).items()
+    },
+    **{f'step-{name}': f'step.py {name} --rounds 7 CLOCK' for name in METHODS},
     'storage': 'storage.py',
 }
 PRINTS = ('storage.py',)  # a table of its own
@@ -60,12 +64,10 @@ DEVICE_AUGMENT = 'train_dataloader.dataset.pipeline.1.device_augment=True'
 CUDA = {
     'input-cuda': 'input.py mocov2 byol --device-augment --images 128 --device cuda',
     **{
-        f'loss-{name}-cuda': f'loss.py {name} {AMP} --batch-size 64 --rounds 21'
-        for name in ('densecl', 'pixpro', 'slotcon', 'detco')
+        f'loss-{name}-cuda': f'loss.py {name} {AMP} --batch-size 64 --rounds 21' for name in METHODS
     },
     **{
-        f'step-{name}-cuda': f'step.py {name} {AMP} --batch-size 64 --rounds 21'
-        for name in ('densecl', 'pixpro', 'slotcon', 'detco')
+        f'step-{name}-cuda': f'step.py {name} {AMP} --batch-size 64 --rounds 21' for name in METHODS
     },
     'step-lars-cuda': 'step.py lars --device cuda --rounds 51',
     'end_to_end-cuda': f'end_to_end.py {CUDA_RUN}',

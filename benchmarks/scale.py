@@ -9,7 +9,7 @@ batches    images per second, and the peak memory of a step with its model, by b
 processes  seconds a step in 1, 2 and 4 gloo processes, a batch and a thread each, on this machine's
            cores: a process more is a batch more. What they send is counted in docs/scaling.md.
 
-Ours beside mmpretrain's DenseCL.
+Ours beside mmpretrain's of the same name.
 """
 
 import os
@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import common
+import methods
 import models
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def compare_batches(args):
-    ours, theirs = f'mmdense {args.algorithm}', 'mmpretrain DenseCL'
+    ours, theirs = models.both(args.algorithm)
     common.keep_freed_memory()
     rows = []
     for batch_size in args.batch_sizes:
@@ -34,7 +35,7 @@ def compare_batches(args):
         setting = common.setting(args, f'batch {batch_size}', *words)
         times = common.measure({name: models.step(name, args) for name in (ours, theirs)}, args)
         rates = {name: [batch_size / t for t in seconds] for name, seconds in times.items()}
-        what = f'{models.ALGORITHMS[args.algorithm]}, batch {batch_size}'
+        what = f'{models.title(args.algorithm)}, batch {batch_size}'
         rows += common.rows(what, setting, 'images/s', rates[ours], {theirs: rates[theirs]})
         peak = {
             name: [common.peak_memory(models.step, name, args, dict(batch_size=2), whole=True)]
@@ -86,14 +87,14 @@ def together(model, batch):
 
 
 def compare_processes(args):
-    names = [f'mmdense {args.algorithm}', 'mmpretrain DenseCL']
+    names = models.both(args.algorithm)
     rows, alone = [], None
     for number in args.processes:
         ours, theirs = run_processes(number, names, args).values()
         words = [f'R{args.depth}', f'batch {args.batch_size} each', f'{args.size} px']
         setting = common.setting(args, *words, f'K = {args.queue_len}', '1 thread each')
         alone = alone or ours
-        what = f'{models.ALGORITHMS[args.algorithm]}, {number} process{"es" * (number > 1)}'
+        what = f'{models.title(args.algorithm)}, {number} process{"es" * (number > 1)}'
         unit = common.unit_of(ours)
         others = {names[1]: theirs, **({'one process': alone} if number > 1 else {})}
         rows += common.rows(what, setting, unit, ours, others)
@@ -117,7 +118,7 @@ def main():
     parser = common.parser(__doc__, rounds=5)
     parser.add_argument('what', choices=['batches', 'processes'])
     common.add_model_options(parser)
-    parser.add_argument('--algorithm', choices=models.ALGORITHMS, default='densecl')
+    parser.add_argument('--algorithm', choices=methods.shipped(), default=methods.shipped()[0])
     parser.add_argument('--batch-sizes', type=int, nargs='+', default=[8, 16, 32, 64])
     parser.add_argument('--processes', type=int, nargs='+', default=[1, 2, 4])
     args = parser.parse_args()

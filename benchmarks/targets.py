@@ -3,6 +3,9 @@
 
 from typing import NamedTuple
 
+import methods
+import models
+
 
 class Target(NamedTuple):
     """Define the target of some rows of one script."""
@@ -47,10 +50,7 @@ TARGETS = [
     Target('input', 'MoCo v2 views', 'mmpretrain', 5.5, of='ours'),
     Target('input', 'BYOL views', 'mmpretrain', 5.5, of='ours'),
     Target('input', "worker's part", 'mmpretrain', 3.8, of='ours'),
-    _step('DenseCL', 1.02),
-    _step('PixPro', 1.03),
-    _step('SlotCon', 1.03),
-    _step('DetCo', 1.02),
+    *(_step(models.title(name), methods.load(name).TARGET) for name in methods.names()),
     Target('end_to_end', 'a run', 'mmpretrain', 2.5, **_GPU),
     Target('end_to_end', 'a run', 'mmpretrain, AMP', 1.5, **_GPU),
     Target('end_to_end', 'a run', 'the same from device memory', 0.9, **_GPU),

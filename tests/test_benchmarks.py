@@ -4,11 +4,19 @@
 import importlib
 import json
 import sys
+from pathlib import Path
 
 import cv2
 import pytest
 import torch
+from tiny_algorithms import tiny_form
 
+EXAMPLE = tiny_form()
+METHODS = sorted(
+    path.stem
+    for path in (Path(__file__).parents[1] / 'benchmarks' / 'methods').glob('*.py')
+    if path.stem != '__init__'
+)
 TINY = ['--depth', '18', '--size', '64', '--batch-size', '2', '--queue-len', '64']
 # so few prototypes that both views have some slots
 FEW = ['--num-prototypes', '4']
@@ -36,35 +44,32 @@ def bench(repo, monkeypatch, tmp_path):
     torch.set_num_threads(threads[1])
 
 
-@pytest.mark.parametrize('algorithm', ['densecl', 'pixpro', 'slotcon', 'detco'])
+@pytest.mark.parametrize('algorithm', METHODS)
 def test_losses_are_equal(algorithm, bench):
     # the script raises where one is not that of the formula
     rows = bench('loss', algorithm, *TINY, *FEW)
-    assert sum(peer == 'written out' for _, peer in rows) == (4 if algorithm == 'slotcon' else 2)
-    assert any('extra memory' in what for what, _ in rows)
+    written = [what for what, peer in rows if peer == 'written out']
+    memory = [what for what in written if 'extra memory' in what]
+    assert len(written) == 2 * len(memory) > 0  # every loss, its time and its memory
 
 
 def test_an_unequal_loss_is_an_error(bench, monkeypatch):
-    bench('loss', 'densecl', *TINY)
-    loss = sys.modules['loss']
-    monkeypatch.setattr(loss, 'info_nce_written_out', lambda q, k, n: (q * k).sum())
+    bench('loss', EXAMPLE.method, *TINY)
+    method = sys.modules[f'methods.{EXAMPLE.method}']
+    monkeypatch.setattr(method, 'info_nce_written_out', lambda q, k, n: (q * k).sum())
     with pytest.raises(AssertionError, match='written out'):
-        bench('loss', 'densecl', *TINY)
+        bench('loss', EXAMPLE.method, *TINY)
 
 
-@pytest.mark.parametrize(
-    'algorithm, peer',
-    [
-        ('DenseCL', 'mmpretrain MoCo v2'),
-        ('PixPro', 'mmpretrain BYOL'),
-        ('SlotCon', 'floor'),
-        ('DetCo', 'floor'),
-        ('LARS', 'mmpretrain LARS'),
-    ],
-)
-def test_steps(algorithm, peer, bench):
-    rows = bench('step', algorithm.lower(), *TINY, *FEW, '--patch-size', '32', '--clock', 'cpu')
-    assert (algorithm, peer) in rows
+@pytest.mark.parametrize('algorithm', [*METHODS, 'lars'])
+def test_steps(algorithm, bench):
+    rows = bench('step', algorithm, *TINY, *FEW, '--patch-size', '32', '--clock', 'cpu')
+    if algorithm == 'lars':
+        assert ('LARS', 'mmpretrain LARS') in rows
+        return
+    title, method = sys.modules['models'].title(algorithm), sys.modules[f'methods.{algorithm}']
+    peers = [peer for peer in method.PEERS if peer.startswith('mmpretrain')]
+    assert {(title, peer) for peer in ('floor', 'bare backbone', *peers)} <= rows.keys()
 
 
 def test_a_pipeline_is_that_of_the_config(bench, images):
@@ -88,7 +93,8 @@ def test_batches_and_processes(bench):
     rows = bench('scale', 'batches', *TINY, '--batch-sizes', '2', '4')
     assert {row['unit'] for row in rows.values()} == {'images/s', 'MiB'} and len(rows) == 4
     rows = bench('scale', 'processes', *TINY, '--processes', '2')
-    assert ('DenseCL, 2 processes', 'mmpretrain DenseCL') in rows
+    name = EXAMPLE.algorithm
+    assert (f'{name}, 2 processes', f'mmpretrain {name}') in rows
 
 
 @pytest.fixture
@@ -103,7 +109,7 @@ REAL = 'R50, batch 16, 224 px, K = 65536, cpu, 2 threads'
 
 def result(**row):
     default = dict(
-        what='DenseCL',
+        what=EXAMPLE.algorithm,
         setting=REAL,
         unit='s',
         ours=[5.0, 4.0, 6.0],
@@ -112,14 +118,14 @@ def result(**row):
         rounds=3,
     )
     rows = [dict(default, **row)]
-    return {'step-densecl': dict(date='2001-02-03', machine=MACHINE, rows=rows)}
+    return {f'step-{EXAMPLE.method}': dict(date='2001-02-03', machine=MACHINE, rows=rows)}
 
 
 def test_the_page_has_tables_and_machines(writer):
     page = writer.document(
         '# Steps\n\n{{ step }}\n{{ machines }}\n', result(ratio=[1.01, 1.0, 1.5])
     )
-    ours = '| DenseCL | 5.00 [4.00 – 6.00] s | floor | 4.00 s |'
+    ours = f'| {EXAMPLE.algorithm} | 5.00 [4.00 – 6.00] s | floor | 4.00 s |'
     assert f'{ours} 1.010 [1.000 – 1.500] | ≤ 1.02, met | 1 |\n' in page
     assert f'\n1. {REAL}; 3 rounds; 2001-02-03, machine A\n' in page
     assert '\n- A: Abacus, 1 cores, no GPU; torch 9\n' in page
@@ -128,7 +134,8 @@ def test_the_page_has_tables_and_machines(writer):
 
 def test_a_missed_target_has_its_reason(writer):
     page = writer.document('{{ step }}', result(ratio=[1.03, 1.0, 1.5]))
-    assert '≤ 1.02, missed' in page and 'Missed:\n\n- DenseCL, over floor: the floor is' in page
+    assert '≤ 1.02, missed' in page
+    assert f'Missed:\n\n- {EXAMPLE.algorithm}, over floor: the floor is' in page
 
 
 def test_a_small_step_has_no_target(writer):

@@ -1,0 +1,27 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""What is measured of an algorithm, a file each, which names nothing else.
+
+A file has ``losses(args)``, see ``loss.py``, and ``floor(model, inputs, args)``, see ``step.py``;
+``SETTING``, what else is in the setting of its rows; ``TARGET``, of a step over its floor; and
+``PEERS``, by their names in the tables: a config of mmpretrain, or a function that builds one. It
+may have ``LOSS_OPTIONS`` for loss.py; ``MORE``, what ``make bench-full`` also runs; and
+``SHIPPED``, mmpretrain's config of the same algorithm: then runs and scaling are compared too.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+
+def names():
+    """Return the names of all, as commands take them."""
+    return sorted(module.name for module in iter_modules(__path__))
+
+
+def load(name):
+    """Import what is measured of an algorithm."""
+    return import_module(f'{__name__}.{name}')
+
+
+def shipped():
+    """Return the names of those that mmpretrain has too."""
+    return [name for name in names() if hasattr(load(name), 'SHIPPED')]
