@@ -158,17 +158,19 @@ def two_views(boxed):
 
 
 @pytest.fixture(scope='session')
-def small_slotcon(repo):
-    """SlotCon's recipe with an R18 and random weights: config, model, and the
-    options that make it small."""
+def with_prototypes():
+    """Build a recipe's algorithm with prototypes, an R18 and random weights; return its config,
+    the model, and the options that make it small."""
     import torch
     from mmengine.config import Config
     from mmengine.registry import DefaultScope
+    from tiny_algorithms import first_where, tiny_form
 
     from mmdense.registry import MODELS
 
     def build(num_prototypes: int):
-        config = Config.fromfile(str(repo / 'configs' / 'slotcon_r50_coco.py'))
+        algorithm = first_where(lambda kind: hasattr(kind, 'best_prototypes'))
+        config = Config.fromfile(str(tiny_form(algorithm).config))
         options = {
             'model.backbone.depth': 18,
             'model.neck.in_channels': 512,
@@ -186,13 +188,13 @@ def small_slotcon(repo):
 
 
 @pytest.fixture
-def slotcon_checkpoint(small_slotcon, tmp_path) -> Path:
+def prototypes_checkpoint(with_prototypes, tmp_path) -> Path:
     """As tools/train.py writes one; 40 prototypes."""
     import torch
 
     from mmdense.checkpoints import describe_product
 
-    config, model, _ = small_slotcon(40)
+    config, model, _ = with_prototypes(40)
     meta = dict(cfg=config.pretty_text, mmdense=describe_product(model))
     path = tmp_path / 'epoch_1.pth'
     torch.save(dict(state_dict=model.state_dict(), meta=meta), path)

@@ -192,7 +192,7 @@ def test_progress_is_for_terminals(server, path, capfd):
     ('a_20220825-3078723b.pth?download=1', '3078723b'),
     ('a-3078723b.tar.gz', '3078723b'),
     ('a-20220825.pth', None),
-    ('densecl-800e.pth', None),
+    ('a-800e.pth', None),
     ('a-0123abcg.pth', None),
     ('a-0676ba61/model.pth', None),
     ('download?id=x-0676ba61.pth', None),

@@ -139,9 +139,9 @@ def test_backbones(publish, monkeypatch, name, options):
     assert equal(model.get_product().state_dict(), saved)
 
 
-def test_of_another_algorithm(slotcon_checkpoint):
-    model = mmdense.get_model(FULL, pretrained=str(slotcon_checkpoint), **TINY_DENSECL)
-    found = torch.load(slotcon_checkpoint, weights_only=False)['state_dict']
+def test_of_another_algorithm(prototypes_checkpoint):
+    model = mmdense.get_model(FULL, pretrained=str(prototypes_checkpoint), **TINY_DENSECL)
+    found = torch.load(prototypes_checkpoint, weights_only=False)['state_dict']
     prefix = 'encoder_k.module.backbone.'
     wanted = {k[len(prefix) :]: v for k, v in found.items() if k.startswith(prefix)}
     assert equal(model.backbone.state_dict(), wanted)

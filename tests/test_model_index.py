@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from tiny_algorithms import tiny_form
 
 from mmdense.utils import model_index
 from mmdense.utils.errors import InputError
 
-LONG = 'densecl_resnet50_8xb32-coslr-800e_coco'
+EXAMPLE = tiny_form()
+SHORT, LONG = EXAMPLE.recipe, EXAMPLE.full_recipe
 
 
 def test_imports_are_light():
@@ -26,12 +28,12 @@ def test_no_torch(run):
     code = (
         'import sys\n'
         'from mmdense.utils import model_index as m\n'
-        f"print(m.config_path('densecl_r50_coco'), m.short_names()['{LONG}'])\n"
+        f"print(m.config_path('{SHORT}'), m.short_names()['{LONG}'])\n"
         "print('torch' in sys.modules)"
     )
     done = run(sys.executable, '-c', code)
     path, short, torch = done.stdout.split()
-    assert path.endswith(f'{LONG}.py') and (short, torch) == ('densecl_r50_coco', 'False')
+    assert path.endswith(f'{LONG}.py') and (short, torch) == (SHORT, 'False')
 
 
 def test_every_entry_has_a_config_and_a_collection():
@@ -44,13 +46,15 @@ def test_every_entry_has_a_config_and_a_collection():
 
 
 def test_paths_of_configs_and_tools():
-    by_path = model_index.config_path('densecl/densecl_r50_coco.py')
-    by_name = model_index.config_path('densecl_r50_coco')
+    by_path = model_index.config_path(f'{EXAMPLE.method}/{SHORT}.py')
+    by_name = model_index.config_path(SHORT)
     assert Config.fromfile(by_path).model == Config.fromfile(by_name).model
     assert Path(model_index.tool_path('train.py')).is_file()
     assert all(Path(path).parent.name in ('mmdet', 'mmseg') for path in TRANSFER) and TRANSFER
-    with pytest.raises(InputError, match='there is no config densecl/none.py in .*configs'):
-        model_index.config_path('densecl/none.py')
+    with pytest.raises(
+        InputError, match=f'there is no config {EXAMPLE.method}/none.py in .*configs'
+    ):
+        model_index.config_path(f'{EXAMPLE.method}/none.py')
 
 
 TRANSFER = model_index.find_configs('transfer/mm*/*.py')

@@ -54,6 +54,8 @@ class Tiny:
         losses (list[str]): Names of the losses in a log.
         product (str): Path of the sub-module that a run is for.
         backbone (dict): What is different in the tiny backbone.
+        own (list[str]): Parts of the paths of files that are about this algorithm alone, next to
+            those that bear its name.
         example (bool): Whether tests take this algorithm when any will do; True for one.
         variants (dict): Further ``parts`` by the name of the variant.
         reads (list[str]): Methods by which a step reads tensors on the host.
@@ -73,6 +75,7 @@ class Tiny:
     losses: List[str]
     product: str = 'backbone'
     backbone: dict = field(default_factory=dict)
+    own: List[str] = field(default_factory=list)
     example: bool = False
     variants: Dict[str, Callable[[dict], dict]] = field(default_factory=dict)
     reads: List[str] = field(default_factory=list)
@@ -83,6 +86,12 @@ class Tiny:
     def config(self) -> Path:
         """Return the path of the recipe."""
         return CONFIGS / f'{self.recipe}.py'
+
+    @property
+    def full_recipe(self) -> str:
+        """Return the recipe's complete name, which the short one stands for."""
+        (base,) = re.findall(r"_base_ = '\./(.*)\.py'", self.config.read_text(encoding='utf-8'))
+        return base
 
     @property
     def recipe_options(self) -> List[str]:

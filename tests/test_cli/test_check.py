@@ -10,11 +10,14 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import ResNet
+from tiny_algorithms import tiny_form
 
 from mmdense.apis.inspection.fit import check_fit, read_config
 from mmdense.checkpoints import save_backbone
 from mmdense.cli import main
 from mmdense.utils.log_level import log_level
+
+EXAMPLE = tiny_form()
 
 FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 C4 = 'mmdet::mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py'
@@ -87,13 +90,13 @@ def facts(report):
 def test_of_a_run(check, pretrained, tmp_path):
     """Of our own training: everything that it says about itself."""
     found = facts(check(pretrained))
-    assert found['what'] == 'a ResNet-18 written by mmdense DenseCL'
-    assert found['method'] == 'DenseCL' and found['product'] == 'backbone'
+    assert found['what'] == 'a ResNet-18 written by mmdense ' + EXAMPLE.algorithm
+    assert found['method'] == EXAMPLE.algorithm and found['product'] == 'backbone'
     assert found['backbone'] == '120 tensors, 11.2 M parameters'
     # 16 images of 64 keys
     assert found['queue'] == 'queue 16 of 64 keys (25%), queue2 16 of 64 keys (25%)'
     assert found['trained'] == 'epoch 1, iteration 4'
-    assert found['config'] == 'densecl_r50_coco'
+    assert found['config'] == EXAMPLE.recipe
     assert re.fullmatch(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d', found['written'])
     # which `mmdense pretrain` writes beside the user's own
     content = torch.load(pretrained, weights_only=False)
@@ -350,7 +353,7 @@ def convnext(tmp_path):
         tensors = MODELS.build(CONVNEXT).state_dict()
     paths = [str(tmp_path / f'{name}.pth') for name in ('backbone', 'old')]
     for path, about in zip(paths, (dict(backbone=CONVNEXT), {})):
-        save_backbone(tensors, path, algorithm='DenseCL', **about)
+        save_backbone(tensors, path, algorithm=EXAMPLE.algorithm, **about)
     return paths[0], tensors, paths[1]
 
 

@@ -8,10 +8,14 @@ import subprocess
 import sys
 
 import pytest
+from tiny_algorithms import tiny_form
 
 import mmdense
 from mmdense.cli import build_parser, main
 from mmdense.cli.main import COMMANDS
+from mmdense.utils import model_index
+
+EXAMPLE = tiny_form()
 
 
 def ended(*arguments):
@@ -214,18 +218,19 @@ def test_completion_in_bash(capsys, tmp_path, require):
     assert completions(capsys, tmp_path, 'export', '--t') == {'--to'}
     assert completions(capsys, tmp_path, 'export', '--to', 't') == {'torchvision', 'timm'}
     assert completions(capsys, tmp_path, 'check', 'wei') == {'weights.pth'}
-    names = completions(capsys, tmp_path, 'download', 'slotcon_resnet50_8xb64-coslr-800e')
-    assert 'slotcon_resnet50_8xb64-coslr-800e_coco' in names
-    assert completions(capsys, tmp_path, 'download', 'slotcon_r50_coco') == {
-        'slotcon_r50_coco',
-        'slotcon_r50_cocoplus',
-    }
+    assert EXAMPLE.full_recipe in completions(
+        capsys, tmp_path, 'download', EXAMPLE.full_recipe[:-5]
+    )
+    for start in (EXAMPLE.recipe, EXAMPLE.method):
+        names = {name for e in model_index.entries() for name in model_index.entry_names(e)}
+        wanted = {name for name in names if name.startswith(start)}
+        assert completions(capsys, tmp_path, 'download', start) == wanted
 
 
 @pytest.mark.parametrize('command', ['pretrain', 'plan'])
 def test_completion_by_option(command, capsys, tmp_path, require):
     require('shtab')
-    (tmp_path / 'densecl_mine.pth').touch()
+    (tmp_path / f'{EXAMPLE.method}_mine.pth').touch()
     (tmp_path / 'photos').mkdir()
     (tmp_path / 'photos.json').touch()
 
@@ -234,8 +239,16 @@ def test_completion_by_option(command, capsys, tmp_path, require):
 
     assert after('--backbone', 'res') == {f'resnet{n}' for n in (18, 34, 50, 101, 152)}
     # those that something was published for
-    assert after('--init', 'dens') == {'densecl_r50_coco', 'densecl_r50_in1k', 'densecl_mine.pth'}
-    assert after('--init', 'pixpro_r50') == {'pixpro_r50_in1k'}
+    published = [
+        name
+        for entry in model_index.entries()
+        for name in entry.get('Alias', [])
+        if 'Weights' in entry or 'Authors Weights' in entry
+    ]
+    for method in model_index.methods():
+        wanted = {name for name in published if name.startswith(f'{method}_r50')}
+        assert after('--init', f'{method}_r50') == wanted
+    assert f'{EXAMPLE.method}_mine.pth' in after('--init', EXAMPLE.method[:4])
     assert after('--prefix', 'pho') == after('--out', 'pho') == {'photos'}
     assert after('pho') == {'photos', 'photos.json'}
     assert after('--seed', 'pho') == set()
@@ -249,7 +262,7 @@ def test_folders_are_completed_to_folders(capsys, tmp_path, require):
         ['report'],
         ['check', 'run.pth', '--images'],
         ['show', 'run.pth', 'run', '--out'],
-        ['download', 'densecl_r50_coco', '--dest'],
+        ['download', EXAMPLE.recipe, '--dest'],
     ):
         assert completions(capsys, tmp_path, *words, 'ru') == {'run'}, words
     # of tensors

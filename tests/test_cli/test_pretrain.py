@@ -17,10 +17,14 @@ import psutil
 import pytest
 import torch
 from mmengine.config import Config
+from tiny_algorithms import algorithms_of, tiny_form
 
 from mmdense.apis.planning import METHODS
 from mmdense.apis.report.report import write_report
 from mmdense.cli import main
+
+EXAMPLE = tiny_form()
+OTHER = tiny_form(algorithms_of('momentum')[0]).method
 
 
 @pytest.fixture
@@ -180,7 +184,7 @@ def test_resumes_what_is_there(call, images, tmp_path, monkeypatch):
     (tmp_path / 'run' / 'backbone.pth').touch()
     assert call('pretrain', images, *told, '--resume', '-q') == (0, '', '')
     assert call('pretrain', images, '--out', 'run', '--resume', '-q') == (0, '', '')
-    other = ['--method', 'pixpro', '--backbone', 'resnet34', '--epochs', '6', '--size', '96']
+    other = ['--method', OTHER, '--backbone', 'resnet34', '--epochs', '6', '--size', '96']
     other += ['--seed', '2', '--workers', '1', '--batch-size', '4', '--init', 'a.pth']
     code, out, err = call('pretrain', images, *other, '--out', 'run', '--resume')
     assert code == 0
@@ -221,7 +225,7 @@ def test_lines_for_another_backbone(backbone, tmp_path, require):
     from mmdense.checkpoints import save_backbone
     from mmdense.utils.log_level import log_level
 
-    kind = find_backbone(backbone, read_recipe('densecl').model.backbone)
+    kind = find_backbone(backbone, read_recipe(EXAMPLE.method).model.backbone)
     kind.pop('_delete_')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         trained = MODELS.build(kind).state_dict()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from tiny_algorithms import tiny_form
 from torch.utils.data import DataLoader
 
 from mmdense.datasets import UnlabeledDataset
@@ -21,13 +22,13 @@ from mmdense.engine.launch import merge_common_arguments
 
 @pytest.fixture
 def recipe(repo, images, tmp_path, mmdense_scope):
-    """DenseCL's data loader as it is, of two workers and few images, in a zip."""
+    """A recipe's data loader as it is, of two workers and few images, in a zip."""
     with zipfile.ZipFile(tmp_path / 'images.zip', 'w') as z:
         for i in range(16):
             z.write(f'{images}/{i:02}.jpg', f'{i:02}.jpg')
 
     def build(**options):
-        cfg = Config.fromfile(str(repo / 'configs' / 'densecl_r50_coco.py')).train_dataloader
+        cfg = Config.fromfile(str(tiny_form().config)).train_dataloader
         cfg.update(num_workers=2, batch_size=4, **options)
         cfg.dataset.update(data_root=str(tmp_path), data_prefix='images.zip')
         return Runner.build_dataloader(cfg, seed=0)
@@ -107,7 +108,7 @@ def test_one_thread_a_worker(recipe, tmp_path, monkeypatch, method):
 @pytest.mark.parametrize('flag', [True, False])
 def test_memory_is_pinned_for_a_gpu_only(repo, monkeypatch, cuda, flag):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
-    cfg = Config.fromfile(str(repo / 'configs' / 'densecl_r50_coco.py'))
+    cfg = Config.fromfile(str(tiny_form().config))
     args = argparse.Namespace(
         no_pin_memory=flag, launcher='none', work_dir='x', cfg_options=None, local_rank=0
     )

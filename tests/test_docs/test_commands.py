@@ -31,12 +31,15 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, MODELS, VISUALIZERS, DefaultScope
 from pages import CODE, REPO, blocks, english
+from tiny_algorithms import tiny_form
 
 from mmdense.apis import hub
 from mmdense.cli import main
 from mmdense.cli.main import build_parser
 from mmdense.compat import FIXES
 from mmdense.engine.training import train_parser
+
+EXAMPLE = tiny_form()
 
 # Where a command is run; they come last, so they win.
 SMALL = ['--size', '64', '--workers', '0']
@@ -233,14 +236,15 @@ def test_arguments(block, recorder, monkeypatch, capsys):
 
 
 def test_a_mistake_is_seen(monkeypatch):
+    recipe = f'configs/{EXAMPLE.recipe}.py'
     for wrong in (
         'mmdense pretrain photos --epoch-number 3',
         'mmdense check',
-        'mmdense download densecl_r77',
-        'python tools/train.py configs/densecl_r77.py',
+        'mmdense download algorithm_r77',
+        'python tools/train.py configs/algorithm_r77.py',
         'python tools/convert_dataset.py photos',
-        'bash tools/dist_train.sh configs/densecl_r50_coco.py 8 --no-such-flag',
-        'python tools/train.py configs/densecl_r50_coco.py --cfg-options model.haed.temperature=1',
+        f'bash tools/dist_train.sh {recipe} 8 --no-such-flag',
+        f'python tools/train.py {recipe} --cfg-options model.haed.temperature=1',
         'python tools/transfer.py a.pth --to fcn_r77',
         'make no-such-target',
         'pip install onedl-mmcv==1.0',
@@ -253,7 +257,7 @@ def test_a_mistake_is_seen(monkeypatch):
 
 
 @pytest.fixture(scope='session')
-def world(tmp_path_factory, images, small_slotcon):
+def world(tmp_path_factory, images, with_prototypes):
     """See above."""
     from mmdense.checkpoints import describe_product
 
@@ -277,8 +281,8 @@ def world(tmp_path_factory, images, small_slotcon):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    config, model, _ = small_slotcon(16)
-    path = folder / 'work_dirs' / 'slotcon_photos' / 'epoch_1.pth'
+    config, model, _ = with_prototypes(16)
+    path = folder / 'work_dirs' / f'{config.model.type.lower()}_photos' / 'epoch_1.pth'
     path.parent.mkdir()
     meta = dict(cfg=config.pretty_text, mmdense=describe_product(model))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
@@ -384,7 +388,9 @@ def test_configs(block, world, monkeypatch, require, request):
     parts = [cfg.model.backbone]
     if 'shared_head' in text:
         parts.append(cfg.model.roi_head.shared_head)
-    file = torch.load('work_dirs/densecl_photos/backbone.pth', weights_only=False)['state_dict']
+    file = torch.load(f'work_dirs/{EXAMPLE.method}_photos/backbone.pth', weights_only=False)[
+        'state_dict'
+    ]
     with DefaultScope.overwrite_default_scope(scope):
         for part in parts:
             model = MODELS.build(part)

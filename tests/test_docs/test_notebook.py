@@ -9,6 +9,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from tiny_algorithms import tiny_form
+
+EXAMPLE = tiny_form()
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / 'docs' / 'folder_to_detector.ipynb'
 SMALL = dict(labelled=8, size=64, epochs=1, iterations=5, tests=1)
@@ -66,13 +69,13 @@ def test_from_a_folder_to_a_detector(notebook, tmp_path, data_root, require, mon
     ).execute()
 
     run = tmp_path / 'work_dirs' / 'cells'
-    assert (run / 'densecl' / 'backbone.pth').is_file()
-    assert whole(cells) and (run / 'densecl' / 'report.html').is_file()
+    assert (run / EXAMPLE.method / 'backbone.pth').is_file()
+    assert whole(cells) and (run / EXAMPLE.method / 'report.html').is_file()
     text = [printed(cell) for cell in cells]
     assert text[1] == '205 photographs, 8 of them with boxes\n'
     assert re.search(r'filled +120 of 120 tensors, by SelfSupPretrained', '\n'.join(text))
     table = re.findall(r'(?m)^(from .*?) +([\d.]+) +([\d.]+)$', '\n'.join(text))
-    assert [row[0] for row in table] == ['from random weights', 'from DenseCL']
+    assert [row[0] for row in table] == ['from random weights', f'from {EXAMPLE.algorithm}']
     assert sum(len(pictures(cell)) for cell in cells) == 4
-    for name in ('random', 'densecl_detector'):
+    for name in ('random', f'{EXAMPLE.method}_detector'):
         assert (run / name / 'iter_5.pth').is_file()

@@ -137,8 +137,8 @@ def test_missing_labels_and_wrong_arguments_say_so():
         UnsupervisedIoU(many_to_one=1)
 
 
-def test_predict_is_the_teachers_best_prototype_of_every_pixel(small_slotcon):
-    _, model, _ = small_slotcon(150)
+def test_predict_is_the_teachers_best_prototype_of_every_pixel(with_prototypes):
+    _, model, _ = with_prototypes(150)
     model.eval()
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     samples = [BaseDataElement(), sample(torch.zeros(60).int(), torch.zeros(60).int())]
@@ -168,8 +168,8 @@ def test_equal_scores_give_the_first_prototype():
     assert not labels.any() and (best == 0.5).all()
 
 
-def test_predict_refuses_views(small_slotcon):
-    _, model, _ = small_slotcon(150)
+def test_predict_refuses_views(with_prototypes):
+    _, model, _ = with_prototypes(150)
     model.eval()
     image = torch.zeros(1, 3, 32, 32)
     with pytest.raises(InputError, match='not on views or a list; give the data loader collate'):
@@ -180,9 +180,9 @@ def test_predict_refuses_views(small_slotcon):
         model(image, mode='sing')
 
 
-def test_camvid_by_the_test_tool(small_slotcon, run, tmp_path, data_root, require):
+def test_camvid_by_the_test_tool(with_prototypes, run, tmp_path, data_root, require):
     require('mmseg')
-    _, model, options = small_slotcon(150)
+    _, model, options = with_prototypes(150)
     checkpoint = tmp_path / 'slotcon.pth'
     meta = dict(mmdense=describe_product(model))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), checkpoint)

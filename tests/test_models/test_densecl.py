@@ -9,7 +9,7 @@ from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 from torch.nn.functional import normalize
 
-from mmdense.models import DenseCL, DenseCLNeck, InfoNCEHead, KeyQueue, match_locations
+from mmdense.models import DenseCL, DenseCLNeck, InfoNCEHead, KeyQueue, info_nce, match_locations
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
@@ -342,3 +342,9 @@ def test_densecl_recipe(path, epochs, lr, images):
     dataset = config.train_dataloader.dataset
     assert (dataset.data_root, dataset.data_prefix) == images
     assert config.train_dataloader.batch_size * 8 == 256
+
+
+def test_golden_info_nce(golden):
+    g = golden('densecl_losses')
+    q, k = (normalize(g[name], dim=1) for name in ('global_q', 'global_k'))
+    close(info_nce(q, k, g['queue_global'], float(g['temperature'])), g['loss_single'])

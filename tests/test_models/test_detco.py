@@ -344,3 +344,18 @@ def test_detco_recipe(path, epochs, lr, pairings, weights):
     assert 'in_channels' not in model.neck  # read from the backbone
     views = config.train_dataloader.dataset.pipeline[1]
     assert views.num_views == (2 if pairings == ('gg',) else [2, 2])  # with patches or without
+
+
+@pytest.mark.parametrize('kind', ['gg', 'll', 'lg'])
+def test_golden_info_nce(golden, kind):
+    """All losses are InfoNCE, on their pairs."""
+    g = golden('detco_losses')
+    query, key, name = {
+        'gg': ('q_global', 'k_global', 'loss_global_global'),
+        'll': ('q_local', 'k_local', 'loss_local_local'),
+        'lg': ('q_local', 'k_global', 'loss_local_global'),
+    }[kind]
+    queue = g['queue_local' if kind == 'll' else 'queue_global']
+    for stage in range(len(queue)):
+        q, k = normalize(g[query][stage], dim=1), normalize(g[key][stage], dim=1)
+        close(info_nce(q, k, queue[stage], float(g['temperature'])), g[name][stage])

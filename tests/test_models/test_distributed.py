@@ -4,7 +4,14 @@
 import pytest
 import torch
 from mmengine.model import MMDistributedDataParallel
-from tiny_algorithms import algorithms, each_algorithm, joined_batch, main, tiny_model
+from tiny_algorithms import (
+    algorithms,
+    algorithms_of,
+    each_algorithm,
+    joined_batch,
+    main,
+    tiny_model,
+)
 from torch import distributed, nn
 
 from mmdense.models.layers import KeyQueue
@@ -95,12 +102,13 @@ def shuffle_two(rank):
 
 
 def few_positives(rank):
-    """SlotCon with BatchNorm where a process has none or one positive slot, or none has any."""
+    """Take steps with BatchNorm where a process has none or one positive slot, or none has any."""
     from mmdense.models.heads import slot_contrast_head
 
+    (algorithm,) = algorithms_of('teacher')
     find, outcome = slot_contrast_head.kept_slots, []
     for case in ('none here', 'one here', 'none anywhere'):
-        model = tiny_model('SlotCon', norm=dict(type='BN'))
+        model = tiny_model(algorithm, norm=dict(type='BN'))
         calls = []
 
         def kept(scores, case=case, calls=calls):
@@ -113,7 +121,7 @@ def few_positives(rank):
             return mask
 
         slot_contrast_head.kept_slots = kept
-        history, grads, _ = steps(model, *half_batch(rank, 'SlotCon'))
+        history, grads, _ = steps(model, *half_batch(rank, algorithm))
         finite = all(torch.isfinite(g).all() for g in grads.values())
         outcome.append((case, bool(finite), [h['loss_slot'] for h in history]))
     return outcome

@@ -144,20 +144,6 @@ def test_without_overlap_the_aligned_maps_are_zero():
         assert (grad == 0).all()
 
 
-def test_golden_view_alignment(golden):
-    g = golden('slotcon_view_alignment')
-    for one, other in (('1', '2'), ('2', '1')):
-        box, other_box = g[f'box_{one}'], g[f'box_{other}']
-        torch.testing.assert_close(
-            overlap_in_view(box, other_box), g[f'overlap_in_view_{one}'], rtol=1e-5, atol=1e-5
-        )
-        assert torch.equal(is_flipped(box)[0], g[f'flip_{one}'])
-        aligned, expected = align_maps(g[f'scores_{one}'], box, other_box), g[f'aligned_{one}']
-        torch.testing.assert_close(aligned, expected, rtol=1e-5, atol=1e-5)
-        # a pair without overlap is zero, not nearly so
-        assert (aligned[(expected == 0).flatten(1).all(1)] == 0).all()
-
-
 def test_aligned_maps_are_differentiable():
     a, b = torch.tensor([[0.9, 0, 0.1, 0.7]]), torch.tensor([[0.3, 0.2, 1.0, 0.9]])
     maps = torch.rand(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)

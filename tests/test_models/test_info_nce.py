@@ -35,27 +35,6 @@ def close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_golden_global(golden):
-    g = golden('densecl_losses')
-    q, k = (F.normalize(g[name], dim=1) for name in ('global_q', 'global_k'))
-    close(info_nce(q, k, g['queue_global'], float(g['temperature'])), g['loss_single'])
-
-
-@pytest.mark.parametrize('kind', ['gg', 'll', 'lg'])
-def test_golden_detco_pairings(golden, kind):
-    """DetCo's losses are this one, on other pairs."""
-    g = golden('detco_losses')
-    query, key, name = {
-        'gg': ('q_global', 'k_global', 'loss_global_global'),
-        'll': ('q_local', 'k_local', 'loss_local_local'),
-        'lg': ('q_local', 'k_global', 'loss_local_global'),
-    }[kind]
-    queue = g['queue_local' if kind == 'll' else 'queue_global']
-    for stage in range(len(queue)):
-        q, k = F.normalize(g[query][stage], dim=1), F.normalize(g[key][stage], dim=1)
-        close(info_nce(q, k, queue[stage], float(g['temperature'])), g[name][stage])
-
-
 @given(
     rows=st.integers(1, 40),
     channels=st.integers(1, 9),

@@ -67,20 +67,6 @@ def test_twin_gets_no_gradient():
     assert not any(p.requires_grad for p in twin.parameters())
 
 
-def test_golden_cosine_schedule(golden):
-    """m(k) of PixPro and SlotCon, from the published code."""
-    g = golden('pixpro_momentum_schedule')
-    twin = MomentumEncoder(
-        network(),
-        momentum=1 - float(g['base']),
-        end_momentum=0.0,
-        total_steps=int(g['total_iters']),
-    )
-    for step, momentum in zip(g['k'], g['momentum']):
-        twin.load_state_dict(dict(twin.state_dict(), steps=step))
-        assert 1 - twin.current_momentum() == pytest.approx(float(momentum), abs=1e-9)
-
-
 def test_schedule_survives_a_resume():
     online = network()
     twin = MomentumEncoder(online, momentum=0.5, end_momentum=0.0, total_steps=10)

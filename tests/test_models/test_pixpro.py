@@ -6,6 +6,7 @@ from tiny_algorithms import PAIRS, RANK, STD, Tiny, health_names
 from torch import nn
 
 from mmdense.models import InstanceConsistencyHead, PixContrastHead, PixPro, PixProHead
+from mmdense.models.layers import MomentumEncoder
 from mmdense.models.losses import pixel_consistency, pixel_contrast
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
@@ -380,3 +381,17 @@ def test_pixpro_recipe(path, epochs, images, instance):
     for view in (first, second):
         assert view[0].crop_ratio_range == (0.08, 1.0) and view[0].interpolation == 'bilinear'
         assert 'min_overlap' not in view[0]
+
+
+def test_golden_cosine_schedule(golden):
+    """The momentum at step k, from the published code."""
+    g = golden('pixpro_momentum_schedule')
+    encoder = MomentumEncoder(
+        nn.Linear(2, 2),
+        momentum=1 - float(g['base']),
+        end_momentum=0.0,
+        total_steps=int(g['total_iters']),
+    )
+    for step, momentum in zip(g['k'], g['momentum']):
+        encoder.load_state_dict(dict(encoder.state_dict(), steps=step))
+        assert 1 - encoder.current_momentum() == pytest.approx(float(momentum), abs=1e-9)

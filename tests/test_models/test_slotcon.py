@@ -13,6 +13,7 @@ from mmdense.models import (
     group_distillation,
     kept_slots,
 )
+from mmdense.models.utils import align_maps, is_flipped, overlap_in_view
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
@@ -68,6 +69,7 @@ def tiny():
             *('prototypes_used', 'prototypes_dead'),
         ],
         losses=['loss_group', 'loss_slot'],
+        own=['slots', 'unsupervised_iou'],
         reads=['tolist'],  # the numbers of slots
         watch=watch_slots,
         calls=calls,
@@ -467,3 +469,17 @@ def test_slotcon_recipe(path, epochs, prototypes, images):
     for view in (first, second):
         assert view[0].crop_ratio_range == (0.08, 1.0) and view[0].interpolation == 'bicubic'
     assert 'min_overlap' not in first[0] and second[0].min_overlap == 0.01
+
+
+def test_golden_view_alignment(golden):
+    g = golden('slotcon_view_alignment')
+    for one, other in (('1', '2'), ('2', '1')):
+        box, other_box = g[f'box_{one}'], g[f'box_{other}']
+        torch.testing.assert_close(
+            overlap_in_view(box, other_box), g[f'overlap_in_view_{one}'], rtol=1e-5, atol=1e-5
+        )
+        assert torch.equal(is_flipped(box)[0], g[f'flip_{one}'])
+        aligned, expected = align_maps(g[f'scores_{one}'], box, other_box), g[f'aligned_{one}']
+        torch.testing.assert_close(aligned, expected, rtol=1e-5, atol=1e-5)
+        # a pair without overlap is zero, not nearly so
+        assert (aligned[(expected == 0).flatten(1).all(1)] == 0).all()

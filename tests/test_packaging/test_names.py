@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_algorithms import algorithms, tiny_model
+from tiny_algorithms import algorithms, tiny_form, tiny_model
 
 REPO = Path(__file__).resolve().parents[2]
 FOLDERS = ('mmdense', 'tools', 'benchmarks', 'tests')
@@ -25,7 +25,8 @@ def code_files():
 
 def own_files(algorithm):
     """Return an algorithm's own files: those that bear its name, and those of its modules."""
-    own = {name for name in code_files() if algorithm.lower() in name.lower()}
+    parts = [algorithm.lower(), *tiny_form(algorithm).own]
+    own = {name for name in code_files() if any(part in name.lower() for part in parts)}
     for module in tiny_model(algorithm).modules():
         source = sys.modules[type(module).__module__].__file__ or ''
         if source.startswith(str(REPO / 'mmdense')):
@@ -46,9 +47,9 @@ def words(text):
         for field in ('id', 'attr', 'name', 'asname', 'arg', 'module'):
             if isinstance(getattr(node, field, None), str):
                 yield line, getattr(node, field)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if id(node) not in docstrings:
-                yield line, node.value
+        text = getattr(node, 'value', None) if isinstance(node, ast.Constant) else None
+        if isinstance(text, str) and id(node) not in docstrings:
+            yield line, text
 
 
 def lines_that_name(algorithm, text):
@@ -71,12 +72,12 @@ def test_few_files_name_an_algorithm(algorithm):
 
 def test_it_finds_names():
     text = '''
-"""DenseCL is in this docstring."""
-import densecl_neck  # DenseCL
-x = 1  # densecl
-y = f'configs/densecl_r50_{x}.py'
-z = dict(DenseCL=1)
-w = DenseCLNeck, Denseclutter, 'denseclutter'
+"""ToyCL is in this docstring."""
+import toycl_neck  # ToyCL
+x = 1  # toycl
+y = f'configs/toycl_r50_{x}.py'
+z = dict(ToyCL=1)
+w = ToyCLNeck, Toyclutter, 'toyclutter'
 '''
-    assert lines_that_name('DenseCL', text) == [3, 5, 6, 7]
-    assert lines_that_name('SlotCon', 'SlotContrastHead(slot_contrast)') == []
+    assert lines_that_name('ToyCL', text) == [3, 5, 6, 7]
+    assert lines_that_name('ToyCon', 'ToyContrastHead(toy_contrast)') == []

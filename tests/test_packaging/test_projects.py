@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_algorithms import tiny_form
+
+EXAMPLE = tiny_form()
+METHOD = EXAMPLE.method
 
 SPIED = """
 custom_imports = dict(imports=['spy'])
@@ -70,7 +74,7 @@ model = dict(backbone=dict(type='ResNet'), auxiliary_head=dict(in_channels=256, 
 train_dataloader = dict(dataset=dict(img_suffix='.jpg', seg_map_suffix='.png'))
 """
 LINEAR = """
-_base_ = '{mmpretrain}/configs/densecl/benchmarks/resnet50_8xb32-linear-steplr-100e_in1k.py'
+_base_ = '{mmpretrain}/configs/mocov2/benchmarks/resnet50_8xb32-linear-steplr-100e_in1k.py'
 train_dataloader = dict(dataset=dict(
     _delete_=True, type='CustomDataset', data_root='data', pipeline=[
         dict(type='LoadImageFromFile'), dict(type='RandomResizedCrop', scale=64),
@@ -184,45 +188,47 @@ def test_starts_from_exactly_the_checkpoint(train, exported, spied, name):
         assert torch.equal(start[key], value), key
 
 
-READS = reads('mmdense.configs.densecl.densecl_r50_coco')
+READS = reads(f'mmdense.configs.{METHOD}.{EXAMPLE.recipe}')
 
 
 @pytest.mark.parametrize(
     'config',
     [
-        "_base_ = 'mmdense::densecl/densecl_r50_coco.py'",
+        f"_base_ = 'mmdense::{METHOD}/{EXAMPLE.recipe}.py'",
         pytest.param(READS, marks=pytest.mark.slow),
     ],
     ids=['inherits', 'reads'],
 )
 def test_pretrains_by_our_recipe(train, tiny_options, images, tmp_path, config):
     data = [f'train_dataloader.dataset.data_root={images}', 'train_dataloader.dataset.data_prefix=']
-    options = [*tiny_options('densecl')[1:], *data, 'train_cfg.max_epochs=1']
+    options = [*tiny_options()[1:], *data, 'train_cfg.max_epochs=1']
     train('mmdense', 'mmdense', '', config, *options)
     assert (tmp_path / 'work_dirs/own/backbone.pth').is_file()
 
 
 # In the zoo of the wheel, and small.
-TINY_RECIPE = """
-_base_ = './densecl_resnet50_8xb32-coslr-200e_in1k.py'
+TINY_RECIPE = (
+    f"_base_ = './{EXAMPLE.full_recipe}.py'"
+    + """
 model = dict(
     queue_len=32, backbone=dict(depth=18), neck=dict(in_channels=512, hid_channels=16))
 """
+)
 HUB = """
 import mmdense, torch
 from mmengine.hub import get_config, get_model
-assert get_config('mmdense::densecl/tiny.py', pretrained=True).model_path == {url!r}
+assert get_config('mmdense::{method}/tiny.py', pretrained=True).model_path == {url!r}
 wanted = torch.load('tiny.pth', weights_only=True)['state_dict']
 for model in (
-    get_model('mmdense::densecl/tiny.py', pretrained=True),
+    get_model('mmdense::{method}/tiny.py', pretrained=True),
     mmdense.get_model('tiny', pretrained=True),
 ):
     found = model.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
-assert torch.equal(get_model('mmdense::densecl/tiny.py').queue.ptr, torch.zeros(1).long())
+assert torch.equal(get_model('mmdense::{method}/tiny.py').queue.ptr, torch.zeros(1).long())
 try:
-    get_config('mmdense::densecl/densecl_resnet50_8xb32-coslr-800e_coco.py', pretrained=True)
+    get_config('mmdense::{method}/{recipe}.py', pretrained=True)
 except AssertionError as error:
     print(error)  # the authors' file is not for it
 """
@@ -234,7 +240,7 @@ def test_hubs(installed, run_in, server, tmp_path, mmdense_scope):
 
     from mmdense.registry import MODELS
 
-    folder = installed[1] / 'mmdense/.mim/configs/densecl'
+    folder = installed[1] / f'mmdense/.mim/configs/{METHOD}'
     metafile, before = folder / 'metafile.yml', (folder / 'metafile.yml').read_text()
     (folder / 'tiny.py').write_text(TINY_RECIPE)
     try:
@@ -244,9 +250,9 @@ def test_hubs(installed, run_in, server, tmp_path, mmdense_scope):
         content = (tmp_path / 'tiny.pth').read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         url = server.put(f'tiny_20220825-{sha256[:8]}.pth', content)
-        entry = dict(Name='tiny', Config='configs/densecl/tiny.py', Weights=url)
+        entry = dict(Name='tiny', Config=f'configs/{METHOD}/tiny.py', Weights=url)
         metafile.write_text(before + f'  - {json.dumps(entry)}\n')
-        done = run_in('-c', HUB.format(url=url))
+        done = run_in('-c', HUB.format(url=url, method=METHOD, recipe=EXAMPLE.full_recipe))
     finally:
         metafile.write_text(before)
         (folder / 'tiny.py').unlink()

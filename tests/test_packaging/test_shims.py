@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from mmengine.config import Config
+from tiny_algorithms import algorithms, tiny_form
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = REPO / '.dev_scripts' / 'generate_configs.py'
@@ -53,21 +54,23 @@ def tree(tmp_path):
 
 def test_wrong_files_are_named_and_replaced(tree, capsys):
     before = read_tree(tree)
-    changed = ['configs/detco_r50_coco.py', 'mmdense/configs/small/detco_r50_small.py']
+    other = tiny_form(algorithms()[1])
+    changed = [f'configs/{other.recipe}.py', f'mmdense/configs/small/{other.method}_r50_small.py']
     for name in [*changed, 'model-index.yml']:
         (tree / name).write_text('')
-    (tree / 'configs/densecl/densecl_r50_in1k.py').unlink()
+    method = tiny_form().method
+    (tree / f'configs/{method}/{method}_r50_in1k.py').unlink()
     page = (tree / 'docs/model_zoo.md').read_text()
     (tree / 'docs/model_zoo.md').write_text(page.replace('| 1600 |', '| 1500 |'))
     left = ['configs/old_r50_coco.py', 'mmdense/configs/old_r50_coco.py']
     for name in left:
-        shutil.copy(tree / name.replace('old', 'densecl'), tree / name)
+        shutil.copy(tree / name.replace('old', method), tree / name)
     broken = read_tree(tree)
     assert generate(['--check', '--root', str(tree)]) == 1
     said = capsys.readouterr().out.splitlines()
     assert read_tree(tree) == broken  # --check changes nothing
     missing = [*changed, 'model-index.yml', 'docs/model_zoo.md']
-    missing.append('configs/densecl/densecl_r50_in1k.py')
+    missing.append(f'configs/{method}/{method}_r50_in1k.py')
     assert sorted(said[:-1]) == sorted(
         [f'{name} is missing or not current' for name in missing]
         + [f'{name} has no source' for name in left]
@@ -138,9 +141,13 @@ def test_says_the_same(recipe, tmp_path, require):
 
 def test_may_be_read_directly():
     """By a tool, without `with read_base()`."""
+    form = tiny_form()
     config, shim = (
-        Config.fromfile(str(REPO / folder / 'densecl' / f'densecl_resnet50_8xb32{name}_coco.py'))
-        for folder, name in (('configs', '-coslr-800e'), ('mmdense/configs', '_coslr_800e'))
+        Config.fromfile(str(REPO / folder / form.method / f'{name}.py'))
+        for folder, name in (
+            ('configs', form.full_recipe),
+            ('mmdense/configs', form.full_recipe.replace('-', '_')),
+        )
     )
     assert shim.to_dict() == config.to_dict()
 

@@ -8,12 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
+from tiny_algorithms import algorithms_of, tiny_form
 
 from mmdense.apis import planning
 from mmdense.apis.planning import Images, Machine, Network, Options
 from mmdense.apis.planning.settings import choose_size
 from mmdense.models.selfsup.momentum import power_of_two
 from mmdense.utils.errors import DataError, InputError
+
+EXAMPLE = tiny_form()
+WITH_PROTOTYPES = tiny_form(*algorithms_of('teacher')).method
 
 R50 = Network({}, 2048, 28_000_000, 86_000_000)
 PROTOTYPES = {'grouping.slot_embed.weight': (256, 256)}
@@ -137,7 +141,7 @@ def test_170_images():
     assert rows['queue'] == '512'
     rows = shown(derive(170, CPU))
     assert rows['epochs'] == '118' and rows['workers'] == 2
-    rows = shown(derive(170, method='slotcon'))
+    rows = shown(derive(170, method=WITH_PROTOTYPES))
     assert rows['prototypes'] == 16 and rows['warm-up'] == '100 epochs'
 
 
@@ -200,7 +204,7 @@ def test_going_on_from_weights():
     backbone = derive(5000, init='a.pth', init_whole=False)
     assert changes(backbone)['model.pretrained'] == 'a.pth'
     assert 'load_from' not in changes(backbone)
-    rows = derive(500, method='slotcon', init='a.pth', init_shapes=PROTOTYPES)
+    rows = derive(500, method=WITH_PROTOTYPES, init='a.pth', init_shapes=PROTOTYPES)
     assert shown(rows)['prototypes'] == 256
 
 
@@ -213,7 +217,7 @@ def test_refusals():
         derive(100, batch_size=64, gpus=2)
     with pytest.raises(InputError, match='--batch-size must be at least 2'):
         derive(100, batch_size=1)
-    with pytest.raises(InputError, match='method must be one of densecl'):
+    with pytest.raises(InputError, match=f'method must be one of {EXAMPLE.method}'):
         planning.read_recipe('moco')
 
 

@@ -11,10 +11,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
+from tiny_algorithms import algorithms_of, tiny_form
 
 from mmdense.apis import planning
 from mmdense.apis.planning import Images, Machine, Options, Times
 from mmdense.utils.errors import CheckpointError, DataError, InputError
+
+EXAMPLE = tiny_form()
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ def test_broken_images(images, tmp_path):
     ],
 )
 def test_backbones(name, channels, config):
-    network = planning.survey_network(planning.read_recipe('densecl'), name, 64)
+    network = planning.survey_network(planning.read_recipe(EXAMPLE.method), name, 64)
     assert (network.in_channels, network.backbone, network.all_used) == (channels, config, True)
     if name == 'resnet50':
         # docs/scaling.md: 86 MB for a view of 224 px
@@ -87,10 +90,18 @@ def test_backbones(name, channels, config):
 @pytest.mark.parametrize(
     'method, name, message',
     [
-        ('densecl', 'nonsense', 'no backbone .*Take resnet18, 34, 50'),
-        ('densecl', 'reznet50', "there is no backbone 'reznet50'; the nearest: .*resnet50"),
-        ('densecl', 'resnet77', 'DenseCL cannot take the backbone resnet77: .*invalid depth 77'),
-        ('densecl', 'mobilenetv2-large', "MobileNetV2 has no variants, got 'mobilenetv2-large'"),
+        (EXAMPLE.method, 'nonsense', 'no backbone .*Take resnet18, 34, 50'),
+        (EXAMPLE.method, 'reznet50', "there is no backbone 'reznet50'; the nearest: .*resnet50"),
+        (
+            EXAMPLE.method,
+            'resnet77',
+            f'{EXAMPLE.algorithm} cannot take the backbone resnet77: .*invalid depth 77',
+        ),
+        (
+            EXAMPLE.method,
+            'mobilenetv2-large',
+            "MobileNetV2 has no variants, got 'mobilenetv2-large'",
+        ),
         ('detco', 'mobilenetv2', 'DetCo cannot take .* of its parameters do not take part'),
     ],
 )
@@ -120,7 +131,9 @@ def test_init(images, tmp_path, pretrained, exported):
     plan = planning.make_plan(images, told)
     changes = {k: v for row in plan.settings for k, v in row.config.items()}
     assert changes['load_from'] == str(pretrained) and 'model.pretrained' not in changes
-    plan = planning.make_plan(images, told._replace(method='pixpro'))
+    plan = planning.make_plan(
+        images, told._replace(method=tiny_form(algorithms_of('momentum')[0]).method)
+    )
     changes = {k: v for row in plan.settings for k, v in row.config.items()}
     assert changes['model.pretrained'] == str(pretrained) and 'load_from' not in changes
     backbone, tensors = exported(18)
@@ -143,7 +156,7 @@ CFG = Config(
             batch_size=64,
             dataset=dict(pipeline=[dict(type='LoadImage'), dict(type='MultiView')]),
         ),
-        model=dict(type='DenseCL'),
+        model=dict(type=EXAMPLE.algorithm),
         load_from=None,
     )
 )
@@ -241,8 +254,8 @@ def test_advice():
     (line,) = planning.advise(times._replace(step=64.0), MANY, CPU, CFG)
     assert line == 'time: one GPU computes a step about 60 times as fast, as a guess'
     few = MANY._replace(count=300)
-    lines = planning.advise(times, few, GPU, CFG, weights='densecl_r50_coco')
-    assert '--init densecl_r50_coco starts' in lines[0] and 'more images' in lines[1]
+    lines = planning.advise(times, few, GPU, CFG, weights=EXAMPLE.recipe)
+    assert f'--init {EXAMPLE.recipe} starts' in lines[0] and 'more images' in lines[1]
     lines = planning.advise(times, few, GPU, Config(dict(CFG, load_from='a.pth')))
     assert len(lines) == 1 and 'more images' in lines[0]
 

@@ -3,6 +3,7 @@
 
 import pytest
 from mmengine.config import Config
+from tiny_algorithms import tiny_form
 
 from mmdense.apis import planning
 from mmdense.apis.planning import Images, Machine, Network, Options
@@ -15,6 +16,8 @@ from mmdense.apis.planning.view_settings import (
 )
 from mmdense.models.selfsup import Views
 from mmdense.utils.errors import InputError
+
+EXAMPLE = tiny_form()
 
 CPU = Machine('cpu', '', 0, 16 << 30, 8, '')
 
@@ -40,7 +43,7 @@ MULTI_CROP = [
 
 
 def settings(size, side=480, pipeline=MULTI_CROP):
-    recipe = planning.read_recipe('densecl')
+    recipe = planning.read_recipe(EXAMPLE.method)
     recipe = Config(dict(recipe.to_dict(), train_pipeline=pipeline))
     recipe.train_dataloader.dataset.pipeline = pipeline
     images = Images(dict(data_root='/images', data_prefix=''), 3000, side)
@@ -94,7 +97,7 @@ def test_crops_and_blur_of_small_images():
 
 def test_the_config_has_the_sizes():
     rows = settings(96)
-    text = planning.config_text('densecl/densecl_r50_coco.py', rows, '/work', 'x')
+    text = planning.config_text(f'{EXAMPLE.method}/{EXAMPLE.recipe}.py', rows, '/work', 'x')
     text = text.replace('_base_.train_pipeline', repr(MULTI_CROP))
     cfg = Config.fromstring(text, '.py')
     large, small = read_views(cfg.train_dataloader.dataset.pipeline)
@@ -109,9 +112,11 @@ def test_views_that_get_gradients():
     assert trained_views(groups, views._replace(trained=(2, 0))) == 2
     # not the algorithm's usual recipe: all of them
     assert trained_views(groups, Views()) == pytest.approx(2 + 6 * (96 / 224) ** 2)
-    recipes = {m: planning.read_recipe(m).train_pipeline for m in ('densecl', 'pixpro', 'detco')}
+    recipes = {
+        m: planning.read_recipe(m).train_pipeline for m in (EXAMPLE.method, 'pixpro', 'detco')
+    }
     recipes = {m: read_views(pipeline) for m, pipeline in recipes.items()}
-    assert trained_views(recipes['densecl'], Views(trained=(1,))) == 1
+    assert trained_views(recipes[EXAMPLE.method], Views(trained=(1,))) == 1
     assert trained_views(recipes['pixpro'], Views()) == 2
     detco = Views(groups=(2, 2), trained=(1, 1), patches=True)
     assert trained_views(recipes['detco'], detco) == 1 + 9 * (64 / 224) ** 2

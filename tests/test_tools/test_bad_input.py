@@ -7,6 +7,9 @@ import sys
 
 import pytest
 import torch
+from tiny_algorithms import algorithms_of, tiny_form
+
+EXAMPLE = tiny_form()
 
 
 class Bomb:
@@ -38,7 +41,7 @@ CASES = dict(
     negative_channels=(['model.neck.hid_channels=-1'], 'hid_channels must be a whole number'),
     one_view=(
         ['train_dataloader.dataset.pipeline.1.num_views=1'],
-        'DenseCL needs 2 views of every image, got 1; check num_views of MultiView',
+        f'{EXAMPLE.algorithm} needs 2 views of every image, got 1; check num_views of MultiView',
     ),
     short_queue=(
         ['model.queue_len=3'],
@@ -52,7 +55,7 @@ CASES = dict(
     negative_epochs=(['train_cfg.max_epochs=-1'], 'gives -4 iterations: there is nothing to do'),
     unknown_schedule_key=(['param_scheduler.0.T_maxx=5'], 'T_maxx'),
     wrong_optimizer=(['optim_wrapper.optimizer.lrr=1'], 'lrr'),
-    backbone_too_narrow=(['model.neck.in_channels=256'], 'DenseCLNeck has in_channels=256'),
+    backbone_too_narrow=(['model.neck.in_channels=256'], 'Neck has in_channels=256'),
 )
 
 
@@ -143,7 +146,9 @@ def test_traceback_on_request(tiny, monkeypatch, repo):
 
 def test_lengths_in_epochs_under_a_loop_of_iterations(run, tiny):
     """MMEngine would take one epoch for the length of the run."""
-    arguments = [a for a in tiny(algorithm='pixpro') if 'max_epochs' not in str(a)]
+    arguments = [
+        a for a in tiny(algorithm=algorithms_of('momentum')[0]) if 'max_epochs' not in str(a)
+    ]
     config = tiny.work_dir.parent / 'iterations.py'
     config.write_text(
         f'_base_ = {arguments[0]!r}\n'

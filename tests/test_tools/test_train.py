@@ -278,16 +278,16 @@ def test_test_tool_says_what_it_needs(run_forked, repo, tmp_path):
     assert done.stdout.splitlines()[-1].startswith(f'mmdense: error: {config} has')
 
 
-def test_test_tool_refuses_what_does_not_fit(run_forked, pretrained_by, data_root, require):
+def test_test_tool_refuses_what_does_not_fit(repo, run_forked, pretrained_by, data_root, require):
     """MMEngine would warn, and score random weights."""
     require('mmseg')
-    config = 'configs/slotcon/slotcon_unsup-seg_camvid.py'
+    (config,) = repo.glob('configs/*/*_unsup-seg_camvid.py')
     options = [
         f'test_dataloader.dataset.data_root={data_root}/camvid',
         'test_dataloader.num_workers=0',
         'test_dataloader.persistent_workers=False',
     ]
-    checkpoint = pretrained_by('SlotCon')
+    checkpoint = pretrained_by(*algorithms_of('teacher'))
     done = run_forked('tools/test.py', config, checkpoint, '--cfg-options', *options)
     assert done.returncode == 1
     last = done.stdout.splitlines()[-1]

@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+from tiny_algorithms import algorithms_of, tiny_form
 
+METHOD = tiny_form().method
 SMALL = [
     'model.backbone.depth=18',
     *(f'{loader}_dataloader.num_workers=0' for loader in ('train', 'val', 'test')),
@@ -77,26 +79,26 @@ def test_kill_resume_and_one_table(arguments, tmp_path, pretrained, repo, run, r
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
     assert (begun / 'last_checkpoint').exists() and not (begun / 'result.json').exists()
-    assert not (runs / 'densecl').exists()
+    assert not (runs / METHOD).exists()
 
     done = run(*command)
     assert done.returncode == 0, done.stdout
     assert 'random → fcn_r50_camvid: goes on' in done.stdout
-    assert 'densecl → fcn_r50_camvid: starts' in done.stdout
+    assert f'{METHOD} → fcn_r50_camvid: starts' in done.stdout
     assert 'resumed epoch' in (begun / 'train.log').read_text()
-    log = (runs / 'densecl' / 'fcn_r50_camvid' / 'train.log').read_text()
+    log = (runs / METHOD / 'fcn_r50_camvid' / 'train.log').read_text()
     assert f'all 120 tensors of ResNet filled from {pretrained}' in log and 'loss: ' in log
     table = (runs / 'table.md').read_text()
     assert table in done.stdout
     header, _, *rows = [line.strip('|').split('|') for line in table.splitlines()]
     assert [cell.strip() for cell in header] == ['method', 'fcn_r50_camvid mIoU']
-    for (name, miou), expected in zip(rows, ('random', 'densecl')):
+    for (name, miou), expected in zip(rows, ('random', METHOD)):
         result = read(runs / expected / 'fcn_r50_camvid')
         assert name.strip() == result['method'] == expected
         assert miou.strip() == f'{result["metrics"]["mIoU"]:.1f}'
         assert result['trained'].endswith('iter_12.pth')
     assert read(begun)['checkpoint'] is None
-    assert read(runs / 'densecl' / 'fcn_r50_camvid')['checkpoint'] == str(pretrained)
+    assert read(runs / METHOD / 'fcn_r50_camvid')['checkpoint'] == str(pretrained)
 
     # the same again: nothing is run, the table is the same
     before = {path: path.stat().st_mtime_ns for path in runs.rglob('*') if path.suffix != '.md'}
@@ -110,7 +112,7 @@ def test_kill_resume_and_one_table(arguments, tmp_path, pretrained, repo, run, r
     other = tmp_path / 'other.pth'
     export_other(pretrained, other)
     code, printed = run_here(
-        'transfer.py', *arguments('fcn_r50_camvid', f'densecl={other}', iters=12)
+        'transfer.py', *arguments('fcn_r50_camvid', f'{METHOD}={other}', iters=12)
     )
     assert code == 1 and f'is of another checkpoint than {other}' in printed.err
     assert 'delete that folder, or name another --work-dir' in printed.err
@@ -156,7 +158,7 @@ def test_mistakes_are_one_line_before_anything_starts(
     require('mmseg')
     good, deep, bad = tmp_path / 'r18.pth', tmp_path / 'r50.pth', tmp_path / 'bad.pth'
     save_backbone(ResNet(18).state_dict(), str(good))
-    save_backbone(ResNet(50).state_dict(), str(deep), algorithm='SlotCon')
+    save_backbone(ResNet(50).state_dict(), str(deep), algorithm=algorithms_of('teacher')[0])
     torch.save(dict(state_dict=ResNet(18).state_dict()), bad)
     bad.write_bytes(bad.read_bytes()[:1000])
     task = 'fcn_r50_camvid'

@@ -16,10 +16,10 @@ def visualize(run_here):
     return call
 
 
-def test_from_a_run_to_a_picture(run, repo, images, slotcon_checkpoint, tmp_path):
+def test_from_a_run_to_a_picture(run, repo, images, prototypes_checkpoint, tmp_path):
     out = tmp_path / 'new' / 'levels.png'
     done = run(
-        *(sys.executable, 'tools/visualize_levels.py', slotcon_checkpoint),
+        *(sys.executable, 'tools/visualize_levels.py', prototypes_checkpoint),
         *(f'{images}/00.jpg', f'{images}/01.jpg', '--size', 96, '--out', out),
     )
     assert done.returncode == 0, done.stdout

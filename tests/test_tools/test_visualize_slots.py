@@ -5,16 +5,19 @@ from functools import partial
 import pytest
 import torch
 from PIL import Image
+from tiny_algorithms import tiny_form
+
+EXAMPLE = tiny_form()
 
 
-def test_from_a_checkpoint_to_pictures(run, repo, images, slotcon_checkpoint, tmp_path):
+def test_from_a_checkpoint_to_pictures(run, repo, images, prototypes_checkpoint, tmp_path):
     out = tmp_path / 'new' / 'out'
     broken = tmp_path / 'images' / '02_broken.jpg'
     broken.parent.mkdir()
     broken.write_bytes(b'no image')
     (tmp_path / 'images' / 'more').symlink_to(images)
     done = run(
-        *(sys.executable, 'tools/visualize_slots.py', slotcon_checkpoint, tmp_path / 'images'),
+        *(sys.executable, 'tools/visualize_slots.py', prototypes_checkpoint, tmp_path / 'images'),
         *('--out', out, '--num-images', 3, '--num-prototypes-shown', 4, '--nearest', 2),
         *('--size', 64, '--workers', 1, '--batch-size', 5),
     )
@@ -36,8 +39,8 @@ def html(path):
     path.write_text('<html>')
 
 
-def densecl(path):
-    meta = dict(mmdense=dict(algorithm='DenseCL', product='backbone'))
+def without_prototypes(path):
+    meta = dict(mmdense=dict(algorithm=EXAMPLE.algorithm, product='backbone'))
     torch.save(dict(meta=meta, state_dict={'backbone.conv1.weight': torch.ones(1)}), path)
 
 
@@ -46,7 +49,7 @@ def densecl(path):
     [
         (None, [], 'a.pth does not exist'),
         (html, [], 'is a web page or XML, not weights'),
-        (densecl, [], 'a.pth is of DenseCL, which has no prototypes'),
+        (without_prototypes, [], f'a.pth is of {EXAMPLE.algorithm}, which has no prototypes'),
         (None, ['--nearest', 0], '--nearest must be a whole number of at least 1, got 0'),
         (None, ['--num-images', -3], '--num-images must be a whole number of at least 1, got -3'),
         (None, ['--size', 8], '--size must be at least 32, got 8'),
@@ -62,9 +65,11 @@ def test_bad_input_is_one_line(visualize, images, tmp_path, write, arguments, wo
     assert not out.exists()
 
 
-def test_bad_folders_are_one_line(visualize, slotcon_checkpoint, tmp_path):
+def test_bad_folders_are_one_line(visualize, prototypes_checkpoint, tmp_path):
     (tmp_path / 'empty').mkdir()
     for folder, words in (('empty', 'no image found in'), ('none', 'does not exist')):
-        code, printed = visualize(slotcon_checkpoint, tmp_path / folder, '--out', tmp_path / 'out')
+        code, printed = visualize(
+            prototypes_checkpoint, tmp_path / folder, '--out', tmp_path / 'out'
+        )
         line = printed.err.splitlines()[-1]
         assert code == 1 and line.startswith('mmdense: error: ') and words in line

@@ -40,9 +40,9 @@ def test_files_folders_and_what_cannot_be_read(images, tmp_path):
         load_images([broken], 2, 64)
 
 
-def test_page_and_pictures(slotcon_checkpoint, images, tmp_path):
+def test_page_and_pictures(prototypes_checkpoint, images, tmp_path):
     out = tmp_path / 'new' / 'out'
-    files = show(str(slotcon_checkpoint), [images], str(out), (0.2, 0.7), number=2, size=128)
+    files = show(str(prototypes_checkpoint), [images], str(out), (0.2, 0.7), number=2, size=128)
     names = [Path(path).name for path in files]
     assert names == [
         *('correspondence_1.png', 'correspondence_2.png', 'features.png', 'similarity.png'),
@@ -58,7 +58,7 @@ def test_page_and_pictures(slotcon_checkpoint, images, tmp_path):
     assert re.search('of 40 prototypes (is|are) in use', html)
     assert '1 prototypes' not in html.replace('11 prototypes', '')
     # which are the only pictures without one of a random network beside them
-    assert 'But for SlotCon&#39;s groups, each picture' in html
+    assert re.search('But for [A-Z][A-Za-z]+&#39;s groups, each picture', html)
 
     tables = re.findall(r'<script type="application/json">(.*?)</script>', html)
     assert len(tables) == 2
@@ -72,11 +72,11 @@ def test_page_and_pictures(slotcon_checkpoint, images, tmp_path):
             np.testing.assert_array_equal(codes, codes.T)
 
 
-def test_slots_without_their_config(slotcon_checkpoint, images, tmp_path):
-    content = torch.load(slotcon_checkpoint)
+def test_slots_without_their_config(prototypes_checkpoint, images, tmp_path):
+    content = torch.load(prototypes_checkpoint)
     del content['meta']['cfg']
-    torch.save(content, slotcon_checkpoint)
-    files = show(str(slotcon_checkpoint), [f'{images}/00.jpg'], str(tmp_path / 'out'), size=64)
+    torch.save(content, prototypes_checkpoint)
+    files = show(str(prototypes_checkpoint), [f'{images}/00.jpg'], str(tmp_path / 'out'), size=64)
     assert not any('groups' in path for path in files)
     assert 'give the config of the run, --config' in Path(files[-1]).read_text(encoding='utf-8')
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from PIL import Image
+from tiny_algorithms import algorithm_class, each_algorithm, tiny_form
 
 from mmdense.apis.report.charts import thin
 from mmdense.apis.report.report import (
@@ -27,7 +28,7 @@ from mmdense.apis.report.run_log import RunLog, read_run
 from mmdense.utils.errors import InputError
 
 CONFIG = """
-model = dict(type='DenseCL', backbone=dict(type='mmpretrain.ResNet', depth=18))
+model = dict(type='Algorithm', backbone=dict(type='mmpretrain.ResNet', depth=18))
 train_dataloader = dict(batch_size=32, dataset=dict({dataset}))
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4)
 """
@@ -340,9 +341,9 @@ def test_folders_of_the_images(write, dataset, shown):
 
 
 @pytest.mark.parametrize('device_augment', [False, True])
-@pytest.mark.parametrize('algorithm', ['densecl', 'pixpro', 'slotcon', 'detco'])
-def test_views_of_the_recipes(repo, images, algorithm, device_augment):
-    cfg = Config.fromfile(str(repo / f'configs/{algorithm}_r50_coco.py'))
+@each_algorithm()
+def test_views_of_the_recipes(images, algorithm, device_augment):
+    cfg = Config.fromfile(str(tiny_form(algorithm).config))
     cfg = cfg.train_dataloader.to_dict()
     cfg['dataset'].update(data_root=images, data_prefix='')
     cfg['dataset']['pipeline'][1]['device_augment'] = device_augment
@@ -350,7 +351,7 @@ def test_views_of_the_recipes(repo, images, algorithm, device_augment):
     samples = sample_views(run, build_dataset(run))
     assert [sample.name for sample in samples] == ['00.jpg', '05.jpg', '10.jpg', '15.jpg']
     for sample in samples:
-        assert len(sample.views) == (4 if algorithm == 'detco' else 2)
+        assert len(sample.views) == algorithm_class(algorithm).views.count
         shown = [Image.open(io.BytesIO(base64.b64decode(v.split(',')[1]))) for v in sample.views]
         assert shown[0].size == (224, 224)
         for x, y, w, h in sample.boxes:

@@ -5,6 +5,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from PIL import Image
+from tiny_algorithms import tiny_form
 
 from mmdense.checkpoints import describe_product
 from mmdense.datasets.image_loader import image_loader
@@ -12,6 +13,8 @@ from mmdense.evaluation.slots import Picture, Survey, load_slotcon, segment_imag
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError, DataError, InputError
 from mmdense.visualization import draw_groups, draw_nearest, prototype_colours
+
+EXAMPLE = tiny_form()
 
 CONFIG = """
 norm = dict(type='BN')
@@ -194,7 +197,10 @@ def test_a_config_in_a_checkpoint_is_not_run(tmp_path):
     [
         (dict(cfg=None), 'give the config of the run, --config'),
         (dict(cfg='model = ['), 'give the config of the run, --config'),
-        (dict(mmdense=dict(algorithm='DenseCL')), 'a.pth is of DenseCL, which has no prototypes'),
+        (
+            dict(mmdense=dict(algorithm=EXAMPLE.algorithm)),
+            f'a.pth is of {EXAMPLE.algorithm}, which has no prototypes',
+        ),
         (
             dict(cfg=CONFIG.format(algorithm='SlotCon', prototypes=25)),
             r"1 of the teacher's tensors differ, first grouping.slot_embed.weight \(file: \(24,",
@@ -215,8 +221,8 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match='holds no SlotCon'):
         load_slotcon(str(tmp_path / 'list.pth'))
     path, _ = write_checkpoint(tmp_path / 'a.pth')
-    (tmp_path / 'config.py').write_text("model = dict(type='DenseCL')")
-    with pytest.raises(InputError, match='config.py is DenseCL, not SlotCon'):
+    (tmp_path / 'config.py').write_text(f'model = dict(type={EXAMPLE.algorithm!r})')
+    with pytest.raises(InputError, match=f'config.py is {EXAMPLE.algorithm}, not SlotCon'):
         load_slotcon(path, str(tmp_path / 'config.py'))
     with pytest.raises(DataError, match='no image found'):
         (tmp_path / 'empty').mkdir()
