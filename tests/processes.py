@@ -17,8 +17,10 @@ PROCESSES.set_forkserver_preload(['mmdense.models', 'mmdense.datasets', 'mmdense
 def leave_configs_unformatted():
     """Write configs in this process as MMEngine has them, without yapf."""
     from mmengine.config import config
+    from yapf.yapflib import yapf_api
 
-    config.FormatCode = lambda text, **_: (text, True)
+    # The classic distribution imports the name with its module, the maintained one in the call.
+    config.FormatCode = yapf_api.FormatCode = lambda text, **_: (text, True)
 
 
 def run_program(program, arguments, cwd, path, env, log):
