@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import gc
 import importlib.util
 import itertools
 import os
@@ -38,6 +39,12 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: minutes, or needs the network: `make test-slow`')
 
 
+def pytest_collection_finish(session):
+    """Leave what is imported by now out of later garbage collections, of which MMEngine asks for
+    one in each data set."""
+    gc.freeze()
+
+
 @pytest.fixture(scope='session')
 def repo() -> Path:
     """The root of the checkout."""
@@ -58,6 +65,15 @@ def same_random_numbers():
         sys.modules['numpy'].random.seed(0)
     if 'torch' in sys.modules:
         sys.modules['torch'].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def configs_are_not_formatted():
+    """MMEngine formats a config with yapf eight times a run: longer than a tiny run trains."""
+    import processes
+
+    if 'mmengine.config' in sys.modules:
+        processes.leave_configs_unformatted()
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,15 @@ PROCESSES = multiprocessing.get_context('forkserver')
 PROCESSES.set_forkserver_preload(['mmdense.models', 'mmdense.datasets', 'mmdense.engine.training'])
 
 
+def leave_configs_unformatted():
+    """Write configs in this process as MMEngine has them, without yapf."""
+    from mmengine.config import config
+    from yapf.yapflib import yapf_api
+
+    # The classic distribution imports the name with its module, the maintained one in the call.
+    config.FormatCode = yapf_api.FormatCode = lambda text, **_: (text, True)
+
+
 def run_program(program, arguments, cwd, path, env, log):
     """Do in this process, which is forked, what ``python program arguments`` does."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -21,6 +30,7 @@ def run_program(program, arguments, cwd, path, env, log):
         os.dup2(output, stream)
     os.environ.update(env)
     os.chdir(cwd)
+    leave_configs_unformatted()
     sys.path[:0] = [os.path.dirname(os.path.abspath(program)), *filter(None, [path])]
     sys.argv = [program, *map(str, arguments)]
     runpy.run_path(program, run_name='__main__')

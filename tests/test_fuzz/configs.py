@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 from mmengine.config import Config
-from mmengine.config import config as mmengine_config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import runner as mmengine_runner
@@ -25,6 +24,9 @@ from PIL import Image
 from tiny_algorithms import algorithms, tiny_form
 
 REPO = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO / 'tests'))
+from processes import leave_configs_unformatted  # noqa: E402
+
 VALUES = [None, -1, 0, 3, 0.5, -0.5, True, False, 'text', '', [], {}, [1, 'a'], dict(a=1)]
 VALUES += [dict(type='ResNett'), dict(type='mmdense.NoSuch'), [None], [[]], 'mean', float('nan')]
 KINDS = ['value', 'value', 'value', 'remove', 'unknown', 'misspell', 'nest', 'flatten', 'swap']
@@ -102,9 +104,9 @@ def prepare(folder):
         small.resize((96, 72), Image.BICUBIC).save(images / f'{i}.jpg')
     configs = recipes(str(images))
     os.chdir(folder)
-    # Half of the time: it asks compilers for their versions, and sets each config's lines.
+    # Half of the time: MMEngine asks compilers for their versions, and formats each config.
     mmengine_runner.collect_env = dict
-    mmengine_config.FormatCode = lambda text, **_: (text, True)
+    leave_configs_unformatted()
     path = folder / 'edited.py'
 
     def make(number):
