@@ -4,6 +4,7 @@
 import json
 import sys
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
@@ -25,7 +26,7 @@ START = '-0it'  # a method after 0 iterations
 
 
 def make_study(cfg: Config, work_dir: Path, results: Path, data_root: Path) -> Study:
-    """All pieces, and the order in which they are run.
+    """Return the study: all its experiments, and the order in which they run.
 
     Args:
         cfg (Config): configs/cpu.py, or one that inherits it.
@@ -42,10 +43,9 @@ def make_study(cfg: Config, work_dir: Path, results: Path, data_root: Path) -> S
         methods += [f'{method}{START}' for method in cfg.methods]
         pieces += [plan.frozen(method, seed) for method in methods]
         for name, task in cfg.tasks.items():
-            for few in (True, False):
-                for method in methods:
-                    if not method.endswith(START) or (few and task.get('controls')):
-                        pieces.append(plan.transfer(name, few, method, seed))
+            for few, method in product((True, False), methods):
+                if not method.endswith(START) or (few and task.get('controls')):
+                    pieces.append(plan.transfer(name, few, method, seed))
         for method, ours in (cfg.get('small') or {}).items():
             pieces.append(plan.pretrain(method, seed))
             if ours.get('frozen'):

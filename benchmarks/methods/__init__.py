@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""What is measured of an algorithm, a file each, which names nothing else.
+"""Define what is measured of each algorithm, in a file each, which names nothing else.
 
 A file has ``losses(args)``, see ``loss.py``, and ``floor(model, inputs, args)``, see ``step.py``;
 ``SETTING``, what else is in the setting of its rows; ``TARGET``, of a step over its floor; and

@@ -76,11 +76,16 @@ def time_steps(text: str, steps: int = 5, seconds: float = 60) -> Times:
                 return _time(runner, steps, seconds)
             finally:
                 runner.visualizer.close()
-                for handler in list(runner.logger.handlers):
-                    if isinstance(handler, logging.FileHandler):  # its file goes
-                        handler.close()
-                        runner.logger.removeHandler(handler)
+                _close_log_files(runner.logger)
                 logger.setLevel(level)
+
+
+def _close_log_files(logger: logging.Logger) -> None:
+    """Close and remove the files of a logger, whose folder goes."""
+    for handler in list(logger.handlers):
+        if isinstance(handler, logging.FileHandler):
+            handler.close()
+            logger.removeHandler(handler)
 
 
 def _time(runner: Runner, steps: int, seconds: float) -> Times:
