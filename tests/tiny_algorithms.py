@@ -54,6 +54,8 @@ class Tiny:
         losses (list[str]): Names of the losses in a log.
         product (str): Path of the sub-module that a run is for.
         backbone (dict): What is different in the tiny backbone.
+        collapses (bool): Whether a learning rate that is a hundred times too high makes the
+            features collapse.
         own (list[str]): Parts of the paths of files that are about this algorithm alone, next to
             those that bear its name.
         example (bool): Whether tests take this algorithm when any will do; True for one.
@@ -75,6 +77,7 @@ class Tiny:
     losses: List[str]
     product: str = 'backbone'
     backbone: dict = field(default_factory=dict)
+    collapses: bool = True
     own: List[str] = field(default_factory=list)
     example: bool = False
     variants: Dict[str, Callable[[dict], dict]] = field(default_factory=dict)

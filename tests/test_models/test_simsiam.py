@@ -41,6 +41,7 @@ def tiny():
         ],
         health=health_names(global_=PAIRS),
         losses=['loss'],
+        collapses=False,  # its last BatchNorm has no scale and no shift
     )
 
 
