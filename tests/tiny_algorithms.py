@@ -93,7 +93,7 @@ class Tiny:
     @property
     def full_recipe(self) -> str:
         """Return the recipe's complete name, which the short one stands for."""
-        (base,) = re.findall(r"_base_ = '\./(.*)\.py'", self.config.read_text(encoding='utf-8'))
+        (base,) = re.findall(r"_base_ = '.*/(.*)\.py'", self.config.read_text(encoding='utf-8'))
         return base
 
     @property
