@@ -91,7 +91,7 @@ def evaluate_features(
     backbone.eval()
     for buffer in backbone.buffers():
         broadcast(buffer)
-    train, test = (_some(images, max_images) for images in (data.train, data.test))
+    train, test = (_subsample(images, max_images) for images in (data.train, data.test))
     quota = max(_BANK // len(train), 1)
 
     def look(image: LabelledImage) -> Tuple[Tensor, Any]:
@@ -129,7 +129,7 @@ def evaluate_features(
     }
 
 
-def _some(images: List[LabelledImage], count: Optional[int]) -> List[LabelledImage]:
+def _subsample(images: List[LabelledImage], count: Optional[int]) -> List[LabelledImage]:
     """Return ``count`` images, evenly spaced."""
     if count is None or len(images) <= count:
         return images
@@ -165,7 +165,7 @@ def calibrate_on(
 
     Arguments are those of :func:`evaluate_features`.
     """
-    images = (data.read(image)[0] for image in _some(data.train, max_images))
+    images = (data.read(image)[0] for image in _subsample(data.train, max_images))
     calibrate(backbone, (_inputs(preprocessor, pixels, size) for pixels in images))
 
 

@@ -83,10 +83,10 @@ class ColorJitter(Photometric):
     ) -> None:
         check_fractions(prob=prob)
         factor = dict(center=1.0, low=0.0, high=float('inf'))
-        self.brightness = _range('brightness', brightness, **factor)
-        self.contrast = _range('contrast', contrast, **factor)
-        self.saturation = _range('saturation', saturation, **factor)
-        self.hue = _range('hue', hue, center=0.0, low=-0.5, high=0.5)
+        self.brightness = _check_range('brightness', brightness, **factor)
+        self.contrast = _check_range('contrast', contrast, **factor)
+        self.saturation = _check_range('saturation', saturation, **factor)
+        self.hue = _check_range('hue', hue, center=0.0, low=-0.5, high=0.5)
         self.prob = prob
 
     def draw(self) -> List[Optional[Operation]]:
@@ -224,7 +224,7 @@ def _is_range(value) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
 
 
-def _range(name: str, value, center: float, low: float, high: float) -> Optional[tuple]:
+def _check_range(name: str, value, center: float, low: float, high: float) -> Optional[tuple]:
     """Return [center − value, center + value] for a number; None for no change."""
     if is_number(value) and value >= 0:
         value = (max(center - value, 0.0) if center else -value, center + value)

@@ -112,7 +112,7 @@ class RandomResizedCrop(_RandomResizedCrop):
         img, outer = results['img'], results.get('view_box', _WHOLE)
         earlier = results.get('earlier_boxes', ())
         if self.min_overlap and len(earlier):
-            top, left, h, w = self._near(img, outer, earlier[0])
+            top, left, h, w = self._place_near(img, outer, earlier[0])
         else:
             top, left, h, w = self.rand_crop_params(img)
         results['view_box'] = _inside(outer, _part(img, top, left, h, w))
@@ -129,7 +129,7 @@ class RandomResizedCrop(_RandomResizedCrop):
             img, self.scale[::-1], interpolation=self.interpolation, backend=self.backend
         )
 
-    def _near(self, img: np.ndarray, outer: Box, first: Box) -> Tuple[int, int, int, int]:
+    def _place_near(self, img: np.ndarray, outer: Box, first: Box) -> Tuple[int, int, int, int]:
         """Draw (top, left, h, w), overlapping ``first`` if an attempt does."""
         height, width = img.shape[:2]
         log_ratio = [math.log(ratio) for ratio in self.aspect_ratio_range]
