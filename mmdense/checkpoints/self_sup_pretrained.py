@@ -120,7 +120,7 @@ class SelfSupPretrained:
         if hasattr(module, 'as_new_run'):  # an algorithm
             given = self._algorithm_tensors(module, found)
             offered = {
-                k: v for k, v in given.items() if k in wanted or not _has_no_tensor(module, k)
+                k: v for k, v in given.items() if k in wanted or not _lacks_part(module, k)
             }
             wanted = module.fit_queues(wanted, offered)
         else:
@@ -226,7 +226,7 @@ def _new_norms(module: nn.Module, given: Dict[str, Tensor]) -> List[str]:
     return new if any(re.fullmatch(r'norm\d+', name) for name in there) else []
 
 
-def _has_no_tensor(module: nn.Module, key: str) -> bool:
+def _lacks_part(module: nn.Module, key: str) -> bool:
     """Return whether an algorithm has no such part, neither itself nor in a momentum encoder."""
     for name, part in module.named_children():
         encoder = f'{name}.module.'
