@@ -119,9 +119,7 @@ class SelfSupPretrained:
         wanted, new = module.state_dict(), []
         if hasattr(module, 'as_new_run'):  # an algorithm
             given = self._algorithm_tensors(module, found)
-            offered = {
-                k: v for k, v in given.items() if k in wanted or not _lacks_part(module, k)
-            }
+            offered = {k: v for k, v in given.items() if k in wanted or not _lacks_part(module, k)}
             wanted = module.fit_queues(wanted, offered)
         else:
             given = found.backbone
