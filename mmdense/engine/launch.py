@@ -57,7 +57,7 @@ def merge_common_arguments(cfg: Config, args) -> None:
         cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-    if args.custom_imports:
+    if getattr(args, 'custom_imports', None):
         _merge_custom_imports(cfg, args.custom_imports)
     loaders = [cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]
     for loader in filter(None, loaders):

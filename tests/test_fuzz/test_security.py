@@ -97,6 +97,8 @@ def test_no_code_is_built_from_strings(repo):
             calls = {'eval', 'exec', 'compile', 'os.system', 'os.popen', 'pickle.load'}
             calls |= {'pickle.loads', 'subprocess.getoutput', 'yaml.load', 'np.load', 'mktemp'}
             shell = any(word.arg == 'shell' for word in node.keywords)
+            if name == 'np.load' and 'allow_pickle=False' in map(ast.unparse, node.keywords):
+                continue
             if name in calls or shell or name.endswith(('.mktemp', '.extractall', '.extract')):
                 found.add(f'{path.relative_to(repo)}: {name}')
     # the version.py of an installed package

@@ -1,7 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mmengine.structures import BaseDataElement
 
@@ -101,7 +101,7 @@ def test_the_overlap_is_the_same_place_in_both_views(pair):
         torch.testing.assert_close(corners, torch.stack([low, high]))
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(boxes(2), st.sampled_from([(7, 7), (4, 6)]))
 def test_aligned_maps_of_a_coordinate_image_agree(pair, grid):
     """Every cell of a view's map holds where its centre is; then the aligned

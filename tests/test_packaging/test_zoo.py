@@ -170,7 +170,6 @@ PUBLISHED = {
     'pixpro-instance_resnet50_8xb128-coslr-100e_in1k': [41.3],
     'pixpro-instance_resnet50_8xb128-coslr-400e_in1k': [41.4],
     'simsiam_resnet50_8xb32-coslr-100e_in1k': [68.3],
-    'simsiam_resnet50_8xb32-coslr-200e_in1k': [56.4, 37.9, 33.2],
     'slotcon_resnet50_8xb64-coslr-800e_coco': [41.0, 37.0],
     'slotcon_resnet50_8xb64-coslr-800e_cocoplus': [41.8, 37.8],
     'slotcon_resnet50_8xb64-coslr-100e_in1k': [41.4, 37.2],
