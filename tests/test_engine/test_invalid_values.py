@@ -310,7 +310,7 @@ def test_gradients_under_activation_checkpointing(train):
 
     log, ended = train(plant=(plant, [4]), **{'model.backbone.with_cp': True})
     assert ended is None and skipped(log) == [5]
-    assert 'activation checkpointing hides of which module' in log
+    assert 'activation checkpointing hides the module' in log
 
 
 def test_values_that_are_infinite_by_design(train):
