@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from mmdense.models.layers import KeyQueue, MomentumEncoder, enqueue
 from mmdense.models.utils import gather_locations, match_entropy, match_locations, shuffled_forward
+from mmdense.models.utils.similarity import flatten_rows
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_fractions
 from mmdense.utils.errors import InputError
@@ -107,7 +108,7 @@ class DenseCL(MomentumSelfSupervisor):
             positive = gather_locations(grid_k, match)  # NxCxS
 
         loss_single = self.head.loss(q, k, self.queue.keys)
-        loss_dense = self.head.loss(_rows(grid_q), _rows(positive), self.queue2.keys)
+        loss_dense = self.head.loss(flatten_rows(grid_q), flatten_rows(positive), self.queue2.keys)
 
         enqueue((self.queue, k), (self.queue2, mean_k))
         self.probe(
@@ -145,8 +146,3 @@ class DenseCL(MomentumSelfSupervisor):
         with torch.no_grad():
             feat = neck.pool(maps[-1]).flatten(2)
         return tuple(normalize(y.float(), dim=1) for y in (feat, vector, dense, dense_mean))
-
-
-def _rows(grid: Tensor) -> Tensor:
-    """Flatten N×C×S to (N·S)×C."""
-    return grid.transpose(1, 2).flatten(0, 1)
