@@ -18,6 +18,7 @@ import numpy as np
 from mmdense.checkpoints.model_config import _DictCalls
 from mmdense.engine.events import EVENTS_FILE, read_events
 from mmdense.registry import MODELS
+from mmdense.utils.checks import is_number
 from mmdense.utils.errors import InputError
 
 # The heading of a kind of event. Events of another kind are shown if they are warnings or errors.
@@ -325,7 +326,7 @@ class _Columns:
     def add(self, row: Dict[str, Any], step: float) -> None:
         """Append the numbers of a line."""
         for name, value in row.items():
-            if name not in self.skipped and _is_number(value):
+            if name not in self.skipped and is_number(value):
                 steps, values = self.by_name[name]
                 steps.append(step)
                 values.append(value)
@@ -365,8 +366,8 @@ def _read_scalars(run: RunLog, starts: List[_Start]) -> None:
                 evaluation.drop_from(step)
                 run.starts = [other for other in run.starts if other < step] + [step]
             start.steps.append(step)
-            start.times.append(row['time'] if _is_number(row['time']) else 0.0)
-            if _is_number(row.get('epoch')) and row['epoch'] >= 1:
+            start.times.append(row['time'] if is_number(row['time']) else 0.0)
+            if is_number(row.get('epoch')) and row['epoch'] >= 1:
                 run.per_epoch = max(run.per_epoch or 1, -int(-step // row['epoch']))
             train.add(row, step)
     run.train, run.evaluation = train.curves(), evaluation.curves()
@@ -383,12 +384,8 @@ def _rows(path: Path) -> Any:
                 row = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(row, dict) and _is_number(row.get('step')):
+            if isinstance(row, dict) and is_number(row.get('step')):
                 yield row
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # ---------------------------------------------------------------- events
@@ -418,7 +415,7 @@ def _read_course(run: RunLog, starts: List[_Start]) -> None:
 def _count(event: Dict[str, Any], name: str) -> Optional[int]:
     """Return a whole number above 0 of an event; None if there is none."""
     value = event.get(name)
-    return int(value) if _is_number(value) and value >= 1 else None
+    return int(value) if is_number(value) and value >= 1 else None
 
 
 def _shown_events(events: List[Dict[str, Any]]) -> List[Event]:
