@@ -13,8 +13,6 @@ from floors import both_encoders, forward_backward, leaf, maps_of, matrix_produc
 from mmengine.config import Config
 from torch import nn
 
-from mmdense.registry import MODELS
-
 SETTING = ''
 TARGET = 1.03
 PEERS = {'mmpretrain BYOL': 'byol/byol_resnet50_16xb256-coslr-200e_in1k.py'}
@@ -57,7 +55,7 @@ def pixel_consistency_written_out(transform, z, target, box_q, box_k):
 
 def losses(args):
     config = Config.fromfile(str(common.CONFIGS / '_base_' / 'models' / 'pixpro_r50.py')).model
-    head = MODELS.build(config.head).to(args.device)
+    head = models.build(config.head, 'mmdense', args)
     n, grid = args.batch_size, args.size // 32
     z, target = torch.randn(2, n, 256, grid, grid, device=args.device)
     boxes = models.random_boxes(n, args.device)
