@@ -77,9 +77,12 @@ def configs_are_not_formatted():
 
 
 @pytest.fixture(autouse=True)
-def no_visualizer_stays():
-    """MMEngine keeps it for the process; it would write into the folder of a test that is over."""
+def no_visualizer_or_scope_stays():
+    """MMEngine keeps both for the process: a visualizer would write into the folder of a test that
+    is over, and a default scope would decide where the next test looks up names."""
     yield
+    if 'mmengine.registry' in sys.modules:
+        sys.modules['mmengine.registry'].DefaultScope._instance_dict.clear()
     if 'mmengine.visualization' in sys.modules:
         kinds = [sys.modules['mmengine.visualization'].Visualizer]
         for kind in kinds:
