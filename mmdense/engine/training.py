@@ -17,6 +17,7 @@ from mmdense.utils.mmengine_patches import set_config_file
 
 from .hooks import check_enough_images
 from .launch import add_common_arguments, build_runner, merge_common_arguments
+from .optimizers.amp_optim_wrapper import describe_slow_bfloat16
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -50,11 +51,7 @@ def merge_train_arguments(cfg: Config, args: argparse.Namespace) -> None:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
-        if get_device() == 'cpu':
-            raise ValueError('--amp needs a GPU: leave it out on the CPU')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        dtype = cfg.optim_wrapper.setdefault('dtype', 'float16')
-        cfg.optim_wrapper.setdefault('loss_scale', loss_scale(dtype))
+        _enable_amp(cfg)
     if args.resume == 'auto' or (args.resume is None and cfg.get('resume') and not cfg.load_from):
         args.resume = latest_complete_checkpoint(cfg.work_dir)
         cfg.resume = False  # where there is none
@@ -69,6 +66,22 @@ def merge_train_arguments(cfg: Config, args: argparse.Namespace) -> None:
         for split in ('train', 'val'):
             if cfg.get(f'{split}_dataloader'):
                 cfg[f'{split}_dataloader'].persistent_workers = False
+
+
+def _enable_amp(cfg: Config) -> None:
+    """Apply ``--amp``: float16 on a GPU, bfloat16 on a CPU that computes fast in it."""
+    on_cpu = get_device() == 'cpu'
+    slow = describe_slow_bfloat16() if on_cpu else ''
+    if slow:
+        raise ValueError(
+            f'--amp saves no time here: {slow}. Leave it out, or train in bfloat16 all the same by '
+            '--cfg-options optim_wrapper.type=mmdense.AmpOptimWrapper'
+        )
+    own = cfg.get('default_scope') == 'mmdense'
+    # MMEngine's own, which other scopes find, refuses a CPU
+    cfg.optim_wrapper.type = 'AmpOptimWrapper' if own else 'mmdense.AmpOptimWrapper'
+    dtype = cfg.optim_wrapper.setdefault('dtype', 'bfloat16' if on_cpu else 'float16')
+    cfg.optim_wrapper.setdefault('loss_scale', loss_scale(dtype))
 
 
 def loss_scale(dtype: str) -> Union[str, dict]:

@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 from runs import tiny_config
@@ -247,14 +246,7 @@ def test_accumulated_gradients(train):
 
 @pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='no scaler on the CPU')
 class TestScaler:
-    """MMEngine's AmpOptimWrapper, with PyTorch's gradient scaler of the CPU."""
-
-    @pytest.fixture(autouse=True)
-    def on_the_cpu(self, monkeypatch):
-        if not torch.cuda.is_available():
-            scaler = partial(torch.amp.GradScaler, 'cpu')
-            monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler', scaler)
-            monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+    """AmpOptimWrapper with PyTorch's gradient scaler of the CPU, where there is no GPU."""
 
     def options(self, scale):
         return {

@@ -207,7 +207,7 @@ def test_flags_of_mmpretrain(run_forked, tiny):
     ],
 )
 def test_amp(repo, monkeypatch, options, dtype, loss_scale):
-    """What a run on a GPU is given; float16 alone needs its losses scaled."""
+    """Settings of a run on a GPU; float16 alone needs its losses scaled."""
     monkeypatch.setattr(training, 'get_device', lambda: 'cuda')
     path = str(tiny_form(algorithms_of('momentum')[0]).config)
     args = training.train_parser().parse_args([path, '--amp'])

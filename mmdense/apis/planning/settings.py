@@ -358,7 +358,7 @@ def _decide_precision(machine: Machine) -> Setting:
     if not machine.half:
         reason = f'{machine.name} computes no faster in half of it'
         if machine.device == 'cpu':
-            reason = "MMEngine's mixed precision needs a GPU"
+            reason = 'PyTorch reports no unit of this CPU for bfloat16'
         return Setting('precision', 'float32', reason)
     config: Dict[str, Any] = {'optim_wrapper.type': 'AmpOptimWrapper'}
     config['optim_wrapper.dtype'] = machine.half

@@ -19,6 +19,7 @@ from PIL import Image
 from mmdense.datasets import UnlabeledDataset
 from mmdense.datasets.transforms.loading import UnreadableImageError
 from mmdense.engine.hooks.unreadable_images import MAX_UNREADABLE
+from mmdense.engine.optimizers.amp_optim_wrapper import find_bfloat16_units
 from mmdense.models.selfsup import Views
 from mmdense.models.utils import map_channels
 from mmdense.registry import MODELS
@@ -54,7 +55,7 @@ class Machine(NamedTuple):
 
     Attributes:
         device (str): 'cuda' or 'cpu'.
-        name (str): Name of the GPU; '' without one.
+        name (str): Name of the GPU; without one, of the CPU's units for ``half``.
         gpus (int): Number of GPUs that can be seen.
         memory (int): Bytes of one GPU, or those available of the main memory.
         cores (int): Cores that this process may use.
@@ -169,7 +170,8 @@ def survey_machine() -> Machine:
     """Return what this process may use."""
     cores = cpu_cores()
     if not torch.cuda.is_available():
-        return Machine('cpu', '', 0, _free_memory(), cores, '')
+        units = find_bfloat16_units() or ''
+        return Machine('cpu', units, 0, _free_memory(), cores, 'bfloat16' if units else '')
     properties = torch.cuda.get_device_properties(0)
     half = 'bfloat16' if properties.major >= 8 else 'float16' if properties.major >= 7 else ''
     gpus = torch.cuda.device_count()

@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from .amp_optim_wrapper import AmpOptimWrapper
 from .lars import LARS
 
-__all__ = ['LARS']
+__all__ = ['AmpOptimWrapper', 'LARS']
