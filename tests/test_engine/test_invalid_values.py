@@ -7,13 +7,14 @@ from functools import partial
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, TRANSFORMS
+from mmengine.registry import HOOKS, OPTIMIZERS, TRANSFORMS
 from mmengine.runner import Runner
 from runs import tiny_config
 from tiny_algorithms import algorithms_of, each_algorithm, tiny_form, tiny_model
 
 from mmdense.engine import CheckInvalidValuesHook
 from mmdense.engine.events import read_events
+from mmdense.engine.hooks.invalid_values import _StepGuard
 from mmdense.utils.errors import InputError, MMDenseError
 
 NAN, INF = float('nan'), float('inf')
@@ -134,6 +135,64 @@ def test_good_steps_are_as_they_would_be(algorithm, train):
     train(algorithm, name='without', **{'default_hooks.invalid_values': None})
     for name, value in train.load(8)['state_dict'].items():
         assert torch.equal(with_hook['state_dict'][name], value), name
+
+
+@OPTIMIZERS.register_module(force=True)
+class CallsItsBase(torch.optim.SGD):
+    """PyTorch calls its step hooks twice."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@OPTIMIZERS.register_module(force=True)
+class CallsNoHooks(torch.optim.SGD):
+    """PyTorch 2.1 marks classes so once a model was compiled: it never calls their step hooks."""
+
+    def step(self, closure=None):
+        return torch.optim.SGD.step.__wrapped__(self, closure)
+
+    step.hooked = True
+
+
+@pytest.mark.parametrize('optimizer', ['SGD', 'CallsItsBase', 'CallsNoHooks', 'mmdense.LARS'])
+def test_gradients_after_a_compiled_model(optimizer, train):
+    """Whatever PyTorch makes of its own step hooks, a NaN does not reach the weights."""
+    model = torch.nn.Linear(2, 2)
+    fitted = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.compile(model, backend='eager')(torch.ones(1, 2)).sum().backward()
+    fitted.step()
+
+    def plant(model):
+        def spoil(module, args, output):
+            output[-1].register_hook(lambda grad: grad * NAN)
+
+        return model.backbone.register_forward_hook(spoil)
+
+    options = {'optim_wrapper.optimizer': dict(_delete_=True, type=optimizer, lr=0.1, momentum=0.9)}
+    log, ended = train(plant=(plant, [3]), **options)
+    assert ended is None and skipped(log) == [4]
+    assert_untouched(train.load(3), train.load(4))
+    with pytest.raises(AssertionError):
+        assert_untouched(train.load(4), train.load(5))
+    assert 'has been overridden' not in log
+
+
+@pytest.mark.parametrize('schedule', [False, True])
+def test_the_optimizer_is_given_back(schedule):
+    """Its step is its own again, also where a schedule of PyTorch has replaced it."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    if schedule:
+        torch.optim.lr_scheduler.ConstantLR(optimizer)
+    calls, before = [], optimizer.step
+    guard = _StepGuard(optimizer, lambda _: calls.append(1), lambda _: calls.append(2))
+    optimizer.step()
+    assert calls == [1, 2]
+    guard.remove()
+    assert optimizer.step == before
+    optimizer.step()
+    assert calls == [1, 2]
 
 
 def test_a_weight(train):

@@ -3,8 +3,8 @@
 
 from collections import defaultdict, deque
 from contextlib import contextmanager, suppress
-from functools import partial
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from functools import partial, wraps
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
@@ -76,8 +76,7 @@ class CheckInvalidValuesHook(Hook):
         self.handles = [
             self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             self.model.register_forward_hook(self._after_forward, with_kwargs=True),
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            _StepGuard(optimizer, self._before_step, self._after_step),
         ]
 
     # ------------------------------------------------------------ on the device
@@ -99,7 +98,7 @@ class CheckInvalidValuesHook(Hook):
         self.spoiled = self.spoiled | self.bad
 
     @torch.no_grad()
-    def _before_step(self, optimizer: torch.optim.Optimizer, *_) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         params = [p for g in optimizer.param_groups for p in g['params'] if p.grad is not None]
         norms = torch.stack(torch._foreach_norm([p.grad for p in params], 1))
         invalid = ~norms.isfinite().all()
@@ -115,7 +114,7 @@ class CheckInvalidValuesHook(Hook):
         self.before_step = _Snapshot([p.data for p in params] + states)
 
     @torch.no_grad()
-    def _after_step(self, optimizer: torch.optim.Optimizer, *_) -> None:
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.before_step is None:
             return
         self.before_step.put_back(self.spoiled)
@@ -241,6 +240,39 @@ class CheckInvalidValuesHook(Hook):
         files = [path for f in found if f.order == first.order for path in f.files]
         broken = next((f.broken for f in found if f.broken), '')
         return first._replace(files=files, broken=broken)
+
+
+class _StepGuard:
+    """Call functions before and after each step of one optimizer, until it is removed.
+
+    PyTorch's own step hooks do not serve: version 2.1 never calls them once anything in the
+    process was compiled, and every version calls them twice where a step calls ``super().step()``.
+
+    Args:
+        optimizer (Optimizer): The optimizer; its attribute ``step`` is replaced.
+        before (Callable): Called with the optimizer before a step.
+        after (Callable): Called with the optimizer after a step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, before: Callable, after: Callable) -> None:
+        self.optimizer = optimizer
+        self.own = vars(optimizer).get('step')  # PyTorch's schedules replace it too
+        step = optimizer.step
+
+        @wraps(step)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            before(optimizer)
+            result = step(*args, **kwargs)
+            after(optimizer)
+            return result
+
+        optimizer.step = guarded
+
+    def remove(self) -> None:
+        """Give the optimizer back its own step."""
+        del self.optimizer.step
+        if self.own is not None:
+            self.optimizer.step = self.own
 
 
 class _Iteration(NamedTuple):
