@@ -3,7 +3,7 @@
 
 import re
 from collections import Counter
-from typing import Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from mmpretrain.models import ResNet
 from torch import Tensor
@@ -46,7 +46,8 @@ class Architecture(NamedTuple):
             name = f'network with {list(self.blocks)} blocks'
         else:
             name = self.kind or f'network of {", ".join(self.parts) or "nothing"}'
-        return f'a {name} with a deep stem' if self.deep_stem else f'a {name}'
+        name = f'an {name}' if name.startswith(('HR', 'SE')) else f'a {name}'
+        return f'{name} with a deep stem' if self.deep_stem else name
 
 
 RESNET = 'ResNet'
@@ -55,11 +56,16 @@ LAST_STAGE = 'last stage of a ResNet'
 
 def architecture(tensors: Dict[str, Tensor]) -> Architecture:
     """Tell the architecture of a network with such tensors, named as in a backbone."""
+    for part, kind in _RESNET_LIKE:
+        if any(part in key for key in tensors):
+            stages = resnet_stages(tensors) if kind != 'HRNet' else []
+            depth = sum(blocks * convs for blocks, convs in stages) + 2 if stages else 0
+            return Architecture(kind, depth)
     stages = resnet_stages(tensors)
     if stages:
         deep = has_deep_stem(tensors)
-        if len(stages) == 4:
-            depth = sum(blocks * convs for blocks, convs in stages) + 2
+        depth = sum(blocks * convs for blocks, convs in stages) + 2
+        if len(stages) == 4 and (depth in ResNet.arch_settings or depth in (200, 269)):
             return Architecture(RESNET, depth, deep)
         return Architecture(RESNET, deep_stem=deep, blocks=tuple(b for b, _ in stages))
     for part, kind in _ARCHITECTURES:
@@ -69,6 +75,14 @@ def architecture(tensors: Dict[str, Tensor]) -> Architecture:
         return Architecture(LAST_STAGE)
     return Architecture('', parts=tuple(first_names(tensors)[:4]))
 
+
+# Networks with stages as a ResNet's, by a part of a name that no ResNet has.
+_RESNET_LIKE = (
+    ('transition1.', 'HRNet'),
+    ('.convs.', 'Res2Net'),
+    ('.conv2.fc1.', 'ResNeSt'),
+    ('.se_layer.', 'SE-ResNet'),
+)
 
 _ARCHITECTURES = (
     ('word_embeddings', 'language model'),
@@ -94,7 +108,7 @@ def resnet_config(tensors: Dict[str, Tensor]) -> Optional[dict]:
         return None
     if not has_deep_stem(tensors):
         return dict(type='ResNet', depth=depths[0])
-    return dict(type='ResNetV1d' if _has_average_pool(tensors) else 'ResNetV1c', depth=depths[0])
+    return dict(type='ResNetV1d' if has_average_pool(tensors) else 'ResNetV1c', depth=depths[0])
 
 
 def has_deep_stem(tensors: Dict[str, Tensor]) -> bool:
@@ -102,7 +116,53 @@ def has_deep_stem(tensors: Dict[str, Tensor]) -> bool:
     return has_prefixes(tensors, 'stem.') or 'conv1.0.weight' in tensors
 
 
-def _has_average_pool(names: Iterable[str]) -> bool:
+def translate_layers(tensors: Dict[str, Tensor], like: Iterable[str]) -> Dict[str, Tensor]:
+    """Name the layers of a ResNet V1c or V1d as another package does.
+
+    mmpretrain (``stem.0.conv``), mmdet and mmseg (``stem.0``), and timm (``conv1.0``) have the same
+    three convolutions in a deep stem. V1d's shortcuts of the first stage have no pool before their
+    convolution in mmpretrain, one that does nothing elsewhere.
+
+    Args:
+        tensors (Dict[str, Tensor]): Tensors named as in a backbone.
+        like (Iterable[str]): Names of the tensors of the backbone that is to be filled.
+
+    Returns:
+        Dict[str, Tensor]: The same tensors. A layer that only one of the two has keeps its name.
+    """
+    like = list(like)
+    names = dict(zip(_shortcut_layers(tensors), _shortcut_layers(like)))
+    names.update(zip(_stem_layers(tensors), _stem_layers(like)))
+    renamed = {}
+    for key, value in tensors.items():
+        layer, _, kind = key.rpartition('.')
+        renamed[f'{names.get(layer, layer)}.{kind}' if layer else key] = value
+    return renamed
+
+
+def _shortcut_layers(names: Iterable[str]) -> List[str]:
+    """List a convolution and a norm: of the shortcut in the first block."""
+    first = int('layer1.0.downsample.2.weight' in set(names))
+    return [f'layer1.0.downsample.{first + i}' for i in range(2)]
+
+
+def _stem_layers(names: Iterable[str]) -> List[str]:
+    """List the layers of a stem: a convolution and a norm, three times; [] where it is not deep."""
+    names = set(names)
+    norm = next((m.group(1) for m in map(_STEM_NORM.match, sorted(names)) if m), 'bn')
+    if 'stem.0.conv.weight' in names:
+        return [f'stem.{i}.{layer}' for i in range(3) for layer in ('conv', norm)]
+    if 'stem.0.weight' in names:
+        return [f'stem.{i}' for i in (0, 1, 3, 4, 6, 7)]
+    if 'conv1.0.weight' in names:
+        return [*(f'conv1.{i}' for i in (0, 1, 3, 4, 6)), 'bn1']
+    return []
+
+
+_STEM_NORM = re.compile(r'stem\.0\.(?!conv\.)([a-z]+)\.')
+
+
+def has_average_pool(names: Iterable[str]) -> bool:
     """Return whether a ResNet's shortcuts begin with a pool (V1d), which shifts their names."""
     return any('.downsample.2.' in name for name in names)
 
@@ -116,47 +176,6 @@ def resnet_stages(tensors: Dict[str, Tensor]) -> List[Tuple[int, int]]:
         if not found:
             return stages
         stages.append((max(b for b, _ in found), max(c for _, c in found)))
-
-
-def missed_tensors(tensors: Dict[str, Tensor]) -> Tuple[str, List[str]]:
-    """List the tensors that a ResNet's file lacks.
-
-    Args:
-        tensors (Dict[str, Tensor]): Named as in a backbone.
-
-    Returns:
-        tuple[str, list[str]]: The ResNet whose names are nearest to these, and
-        which of its tensors there are not; BatchNorm's counters, which old
-        files do not have, are not counted. ('', []) for other networks.
-    """
-    if not any(re.match(r'layer\d\.\d+\.conv\d\.', key) for key in tensors):
-        return '', []
-    given = {key for key in tensors if not key.endswith('num_batches_tracked')}
-    average = _has_average_pool(given)
-    nearest = min(
-        ResNet.arch_settings,
-        key=lambda depth: len(_resnet_names(depth, has_deep_stem(given), average) ^ given),
-    )
-    names = _resnet_names(nearest, has_deep_stem(given), average)
-    return f'ResNet-{nearest}', sorted(names - given)
-
-
-def _resnet_names(depth: int, deep_stem: bool, average: bool) -> Set[str]:
-    block, stages = ResNet.arch_settings[depth]
-    convs = 3 if block.__name__ == 'Bottleneck' else 2
-    layers = [] if deep_stem else [('conv1', 'bn1')]
-    for stage, blocks in enumerate(stages, 1):
-        for b in range(blocks):
-            path = f'layer{stage}.{b}.'
-            layers += [(f'{path}conv{i}', f'{path}bn{i}') for i in range(1, convs + 1)]
-            if b == 0 and (stage > 1 or convs == 3):
-                first = int(average and stage > 1)  # where there is something to pool
-                layers.append((f'{path}downsample.{first}', f'{path}downsample.{first + 1}'))
-    names = set()
-    for conv, norm in layers:
-        names.add(f'{conv}.weight')
-        names.update(f'{norm}.{k}' for k in ('weight', 'bias', 'running_mean', 'running_var'))
-    return names
 
 
 def count_by_part(names: Iterable[str]) -> str:

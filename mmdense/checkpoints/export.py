@@ -2,9 +2,11 @@
 """Write backbones, and convert any checkpoint."""
 
 import io
+import json
 import os
 from typing import Dict, Optional
 
+import safetensors.torch
 import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
@@ -14,9 +16,10 @@ from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.files import atomic_write, report_write_errors
 
-from .architectures import count_by_part, missed_tensors
+from .architectures import architecture, count_by_part
 from .formats import Recognised, check_finite, recognise
 from .model_config import saved_backbone_config
+from .networks import find_network
 
 
 def describe_product(algorithm) -> dict:
@@ -43,8 +46,9 @@ def save_backbone(
 
     Args:
         tensors (Dict[str, Tensor]): Named as in the backbone.
-        path (str): File to write. It loads by ``SelfSupPretrained``, and by
-            MMEngine's ``Pretrained`` without a prefix.
+        path (str): File to write: in the format safetensors if it ends so, else as ``torch.save``
+            writes it. It loads by ``SelfSupPretrained``, and by MMEngine's ``Pretrained`` without
+            a prefix.
         product (str): Path of the backbone, if the tensors are those of a
             complete algorithm. Defaults to '': they are the backbone's.
         cfg (str): Text of the run's config, which tells what backbone it is.
@@ -58,10 +62,15 @@ def save_backbone(
     meta = dict(mmdense=dict(about, product=product), **(dict(cfg=cfg) if cfg else {}))
     # Contiguous copies: a view would be saved with all of its storage.
     tensors = {k: v.detach().cpu().clone() for k, v in tensors.items()}
-    content = io.BytesIO()  # writing itself, torch.save would hide what the disk says
-    torch.save(dict(meta=meta, state_dict=tensors), content)
+    if path.endswith('.safetensors'):
+        metadata = dict(format='pt', mmdense=json.dumps(meta))
+        content = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, metadata)
+    else:
+        buffer = io.BytesIO()  # writing itself, torch.save would hide what the disk says
+        torch.save(dict(meta=meta, state_dict=tensors), buffer)
+        content = buffer.getbuffer()
     with report_write_errors(path), atomic_write(path) as part, open(part, 'wb') as file:
-        file.write(content.getbuffer())
+        file.write(content)
 
 
 def convert_checkpoint(
@@ -103,18 +112,45 @@ def convert_checkpoint(
         about.pop('backbone', None)
         backbone = saved_backbone_config(found.meta) if prefix is None else None
         about.update(dict(backbone=backbone) if backbone else {})
-    network, missed = missed_tensors(found.backbone)
-    line = f'{len(tensors)} tensors of {part} mapped, {len(missed)} missed, {len(dropped)} dropped'
+    line = f'{len(tensors)} tensors of {part} mapped, {_compare(found, checkpoint, prefix)}'
+    line += f', {len(dropped)} dropped'
     if dropped:
         line += f' ({count_by_part(dropped)})'
-    if missed:
-        raise CheckpointError(
-            f'{checkpoint}: {line}. A {network} has also {", ".join(missed[:3])}'
-            f'{", …" if len(missed) > 3 else ""}: nothing was written; use a complete file'
-        )
     check_finite(tensors, checkpoint)
     save_backbone(tensors, path, **about)
     return f'{path}: {line}'
+
+
+def _compare(found: Recognised, checkpoint: str, prefix: Optional[str]) -> str:
+    """Compare a backbone with the network that it belongs to; return the result in words.
+
+    Raises:
+        CheckpointError: The file lacks tensors of that network; or nothing is known of its network.
+    """
+    network = find_network(found.backbone, found.meta if prefix is None else None)
+    number, nothing = (
+        f'{checkpoint}: {len(found.backbone)} tensors of {found}',
+        'nothing was written',
+    )
+    if network is None:
+        if (
+            prefix is None
+            and not found.meta.get('mmdense')
+            and not architecture(found.backbone).kind
+        ):
+            raise CheckpointError(
+                f'{number}: no network is known that has such tensors, so {nothing}. --prefix '
+                "PREFIX takes the part below it, --prefix '' takes all of them as they are"
+            )
+        return 'not compared with a network'
+    if network.missed:
+        missed = network.missed
+        raise CheckpointError(
+            f'{number}, {len(missed)} missed. A {network.name} has also {", ".join(missed[:3])}'
+            f'{", …" if len(missed) > 3 else ""}: {nothing}; use a complete file'
+        )
+    other = f', {len(network.resized)} of another size than those of {network.name}'
+    return f'0 missed{other if network.resized else ""}'
 
 
 def _name_algorithm(found: Recognised, checkpoint: str) -> dict:

@@ -8,13 +8,14 @@ one more function in ``_FORMATS``. docs/checkpoints.md lists them.
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmdense.checkpoints.architectures import architecture, first_names, has_prefixes
+from mmdense.checkpoints.restricted_pickle import Placeholder
 from mmdense.models.selfsup import registered_algorithms
 from mmdense.utils.errors import CheckpointError
 
@@ -64,24 +65,51 @@ def recognise(checkpoint: Any, name: str = 'checkpoint', prefix: Optional[str] =
     """
     tensors = _state_dict(checkpoint)
     if not tensors:
+        kind = type(checkpoint)
+        if issubclass(kind, Placeholder):  # a model that was pickled as a whole
+            raise CheckpointError(
+                f'{name} holds an object of {kind.__module__}.{kind.__name__}, not tensors: load '
+                'it by torch.load(FILE, weights_only=False), if you trust it, and save its state '
+                'dict alone'
+            )
         raise CheckpointError(f'{name} holds no tensors by name: it is not a model checkpoint')
-    meta = checkpoint.get('meta')
+    about = checkpoint if isinstance(checkpoint, dict) else {}
+    meta = about.get('meta')
     meta = dict(meta) if isinstance(meta, dict) else {}
-    author = checkpoint.get('author', checkpoint.get('__author__'))
+    author = about.get('author', about.get('__author__'))
     if isinstance(author, str):
         meta.setdefault('author', author)
     levels = _unwrapped(tensors)
     if prefix is not None:
-        return _below(prefix.rstrip('.'), levels, meta, name)
+        found = _below(prefix.rstrip('.'), levels, meta, name)
+    else:
+        found = _first_format(levels, meta) or _plain(levels[-1], meta)
+    if found is None:
+        raise CheckpointError(_describe_refusal(levels[-1], meta, name))
+    found.backbone = _bare_names(found.backbone)
+    return found
+
+
+def _first_format(levels: List[Dict[str, Tensor]], meta: dict) -> Optional[Recognised]:
     for level in levels:
         for recogniser in _FORMATS:
             found = recogniser(level, meta)
             if found is not None:
                 return found
-    found = _plain(levels[-1], meta)
-    if found is not None:
-        return found
-    raise CheckpointError(_describe_refusal(levels[-1], meta, name))
+    return None
+
+
+def _bare_names(backbone: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Take off DataParallel's ``module.`` and its like, and name the numbered layers of a ResNet
+    that became an ``nn.Sequential``: ``nn.Sequential(*list(resnet.children())[:-1])``."""
+    while backbone and first_names(backbone) in (['module'], ['weights'], ['state_dict']):
+        backbone = {key.partition('.')[2]: value for key, value in backbone.items()}
+    if has_prefixes(backbone, '0.weight', '1.running_mean', '4.0.conv1.', '7.0.conv1.'):
+        return _rename(backbone, _SEQUENTIAL)
+    return backbone
+
+
+_SEQUENTIAL = {'0.': 'conv1.', '1.': 'bn1.', **{f'{i + 3}.': f'layer{i}.' for i in range(1, 5)}}
 
 
 def check_finite(tensors: Dict[str, Tensor], name: str) -> None:
@@ -103,22 +131,47 @@ def check_finite(tensors: Dict[str, Tensor], name: str) -> None:
 
 
 def _state_dict(checkpoint: Any) -> Dict[str, Tensor]:
-    """Return the named tensors of a loaded file."""
-    if not isinstance(checkpoint, dict):
+    """Return the named tensors of a loaded file.
+
+    Those of its state dict; where nothing in the file is called so, all that are in it, however
+    deep, but for those of an optimizer and for single values of a training.
+    """
+    if not isinstance(checkpoint, (dict, list, tuple)):
         return {}
-    for key in ('state_dict', 'model'):
-        if isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
-    found = {}
-    for key, value in checkpoint.items():
-        # several networks, each in a dict of its own
-        inner = value if isinstance(value, dict) else {None: value}
-        for sub, tensor in inner.items():
-            tensor = _tensor(tensor)
-            if tensor is not None and isinstance(key, str) and isinstance(sub, (str, type(None))):
-                found[key if sub is None else f'{key}.{sub}'] = tensor
-    return found
+    if isinstance(checkpoint, dict):
+        for key in _STATE_DICTS:
+            if isinstance(checkpoint.get(key), dict):
+                return dict(_flatten(checkpoint[key]))
+    tensors = dict(_flatten(checkpoint))
+    # a loss or a temperature, next to what holds the weights
+    deep = any('.' in key for key in tensors)
+    return {k: v for k, v in tensors.items() if not deep or '.' in k or v.dim()}
+
+
+_STATE_DICTS = ('state_dict', 'model', 'model_state_dict')
+_NO_WEIGHTS = re.compile(r'optim|scheduler|scaler|^rng|^amp$|^loops$|^callbacks$', re.IGNORECASE)
+_DEEPEST = 12  # dicts within dicts
+
+
+def _flatten(
+    node: Any, path: str = '', seen: Optional[Set[int]] = None
+) -> Iterator[Tuple[str, Tensor]]:
+    """Yield the tensors of nested dicts and lists by their dotted names, each dict once."""
+    seen = set() if seen is None else seen
+    seen.add(id(node))
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if not isinstance(key, (str, int)):
+            continue
+        name, tensor = f'{path}.{key}' if path else str(key), _tensor(value)
+        if tensor is not None:
+            yield name.replace('_orig_mod.', ''), tensor  # of torch.compile
+        elif (
+            isinstance(value, (dict, list, tuple))
+            and id(value) not in seen
+            and not _NO_WEIGHTS.search(str(key))
+            and name.count('.') < _DEEPEST
+        ):
+            yield from _flatten(value, name, seen)
 
 
 def _tensor(value: Any) -> Optional[Tensor]:
@@ -159,7 +212,9 @@ def _below(prefix: str, levels: List[Dict[str, Tensor]], meta: dict, name: str) 
     if not prefix:
         return _split(source, levels[-1], '', meta)
     for level in levels:
-        found = _split(source, level, f'{prefix}.', meta)
+        inner = {k[: k.index(f'.{prefix}.') + 1] for k in level if f'.{prefix}.' in k}
+        whole = inner.pop() if len(inner) == 1 and not has_prefixes(level, f'{prefix}.') else ''
+        found = _split(source, level, f'{whole}{prefix}.', meta)
         if found.backbone:
             renamed = _detectron2(found.backbone, meta)
             if renamed is not None:
@@ -262,6 +317,15 @@ def _moco(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     return _without_classifier(_split(f'MoCo v{version}', tensors, 'encoder_q.', meta), 'encoder_q')
 
 
+def _vissl(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """Recognise VISSL's: the trunk is kept."""
+    prefixes = {match.group() for match in map(_TRUNK.match, tensors) if match}
+    return _split('VISSL', tensors, prefixes.pop(), meta) if len(prefixes) == 1 else None
+
+
+_TRUNK = re.compile(r'(?:.*\.)?_feature_blocks\.')
+
+
 def _detectron2(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """Recognise a ResNet in detectron2's names, DetCo's authors' for instance. The RGB or
     BGR order is left as it is."""
@@ -287,12 +351,18 @@ _DETECTRON2 = re.compile(r'(?:stem|res(\d)\.(\d+))\.(conv\d|shortcut)(\.norm)?\.
 
 
 def _plain(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """Recognise a backbone alone, perhaps with torchvision's classifier (``fc``):
-    torchvision's, or taken out of a training checkpoint by whomever."""
-    if any(key.startswith(_NO_BACKBONE) for key in tensors):
+    """Recognise a backbone alone, perhaps with torchvision's classifier (``fc``) or the heads of a
+    training: torchvision's, or taken out of a training checkpoint by whomever."""
+    alone = has_prefixes(tensors, 'conv1.', 'layer1.') or has_prefixes(tensors, 'patch_embed.')
+    heads = [key for key in tensors if alone and _HEAD.match(key)]
+    rest = {key: value for key, value in tensors.items() if key not in heads}
+    several = {match.group(1) for match in map(_FIRST_LAYERS.match, rest) if match}
+    if len(several) > 1 or any(key.startswith(_NO_BACKBONE) for key in rest):
         return None
-    source = 'torchvision' if has_prefixes(tensors, 'conv1.', 'layer1.') else 'an unnamed source'
-    return _without_classifier(_split(f'{source}{_name_author(meta)}', tensors, '', meta))
+    source = 'torchvision' if has_prefixes(rest, 'conv1.', 'layer1.') else 'an unnamed source'
+    found = _split(f'{source}{_name_author(meta)}', rest, '', meta)
+    found.dropped += heads
+    return _without_classifier(found)
 
 
 def _without_classifier(found: Recognised, path: str = '') -> Recognised:
@@ -310,6 +380,11 @@ def _name_author(meta: dict) -> str:
     return f' ({author})' if author else ''
 
 
+# Heads of a training next to a backbone whose own names have no prefix.
+_HEAD = re.compile(
+    r'(projection_head|projection|prototypes|projector|predictor|heads?|classifier)\b'
+)
+
 # Parts that hold a backbone, or are next to one in the checkpoints of trainings.
 _NO_BACKBONE = (
     *('backbone', 'module.', 'encoder_', 'encoder.', 'queue', 'neck', 'head', 'projector'),
@@ -317,7 +392,7 @@ _NO_BACKBONE = (
     *('bbox_head', 'decode_head', 'auxiliary_head', 'model.'),
 )
 
-_FORMATS = (_mmdense, _authors, _openselfsup_moco, _moco, _detectron2, _openmmlab)
+_FORMATS = (_mmdense, _authors, _openselfsup_moco, _moco, _vissl, _detectron2, _openmmlab)
 
 
 def _describe_refusal(tensors: Dict[str, Tensor], meta: dict, name: str) -> str:

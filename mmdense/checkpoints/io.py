@@ -2,6 +2,7 @@
 """Read checkpoint files without running code that is in them."""
 
 import io
+import json
 import os
 import struct
 import tarfile
@@ -9,6 +10,7 @@ import zipfile
 from contextlib import suppress
 from typing import Any, BinaryIO, Optional, Union
 
+import safetensors.torch
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.fileio import get_file_backend
@@ -36,7 +38,8 @@ def read_checkpoint(
 
     Args:
         path (str | BinaryIO): A file that ``torch.save`` wrote, in either of
-            its formats, or the pickle of a dict of arrays (detectron2's).
+            its formats, the pickle of a dict of arrays (detectron2's), or a file of the format
+            safetensors.
         map_location: As in ``torch.load``.
         name (str, optional): Of the file, for messages. Defaults to its path.
 
@@ -52,14 +55,20 @@ def read_checkpoint(
     path = os.path.expanduser(str(path))
     if not os.path.isfile(path):
         what = 'is a directory' if os.path.isdir(path) else 'does not exist'
-        if os.path.isfile(os.path.join(path, 'backbone.pth')):  # of a run
-            what += f': take {os.path.join(path, "backbone.pth")}'
+        for inner in _IN_FOLDERS:
+            if os.path.isfile(os.path.join(path, inner)):
+                what += f': take {os.path.join(path, inner)}'
+                break
         raise CheckpointError(f'checkpoint {path} {what}')
     try:
         with open(path, 'rb') as file:
             return _read(file, name or path, map_location)
     except OSError as error:  # of open(): _read turns its own into CheckpointErrors
         raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror}') from error
+
+
+# Of a run, and of the Hugging Face hub.
+_IN_FOLDERS = ('backbone.pth', 'model.safetensors', 'pytorch_model.bin')
 
 
 def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
@@ -74,6 +83,8 @@ def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
         raise _NotWholeError(
             f'checkpoint {name} is {what}, not weights: download the file itself and try again'
         )
+    if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') < size:
+        return _read_safetensors(file, name, map_location)
     try:
         if start.startswith(b'PK'):
             pickle_module = restricted_pickle.module(size, _storage_sizes(file, size, name))
@@ -95,7 +106,9 @@ def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
     except restricted_pickle.RefusedError as error:
         raise CheckpointError(
             f'checkpoint {name} asks for {error} when it is loaded, which weights never need and '
-            'which can run any code: refused. Ask its author for a file of tensors only'
+            'which can run any code: refused. Ask its author for a file of tensors only; or load '
+            'it by torch.load(FILE, weights_only=False), if you trust it, and save its state dict '
+            'alone'
         ) from None
     except (MemoryError, RecursionError) as error:
         raise CheckpointError(
@@ -111,6 +124,24 @@ def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
             f'checkpoint {name} is damaged or cut short ({size:,} bytes): copy or download it '
             'again, or use an earlier one'
         ) from error
+
+
+def _read_safetensors(file: BinaryIO, name: str, map_location: Any) -> dict:
+    """Read a file of the format safetensors, which cannot hold code; ``meta`` is what
+    :func:`~mmdense.checkpoints.save_backbone` has put into its header."""
+    content = file.read()
+    try:
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
+        meta = json.loads(header.get('__metadata__', {}).get('mmdense', '{}'))
+    except (safetensors.SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise _NotWholeError(
+            f'checkpoint {name} is damaged or cut short ({len(content):,} bytes): copy or download '
+            'it again, or use an earlier one'
+        ) from error
+    if isinstance(map_location, (str, torch.device)):
+        tensors = {key: value.to(map_location) for key, value in tensors.items()}
+    return dict(state_dict=tensors, meta=meta if isinstance(meta, dict) else {})
 
 
 def _storage_sizes(file: BinaryIO, size: int, name: str) -> dict:

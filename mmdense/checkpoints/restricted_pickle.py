@@ -7,6 +7,10 @@ knows tensors, numpy arrays and scalars, plain containers and MMEngine's
 ``HistoryBuffer``, which is what ``weights_only=True`` lacks for resuming.
 It also works on PyTorch releases whose ``weights_only`` has no allow-list.
 
+Classes of packages that are not on the lists, such as Lightning's callbacks, become placeholders,
+which hold nothing and call nothing; nothing of Python's own library, of PyTorch, numpy or OpenMMLab
+does.
+
 A file can do three things only, each with a list of its own below: call
 something (``_CALLED``), refer to something that it cannot call (``_NAMED``,
 ``_METHODS``), and fill an object that it has made (``_FILLED``). What these
@@ -20,6 +24,8 @@ import datetime
 import math
 import pathlib
 import pickle
+import sys
+import sysconfig
 from types import SimpleNamespace
 from typing import Any, Dict, Optional, Set
 
@@ -28,6 +34,16 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+# Packages of which nothing becomes a placeholder: a checkpoint that names a function of theirs
+# means to call it.
+_REFUSED = {
+    *getattr(sys, 'stdlib_module_names', ()),  # since Python 3.10
+    *sys.builtin_module_names,
+    *(path.stem for path in pathlib.Path(sysconfig.get_path('stdlib')).iterdir()),
+    *('torch', 'torchvision', 'numpy', 'pip', 'pkg_resources', 'setuptools', 'yaml', 'joblib'),
+    *('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'mmdense', 'dill', 'cloudpickle'),
+} - {'typing', 'enum'}
 
 UnpicklingError = pickle.UnpicklingError
 _make_scalar = np.float64().__reduce__()[0]  # in a module that numpy 2 renamed
@@ -43,6 +59,30 @@ class RefusedError(UnpicklingError):
 
     def __init__(self, what: str) -> None:
         super().__init__(ascii(what)[1:-1][:120])  # the file chose the text: keep it one line
+
+
+class Placeholder(dict):
+    """Stand in for an object of a class that is not on the lists: it keeps nothing of it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    __hash__ = object.__hash__  # type: ignore[assignment] # it may be a key of a dict
+
+    def __eq__(self, other: Any) -> bool:
+        return self is other
+
+
+def _placeholder(module: str, name: str) -> type:
+    """Make the stand-in for a class; refuse what no package's class is called."""
+    parts = [*module.split('.'), *name.split('.')]
+    if parts[0] in _REFUSED or not all(part.isidentifier() for part in parts):
+        raise RefusedError(f'{module}.{name}')
+    return type(name, (Placeholder,), {'__module__': module})
+
+
+def _is_placeholder(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Placeholder)
 
 
 def _named(value: Any) -> str:
@@ -319,9 +359,9 @@ class Unpickler(pickle._Unpickler):
         elif module in ('numpy', 'numpy.dtypes'):
             value = getattr(np, name, getattr(getattr(np, 'dtypes', None), name, None))
         is_type = isinstance(value, type) and issubclass(value, (np.generic, np.dtype))
-        if not is_type and not isinstance(value, torch.dtype):
-            raise RefusedError(full)
-        return value
+        if is_type or isinstance(value, torch.dtype):
+            return value
+        return _placeholder(module, name)
 
     def load_global(self) -> None:
         module, name = self.readline(), self.readline()
@@ -331,7 +371,8 @@ class Unpickler(pickle._Unpickler):
 
     def load_reduce(self) -> None:
         function = self.stack[-2]
-        if not any(function is allowed for allowed in _CALLED.values()):
+        called = any(function is allowed for allowed in _CALLED.values())
+        if not called and not _is_placeholder(function):
             raise RefusedError(f'a call of {_named(function)}')
         self._call(super().load_reduce)
 
@@ -347,7 +388,8 @@ class Unpickler(pickle._Unpickler):
 
     def load_newobj(self) -> None:
         kind = self.stack[-2]
-        if not isinstance(kind, type) or kind not in _CALLED.values():
+        called = isinstance(kind, type) and kind in _CALLED.values()
+        if not called and not _is_placeholder(kind):
             raise RefusedError(f'an instance of {_named(kind)}')
         self._call(super().load_newobj)
 
@@ -356,6 +398,8 @@ class Unpickler(pickle._Unpickler):
         state = self.stack.pop()
         target = self.stack[-1]
         kind = np.dtype if isinstance(target, np.dtype) else type(target)
+        if _is_placeholder(kind):
+            return
         if kind not in _FILLED:
             raise RefusedError(f'a change of {_named(target)}')
         self.spend(_weight(state, self.left))

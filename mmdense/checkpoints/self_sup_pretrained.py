@@ -3,7 +3,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 from mmengine.logging import print_log
 from mmengine.model import update_init_info
@@ -15,7 +15,14 @@ from mmdense.registry import WEIGHT_INITIALIZERS
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.mmengine_patches import mark_initialized
 
-from .architectures import LAST_STAGE, architecture, count_by_part, has_deep_stem, resnet_stages
+from .architectures import (
+    LAST_STAGE,
+    architecture,
+    count_by_part,
+    has_deep_stem,
+    resnet_stages,
+    translate_layers,
+)
 from .formats import Recognised, check_finite, recognise
 
 
@@ -42,6 +49,10 @@ class SelfSupPretrained:
     return: norms of maps that the training did not use begin anew, and the log
     names them.
 
+    So do the layers that a detector adds to a backbone and no pretraining has: the offsets of
+    deformable convolutions, and ``plugins``; and those that ``new`` names. A deep stem (ResNetV1c,
+    V1d) is filled in the names of mmpretrain, mmdet, mmseg and timm alike.
+
     One of mmdense's algorithms is filled completely, momentum encoder, queues
     and heads included, as strictly; parts that the model does not have, such as
     PixPro's instance branch, are left out. The momentum schedule begins anew:
@@ -52,14 +63,22 @@ class SelfSupPretrained:
         checkpoint (str): Path or URL.
         prefix (str, optional): Take the tensors below this prefix instead.
         map_location (str): As in ``torch.load``. Defaults to 'cpu'.
+        new (Sequence[str]): Names of further layers of a backbone, or of parameters, that begin
+            anew where the file has nothing of them: 'rfp_conv' stands for every layer of this
+            name. Defaults to ().
     """
 
     def __init__(
-        self, checkpoint: str, prefix: Optional[str] = None, map_location: str = 'cpu'
+        self,
+        checkpoint: str,
+        prefix: Optional[str] = None,
+        map_location: str = 'cpu',
+        new: Sequence[str] = (),
     ) -> None:
         self.checkpoint = checkpoint
         self.prefix = prefix
         self.map_location = map_location
+        self.new = [new] if isinstance(new, str) else list(new)
 
     def __call__(self, module: nn.Module) -> None:
         """Fill ``module``.
@@ -88,6 +107,7 @@ class SelfSupPretrained:
             checkpoint=self.checkpoint,
             prefix=self.prefix,
             map_location=self.map_location,
+            new=self.new,
         )
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=f'SelfSupPretrained: {self.checkpoint}')
@@ -98,7 +118,7 @@ class SelfSupPretrained:
         )
         text += f': {count_by_part(match.left)})' if match.left else ')'
         if match.new:
-            text += f'; new, of maps that were not trained: {", ".join(match.new)}'
+            text += f'; {len(match.new)} layers begin anew: {", ".join(match.new)}'
         print_log(text, logger='current')
 
     def match(self, module: nn.Module, found: Optional[Recognised] = None) -> 'Match':
@@ -122,13 +142,13 @@ class SelfSupPretrained:
             offered = {k: v for k, v in given.items() if k in wanted or not _lacks_part(module, k)}
             wanted = module.fit_queues(wanted, offered)
         else:
-            given = found.backbone
-            new = _new_norms(module, given)
-            wanted = {k: v for k, v in wanted.items() if k.split('.')[0] not in new}
+            given = translate_layers(found.backbone, wanted)
+            new = _new_layers(module, given, self.new)
+            wanted = {k: v for k, v in wanted.items() if not _is_below(k, new)}
             stages = {key.split('.')[0] for key in wanted}
             offered = {k: v for k, v in given.items() if k.split('.')[0] in stages}
         left = [key for key in given if key not in offered]
-        left += [] if given is not found.backbone else found.dropped
+        left += [] if hasattr(module, 'as_new_run') else found.dropped
         match = Match(found, wanted, offered, left, new=new)
         match.problem = self._describe_problem(module, match)
         return match
@@ -180,7 +200,8 @@ class Match:
         offered (Dict[str, Tensor]): Those of the file that are meant for it, named as in it.
         left (List[str]): Names in the file that are of other parts.
         problem (str): Why nothing is loaded, in one line; '' where all fits.
-        new (List[str]): Norms of the module, of maps that the file's training did not use.
+        new (List[str]): Layers of the module that the file's training did not have, and that
+            begin anew.
     """
 
     found: Recognised
@@ -211,6 +232,27 @@ class Match:
 
 def _keep_weights() -> None:
     """Do nothing, in place of a filled module's ``init_weights()``."""
+
+
+def _new_layers(module: nn.Module, given: Dict[str, Tensor], named: Sequence[str]) -> List[str]:
+    """List the layers of a backbone that begin anew, as a file has nothing of them: norms of its
+    maps, offsets of deformable convolutions, plugins, and what is named."""
+    known = {'conv_offset', *named}
+    for part in module.modules():
+        for attribute in _PLUGINS:
+            known.update(getattr(part, attribute, ()))
+    paths = [*dict(module.named_modules()), *dict(module.named_parameters())]
+    found = _new_norms(module, given)
+    found += [path for path in paths if path.rpartition('.')[2] in known]
+    return [path for path in found if not any(_is_below(key, [path]) for key in given)]
+
+
+# Lists of names, in the blocks of mmdet's and mmseg's ResNets.
+_PLUGINS = [f'after_conv{i}_plugin_names' for i in (1, 2, 3)]
+
+
+def _is_below(key: str, paths: Sequence[str]) -> bool:
+    return any(key == path or key.startswith(f'{path}.') for path in paths)
 
 
 def _new_norms(module: nn.Module, given: Dict[str, Tensor]) -> List[str]:

@@ -78,4 +78,4 @@ def _print_fit(fit, groups: str, args: Namespace) -> None:
 
 
 _NAMES = dict(missing='missing', misshapen='other size', extra='too many')
-_NAMES.update(new='new norms', left='not used')
+_NAMES.update(new='new layers', left='not used')

@@ -116,6 +116,43 @@ def test_deep_stems_miss_nothing(convert):
         assert code == 0 and 'a ResNet-50 with a deep stem' in line and '0 missed' in line
 
 
+def test_what_fits_nothing_is_not_written(convert):
+    """The remedy of the line works."""
+    code, line, out = convert({'a.weight': torch.ones(2), 'b.weight': torch.ones(3)})
+    assert code == 1 and not out.exists()
+    assert 'no network is known that has such tensors, so nothing was written. --prefix' in line
+    code, line, out = convert(None, '--prefix', '', source=out.with_name('source.pth'))
+    assert code == 0 and '2 tensors of' in line and 'not compared with a network' in line
+    assert len(torch.load(out)['state_dict']) == 2
+
+
+def test_safetensors(convert, small, tmp_path, run_here):
+    """They are read, and written where the file is called so; what a run says of itself stays."""
+    from mmdense.checkpoints import convert_checkpoint, read_checkpoint
+
+    meta = dict(mmdense=dict(algorithm='DenseCL', version='1'), epoch=7)
+    torch.save(dict(state_dict=small, meta=meta), tmp_path / 'a.pth')
+    path = str(tmp_path / 'b.safetensors')
+    assert '0 missed' in convert_checkpoint(str(tmp_path / 'a.pth'), path)
+    content = read_checkpoint(path)
+    assert content['meta']['mmdense']['epoch'] == 7
+    tensors = content['state_dict']
+    assert tensors.keys() == small.keys()
+    assert all(torch.equal(tensors[key], value) for key, value in small.items())
+    safetensors = pytest.importorskip('safetensors.torch')
+    assert safetensors.load_file(path).keys() == small.keys()
+    assert '0 missed' in convert_checkpoint(path, str(tmp_path / 'c.pth'))
+    (tmp_path / 'cut.safetensors').write_bytes((tmp_path / 'b.safetensors').read_bytes()[:-5])
+    code, line, _ = convert(None, source=tmp_path / 'cut.safetensors')
+    assert code == 1 and 'is damaged or cut short' in line
+    folder = tmp_path / 'hub'
+    folder.mkdir()
+    (tmp_path / 'b.safetensors').rename(folder / 'model.safetensors')
+    code, line, _ = convert(None, source=folder)
+    assert code == 1 and f'is a directory: take {folder / "model.safetensors"}' in line
+    assert convert(None, source=folder / 'model.safetensors')[0] == 0
+
+
 def test_prefix(convert, small):
     state = {f'backbone.{k}': v for k, v in small.items()}
     state['decode_head.conv_seg.weight'] = torch.ones(1)

@@ -248,3 +248,95 @@ def test_not_finite(bad):
         check_finite(tensors, 'f.pth')
     del tensors['b'], tensors['c']
     check_finite(tensors, 'f.pth')
+
+
+# ---------------------------------------------------------------- wrapped, nested, numbered
+
+
+def put_below(prefix, tensors):
+    return {f'{prefix}.{key}': value for key, value in tensors.items()}
+
+
+@pytest.fixture(scope='module')
+def resnet18():
+    import torchvision
+
+    network = torchvision.models.resnet18()
+    numbered = torch.nn.Sequential(*list(network.children())[:-1]).state_dict()
+    named = {k: v for k, v in network.state_dict().items() if not k.startswith('fc.')}
+    return named, numbered
+
+
+HEADS = {'projection_head.0.weight': torch.zeros(8, 512), 'prototypes.weight': torch.zeros(8, 8)}
+WRAPPED = {
+    'a Sequential': lambda named, numbered: numbered,
+    'a Sequential, below': lambda named, numbered: put_below('module.encoder', numbered),
+    'with a loss': lambda named, _: dict(
+        model_state_dict=named, optimizer_state_dict=dict(state={}), loss=torch.tensor(1.0)
+    ),
+    'under another name': lambda named, _: dict(
+        net=named, optimizer=dict(state={0: dict(momentum=torch.ones(2))}), loss=torch.tensor(1.0)
+    ),
+    'compiled': lambda named, _: dict(
+        state_dict=dict(
+            put_below('backbone._orig_mod', named), **{'head.fc.weight': torch.zeros(2)}
+        )
+    ),
+    'in DataParallel': lambda named, _: dict(
+        state_dict=dict(put_below('backbone.module', named), **{'head.fc.weight': torch.zeros(2)})
+    ),
+    'with heads': lambda named, _: put_below('module', dict(named, **HEADS)),
+    'VISSL': lambda named, _: dict(
+        phase_idx=3,
+        classy_state_dict=dict(
+            base_model=dict(
+                model=dict(trunk=put_below('_feature_blocks', named), heads=dict(HEADS)), meta={}
+            )
+        ),
+    ),
+    'deep': lambda named, _: dict(network=dict(backbone=dict(weights=named))),
+}
+
+
+@pytest.mark.parametrize('kind', WRAPPED)
+def test_around_a_backbone(kind, resnet18):
+    named = resnet18[0]
+    found = recognise(WRAPPED[kind](*resnet18))
+    assert found.backbone.keys() == named.keys()
+    for key, value in found.backbone.items():
+        assert torch.equal(value, named[key])
+    assert found.source == 'VISSL' or kind != 'VISSL'
+
+
+def test_prefixes_in_nested_files(resnet18):
+    content = WRAPPED['VISSL'](*resnet18)
+    for prefix in (
+        'classy_state_dict.base_model.model.trunk._feature_blocks',
+        'trunk._feature_blocks',
+        '_feature_blocks',
+    ):
+        assert recognise(content, prefix=prefix).backbone.keys() == resnet18[0].keys()
+
+
+def test_several_backbones_are_not_one(resnet18):
+    """The line names them, and the prefixes work."""
+    named = resnet18[0]
+    for content in ([named, dict(named)], dict(student=named, teacher=dict(named))):
+        with pytest.raises(CheckpointError) as error:
+            recognise(content)
+        prefixes = re.findall("prefix='(.*?)'", str(error.value))
+        assert len(prefixes) == 2
+        for prefix in prefixes:
+            assert recognise(content, prefix=prefix).backbone.keys() == named.keys()
+
+
+def test_containers_within_themselves():
+    """What a file nests without end is read once."""
+    node = {'a.weight': torch.ones(1)}
+    node['again'] = node
+    deep = node
+    for _ in range(50):
+        deep = {'x': deep, 'y': [deep, deep]}
+    assert len(recognise(node, prefix='').backbone) == 1
+    with pytest.raises(CheckpointError, match='holds no tensors'):
+        recognise(deep)

@@ -10,6 +10,8 @@ import re
 import shutil
 import sys
 import tarfile
+import types
+import typing
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +127,66 @@ def test_functions_are_refused(tmp_path, function):
     torch.save(Call(), path)
     with pytest.raises(CheckpointError, match='refused'):
         read_checkpoint(path)
+
+
+@pytest.fixture
+def foreign():
+    """Makes a class of a package that is not installed, as the one who wrote the file has it."""
+    made = []
+
+    def call(path, base=object):
+        module, _, name = path.rpartition('.')
+        parts = module.split('.')
+        for i in range(1, len(parts) + 1):
+            package = '.'.join(parts[:i])
+            if package not in sys.modules:
+                sys.modules[package] = types.ModuleType(package)
+                made.append(package)
+        kind = type(name, (base,), dict(__module__=module))
+        setattr(sys.modules[module], name, kind)
+        return kind
+
+    yield call
+    for package in made:
+        sys.modules.pop(package, None)
+
+
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
+def test_classes_of_other_packages_hold_nothing(tmp_path, foreign, zipped):
+    """Lightning's callbacks, attribute dicts, configs: the weights next to them are read."""
+    callback = foreign('no_such_lightning.callbacks.ModelCheckpoint')
+    attributes = foreign('no_such_lightning.utilities.AttributeDict', dict)
+    node, ran = foreign('no_such_omegaconf.dictconfig.DictConfig')(), []
+    vars(node)['_content'] = dict(lr=0.1)
+    vars(node)['kind'] = typing.Any
+    runs = foreign('no_such_lightning.Runs')
+    runs.__init__ = lambda self, *args: ran.append(args)
+    runs.__setstate__ = lambda self, state: ran.append(state)
+    runs.__reduce__ = lambda self: (runs, (1, 2), dict(a=1))
+    content = dict(
+        state_dict={'conv1.weight': torch.ones(2)},
+        callbacks={callback: dict(best=1.0)},
+        hyper_parameters=attributes(lr=0.1, inner=node),
+        keyed={runs.__new__(runs): 1},
+    )
+    torch.save(content, tmp_path / 'x.ckpt', _use_new_zipfile_serialization=zipped)
+    found = read_checkpoint(str(tmp_path / 'x.ckpt'))
+    assert torch.equal(found['state_dict']['conv1.weight'], torch.ones(2)) and not ran
+    (name,) = found['callbacks']
+    assert name is not callback and name.__name__ == 'ModelCheckpoint'
+    assert type(found['hyper_parameters']['inner']) is not type(node)
+    assert not vars(found['hyper_parameters']['inner'])
+    recognise(found)
+
+
+def test_a_model_that_was_pickled_as_a_whole(tmp_path, foreign):
+    """Nothing of it is kept; the line says what to do."""
+    torch.save(foreign('no_such_package.Net', torch.nn.Linear)(2, 2), tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match='no_such_package.Net.*save its state dict alone'):
+        recognise(read_checkpoint(str(tmp_path / 'x.pth')))
+    torch.save(torch.nn.Linear(2, 2), tmp_path / 'y.pth')
+    with pytest.raises(CheckpointError, match='torch.nn.*save its state dict alone'):
+        read_checkpoint(str(tmp_path / 'y.pth'))
 
 
 def test_getattr_reaches_statistics_methods_only(tmp_path):

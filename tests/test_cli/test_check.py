@@ -369,7 +369,7 @@ def test_another_architecture(check, convnext, tmp_path, require):
         backbone = MODELS.build(cfg.model.backbone)
     assert [m.size(1) for m in backbone(torch.zeros(1, 3, 64, 64))] == [40, 80, 160, 320]
     report = check(path, '--for', cfg_file(cfg, tmp_path))
-    assert facts(report)['new norms'] == '3: norm0, norm1, norm2'
+    assert facts(report)['new layers'] == '3: norm0, norm1, norm2'
     assert '126 of 126 tensors' in report and 'loads this file itself, strictly' in report
     assert 'add to the config' not in report  # it has it
     # nothing that is known makes it fit

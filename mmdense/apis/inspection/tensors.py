@@ -8,9 +8,10 @@ import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from mmdense.checkpoints.architectures import count_by_part, missed_tensors
+from mmdense.checkpoints.architectures import count_by_part
 from mmdense.checkpoints.formats import Recognised, recognise
 from mmdense.checkpoints.model_config import saved_backbone_config
+from mmdense.checkpoints.networks import find_network
 
 _SETTLED = 100  # steps after which little of BatchNorm's first statistics is left, 0.9 ** 100
 
@@ -108,9 +109,10 @@ def tensor_health(found: Recognised) -> List[Note]:
         text = f'{len(bad)} of {len(tensors)} tensors hold NaN or infinity: {_first_names(bad)}'
         return [Note('error', text)]
     notes.append(Note('ok', f'all {len(tensors)} tensors are finite'))
-    network, missed = missed_tensors(tensors)
-    if missed:
-        text = f'not a whole {network}: {len(missed)} missed: {_first_names(missed)}'
+    network = find_network(tensors, found.meta)
+    if network is not None and network.missed:
+        missed = network.missed
+        text = f'not a whole {network.name}: {len(missed)} missed: {_first_names(missed)}'
         notes.append(Note('error', text))
     zero = [k for k, v in floats.items() if v.dim() > 1 and not v.any()]
     if zero:
