@@ -47,6 +47,7 @@ _FLIPPED: Dict[Optional[str], Box] = {
     'diagonal': (1.0, 1.0, 0.0, 0.0),
 }
 
+_FLIPPED_TOO = frozenset(['gt_bboxes', 'gt_keypoints', 'gt_seg_map'])  # by mmcv
 _CV2_FLIP = dict(horizontal=1, vertical=0, diagonal=-1)
 
 # Names of transforms that move pixels, in OpenMMLab's packages, torchvision and albumentations.
@@ -97,6 +98,9 @@ class RandomResizedCrop(_RandomResizedCrop):
 
     keeps_view_box = True
 
+    # without mmcv's cache of draws, which takes longer than they do
+    rand_crop_params = vars(_RandomResizedCrop)['rand_crop_params'].func
+
     def __init__(self, *args, min_overlap: float = 0.0, backend: str = 'torch', **kwargs) -> None:
         super().__init__(*args, backend=backend, **kwargs)
         check_fractions(min_overlap=min_overlap)
@@ -122,7 +126,8 @@ class RandomResizedCrop(_RandomResizedCrop):
 
     def _resize(self, img: np.ndarray) -> np.ndarray:
         if self.backend == 'torch':
-            planes = torch.from_numpy(img)[None].permute(0, 3, 1, 2)  # the same memory
+            # whole rows, which NumPy copies faster than PyTorch; then the same memory
+            planes = torch.from_numpy(np.ascontiguousarray(img))[None].permute(0, 3, 1, 2)
             planes = interpolate(planes, self.scale, mode=self.interpolation, antialias=True)
             return np.ascontiguousarray(planes[0].permute(1, 2, 0).numpy())
         return mmcv.imresize(
@@ -178,7 +183,8 @@ class RandomFlip(_RandomFlip):
 
     def _flip(self, results: dict) -> None:
         img = results['img']
-        super()._flip(results)
+        if not _FLIPPED_TOO.isdisjoint(results):
+            super()._flip(results)
         # mmcv returns an array with negative strides, which slows every later step
         results['img'] = cv2.flip(img, _CV2_FLIP[results['flip_direction']])
 
