@@ -224,18 +224,19 @@ def _blur(img: np.ndarray, sigma: float) -> np.ndarray:
 
     It rounds the weights to n/256, so that many at the ends are 0, and the sum to the nearest
     whole number, halves up. Floating point numbers hold that sum exactly. ``sepFilter2D`` rounds
-    halves to even: a quarter of the last bit is added, for which a sum around 0 has the room.
+    halves to even: half of the last bit is added, for which a sum around 0 has the room.
     """
     radius = blur_radius(sigma)
+    size = 2 * radius + 1
+    if radius <= 2:  # where nothing is gained
+        return cv2.GaussianBlur(img, (size, size), sigma, borderType=cv2.BORDER_REFLECT_101)
     # the weights, in what the blur makes of one point
-    point = np.zeros((1, 2 * radius + 1), np.uint8)
+    point = np.zeros((1, size), np.uint8)
     point[0, radius] = 255
-    size = (2 * radius + 1, 1)
-    weights = cv2.GaussianBlur(point, size, sigma, borderType=cv2.BORDER_CONSTANT)[0].astype(int)
+    weights = cv2.GaussianBlur(point, (size, 1), sigma, borderType=cv2.BORDER_CONSTANT)
+    weights = weights[0].astype(int)
     weights[radius] = 256 - 2 * weights[:radius].sum()
     weights = (weights[np.flatnonzero(weights)] / 256).astype(np.float32)
-    if len(weights) == 1:
-        return img.copy()
     sums = cv2.sepFilter2D(
         *(img, cv2.CV_16S, weights, weights),
         delta=-128 + 2**-17,
