@@ -219,6 +219,68 @@ def test_orientation_out_of_range():
     assert decode_image(encode(picture(), 'jpeg', exif=exif)).shape == (37, 53, 3)
 
 
+# ---------------------------------------------------------------- the headers of JPEGs
+
+XMP = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
+
+
+def segment(marker, payload):
+    """Write a segment of a JPEG."""
+    return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2, 'big') + payload
+
+
+def with_segments(*segments):
+    content = encode(picture(), 'jpeg')
+    return content[:2] + b''.join(segments) + content[2:]
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        encode(picture(), 'jpeg'),
+        encode(picture(), 'jpeg', subsampling=0, optimize=True, icc_profile=b'a profile'),
+        encode(Image.fromarray(picture()).convert('L'), 'jpeg', comment=b'gray'),
+        with_segments(segment(0xED, b'Photoshop 3.0\0, a thumbnail: \xff\xda')),
+    ],
+)
+def test_plain_jpegs_are_decoded_without_pillow(content, decoder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, '_plain_jpeg_size', lambda content: None)
+        expected = decode_image(content), decode_image(content, min_side=10)
+    monkeypatch.setattr(Image, 'open', None)
+    np.testing.assert_array_equal(decode_image(content), expected[0])
+    np.testing.assert_array_equal(decode_image(content, min_side=10), expected[1])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match='max_pixels=1000 '):
+        decode_image(content, max_pixels=1000)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        encode(picture(), 'png'),
+        encode(picture(), 'jpeg', progressive=True),
+        encode(picture(), 'jpeg', exif=b'Exif\0\0garbage'),
+        encode(picture(), 'jpeg', keep_rgb=True),  # with Adobe's marker
+        encode(Image.new('CMYK', (8, 8)), 'jpeg'),
+        with_segments(segment(0xE1, XMP)),
+        with_segments(b'\xff'),  # a byte to fill up
+        encode(picture(), 'jpeg').replace(b'\xff\xda\0\x0c\x03', b'\xff\xda\0\x0c\x01'),
+        encode(picture(), 'jpeg').replace(b'\xff\xc0\0\x11\x08', b'\xff\xc0\0\x11\x0c'),
+        *(encode(picture(), 'jpeg')[:length] for length in (0, 2, 3, 30, 300)),
+    ],
+)
+def test_pillow_looks_at_all_other_files(content):
+    assert loading._plain_jpeg_size(encode(picture(), 'jpeg')) == (53, 37)
+    assert loading._plain_jpeg_size(content) is None
+
+
+def test_orientation_behind_what_looks_like_a_scan(decoder):
+    thumbnail = segment(0xED, b'Photoshop 3.0\0' + encode(picture(8, 8), 'jpeg'))
+    img = decode_image(with_segments(thumbnail, segment(0xE1, XMP)))
+    assert_close(img, np.rot90(picture()[..., ::-1], -1), 24)
+
+
 # ---------------------------------------------------------------- truncation
 
 NOISE = np.kron(np.random.RandomState(0).randint(0, 255, (6, 7, 3)), np.ones((8, 8, 1)))

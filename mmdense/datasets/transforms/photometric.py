@@ -179,17 +179,21 @@ def apply_operation(img: np.ndarray, name: str, value: float) -> np.ndarray:
         matrix, share = colour_matrix(name, value)
         if share:
             matrix[:, 3] += share * int(cv2.mean(cv2.cvtColor(img, cv2.COLOR_BGR2GRAY))[0] + 0.5)
-        matrix[:, 3] -= (
-            0.4999  # OpenCV rounds; a bit less than one half, so that whole numbers stay
-        )
+        # OpenCV rounds; a bit less than one half, so that whole numbers stay
+        matrix[:, 3] -= 0.4999
+        if name in ('brightness', 'contrast'):
+            # all channels alike, as one channel, which OpenCV does in a fourth of the time
+            flat = np.ascontiguousarray(img).reshape(len(img), -1)
+            return cv2.transform(flat, matrix[:1, ::3].copy()).reshape(img.shape)
         return cv2.transform(img, matrix)
     if name == 'hue':
         hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV_FULL)
-        hsv[..., 0] += np.uint8(int(value * 255) % 256)
+        turn = np.zeros_like(hsv[0])  # by the row: faster than one channel, which is not contiguous
+        turn[:, 0] = int(value * 255) % 256
+        hsv += turn
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)
     if name == 'blur':
-        size = 2 * blur_radius(value) + 1
-        return cv2.GaussianBlur(img, (size, size), value, borderType=cv2.BORDER_REFLECT_101)
+        return _blur(img, value)
     if name == 'solarize':
         bright = cv2.threshold(img, np.ceil(value) - 1, 255, cv2.THRESH_BINARY)[1]
         return cv2.bitwise_xor(img, bright)
@@ -213,6 +217,32 @@ def colour_matrix(name: str, value: float) -> Tuple[np.ndarray, float]:
         matrix *= 1.0 - value
     matrix.flat[::5] += value
     return matrix, 1.0 - value if name == 'contrast' else 0.0
+
+
+def _blur(img: np.ndarray, sigma: float) -> np.ndarray:
+    """Compute ``cv2.GaussianBlur``, bit for bit, in half of its time.
+
+    It rounds the weights to n/256, so that many at the ends are 0, and the sum to the nearest
+    whole number, halves up. Floating point numbers hold that sum exactly. ``sepFilter2D`` rounds
+    halves to even: half of the last bit is added, for which a sum around 0 has the room.
+    """
+    radius = blur_radius(sigma)
+    size = 2 * radius + 1
+    if radius <= 2:  # where nothing is gained
+        return cv2.GaussianBlur(img, (size, size), sigma, borderType=cv2.BORDER_REFLECT_101)
+    # the weights, in what the blur makes of one point
+    point = np.zeros((1, size), np.uint8)
+    point[0, radius] = 255
+    weights = cv2.GaussianBlur(point, (size, 1), sigma, borderType=cv2.BORDER_CONSTANT)
+    weights = weights[0].astype(int)
+    weights[radius] = 256 - 2 * weights[:radius].sum()
+    weights = (weights[np.flatnonzero(weights)] / 256).astype(np.float32)
+    sums = cv2.sepFilter2D(
+        *(img, cv2.CV_16S, weights, weights),
+        delta=-128 + 2**-17,
+        borderType=cv2.BORDER_REFLECT_101,
+    )
+    return cv2.convertScaleAbs(sums, alpha=1, beta=128)
 
 
 def blur_radius(sigma: float) -> int:
