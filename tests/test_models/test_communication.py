@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """What processes exchange in a step: every call, and its bytes (docs/scaling.md)."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -90,6 +91,21 @@ def test_synchronised_norms_are_counted():
     assert len(few.sync_bn) == 2 * (len(few.sync_bn) // 2) > 0
     assert few.sync_bn[0] == ('all_gather', 4 * (2 * 8 + 1))
     assert few.sync_bn[1] == ('all_reduce', 4 * 2 * 8)
+
+
+@pytest.mark.slow
+def test_the_table_of_the_docs(monkeypatch, capsys):
+    """Every number is as counted; how many slots there are depends on rounding."""
+    monkeypatch.setattr(sys, 'argv', ['exchange.py'])
+    exchange.main()
+    rows = re.findall(r'^\| \w+ \|.*', capsys.readouterr().out, re.M)
+    text = exchange.DOCUMENT.read_text(encoding='utf-8').split('<!-- exchange')[1]
+    written = re.findall(r'^\| \w+ \|.*', text.split('<!-- end')[0], re.M)
+    assert len(rows) == len(written) == len(algorithms())
+    for row, other in zip(rows, written):
+        assert re.sub(r'[\d.]+', '', row) == re.sub(r'[\d.]+', '', other)
+        ours, theirs = ([float(n) for n in re.findall(r'[\d.]+', r)] for r in (row, other))
+        assert ours == pytest.approx(theirs, rel=0.1)
 
 
 def test_one_process_exchanges_nothing():
