@@ -21,12 +21,18 @@ from mmdense.models.layers import KeyQueue
 
 
 @pytest.fixture
-def gpu(repo, monkeypatch):
+def module(repo, monkeypatch):
     """The module benchmarks/fake_gpu.py."""
     monkeypatch.syspath_prepend(str(repo / 'benchmarks'))
     module = importlib.import_module('fake_gpu')
     if not module.is_supported():
         pytest.skip('this PyTorch has no fake CUDA tensors where there is no GPU')
+    return module
+
+
+@pytest.fixture
+def gpu(module, monkeypatch):
+    """The same, with a backward pass that needs no GPU."""
     monkeypatch.setattr(torch.Tensor, 'backward', module.backward)
     return module
 
@@ -166,15 +172,13 @@ def test_what_waits_for_nothing(gpu):
 
 
 @each_algorithm(variants=True)
-def test_backward_is_that_of_the_engine(algorithm, repo, monkeypatch):
-    monkeypatch.syspath_prepend(str(repo / 'benchmarks'))
-    backward = importlib.import_module('fake_gpu').backward
+def test_backward_is_that_of_the_engine(algorithm, module):
     model, batch = tiny_model(algorithm), joined_batch(algorithm, number=2)
     loss = sum(model(*batch, mode='loss').values())
     loss.backward(retain_graph=True)
     grads = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
-    backward(loss)
+    module.backward(loss)
     for name, p in model.named_parameters():
         assert (p.grad is None) == (grads[name] is None), name
         if p.grad is not None:
