@@ -60,10 +60,10 @@ def compare_steps(args):
 
 
 def compare_compiled(args):
-    """Steps of all algorithms by torch.compile, after they were compiled, beside those without."""
+    """Steps of several algorithms by torch.compile, when all is compiled, beside those without."""
     common.keep_freed_memory()
     rows = []
-    for algorithm in models.ALGORITHMS:
+    for algorithm in args.algorithms:
         name = f'mmdense {algorithm}'
         batch = models.random_batch(name, args)
         steps = {}
@@ -126,6 +126,8 @@ def main():
     parser = common.parser(__doc__)
     parser.add_argument('algorithm', choices=[*methods.names(), 'compile', 'lars'])
     common.add_model_options(parser)
+    names = list(models.ALGORITHMS)
+    parser.add_argument('--algorithms', nargs='+', choices=names, default=names, help='of compile')
     args = parser.parse_args()
     common.prepare(args)
     compare = dict(compile=compare_compiled, lars=compare_lars).get(args.algorithm, compare_steps)

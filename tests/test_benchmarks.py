@@ -73,11 +73,8 @@ def test_steps(algorithm, bench):
 
 
 @pytest.mark.slow
-def test_compiled_steps(bench, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / 'benchmarks'))
-    models = importlib.import_module('models')
-    monkeypatch.setattr(models, 'ALGORITHMS', {EXAMPLE.method: models.ALGORITHMS[EXAMPLE.method]})
-    rows = bench('step', 'compile', *TINY)
+def test_compiled_steps(bench):
+    rows = bench('step', 'compile', '--algorithms', EXAMPLE.method, *TINY)
     assert list(rows) == [(f'{EXAMPLE.algorithm}, torch.compile', 'without')]
 
 
