@@ -55,6 +55,8 @@ FULL = {
         for name, run in getattr(method, 'MORE', {}).items()
     },
     **{f'step-{name}': f'step.py {name} --rounds 7 CLOCK' for name in METHODS},
+    'step-compile': f'step.py compile --algorithms {" ".join(methods.shipped())} {SMALL} '
+    '--size 112 --batch-size 8 --rounds 9 CLOCK',
     'storage': 'storage.py',
 }
 PRINTS = ('storage.py',)  # a table of its own

@@ -4,12 +4,15 @@
     python benchmarks/step.py METHOD                    # a file of benchmarks/methods
     python benchmarks/step.py METHOD --device cuda --amp float16 --batch-size 64
     python benchmarks/step.py lars --rounds 21          # the optimiser's step alone
+    python benchmarks/step.py compile --depth 18        # torch.compile, all algorithms
 
 A step is the losses of a batch, with the updates of twin, queues and centers, and their gradients.
 The floor is the work that no implementation can leave out, each part timed alone in the same
 round; the method's file says which. The parts run in our model's memory format; --cfg-options
 changes our model.
 """
+
+import argparse
 
 import common
 import methods
@@ -50,6 +53,33 @@ def compare_steps(args):
         peak = {name: [common.peak_memory(models.step, name, args, small, True)] for name in steps}
         ours = peak.pop(mine)
         rows += common.rows(f'{title}, peak memory', setting, 'MiB', ours, peak)
+    return rows
+
+
+# ------------------------------------------------------------------------------------ compilation
+
+
+def compare_compiled(args):
+    """Steps of several algorithms by torch.compile, when all is compiled, beside those without."""
+    common.keep_freed_memory()
+    rows = []
+    for algorithm in args.algorithms:
+        name = f'mmdense {algorithm}'
+        batch = models.random_batch(name, args)
+        steps = {}
+        for compiled in (True, False):
+            options = argparse.Namespace(**vars(args))
+            options.cfg_options = {**(args.cfg_options or {}), 'model.compile': compiled}
+            step = models.training_step(models.algorithm(name, options), batch, args)
+            step()  # compiles, and makes the twin a copy
+            steps['compiled' if compiled else 'without'] = step
+        times = common.measure(steps, args)
+        words = [f'R{args.depth}', f'batch {args.batch_size}', f'{args.size} px']
+        title = f'{models.title(algorithm)}, torch.compile'
+        ours = times['compiled']
+        against = {'without': times['without']}
+        unit = common.unit_of(ours)
+        rows += common.rows(title, common.setting(args, *words), unit, ours, against)
     return rows
 
 
@@ -94,11 +124,14 @@ def compare_lars(args):
 
 def main():
     parser = common.parser(__doc__)
-    parser.add_argument('algorithm', choices=[*methods.names(), 'lars'])
+    parser.add_argument('algorithm', choices=[*methods.names(), 'compile', 'lars'])
     common.add_model_options(parser)
+    names = list(models.ALGORITHMS)
+    parser.add_argument('--algorithms', nargs='+', choices=names, default=names, help='of compile')
     args = parser.parse_args()
     common.prepare(args)
-    common.finish(args, compare_lars(args) if args.algorithm == 'lars' else compare_steps(args))
+    compare = dict(compile=compare_compiled, lars=compare_lars).get(args.algorithm, compare_steps)
+    common.finish(args, compare(args))
 
 
 if __name__ == '__main__':

@@ -72,6 +72,12 @@ def test_steps(algorithm, bench):
     assert {(title, peer) for peer in ('floor', 'bare backbone', *peers)} <= rows.keys()
 
 
+@pytest.mark.slow
+def test_compiled_steps(bench):
+    rows = bench('step', 'compile', '--algorithms', EXAMPLE.method, *TINY)
+    assert list(rows) == [(f'{EXAMPLE.algorithm}, torch.compile', 'without')]
+
+
 def test_a_pipeline_is_that_of_the_config(bench, images):
     rows = bench('input', 'byol', '--data-root', images, '--images', '2', '--device-augment')
     assert ('BYOL views', 'mmpretrain') in rows

@@ -12,6 +12,7 @@ import torchvision.transforms.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
+from mmpretrain.models import SelfSupDataPreprocessor as Theirs
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms as T
@@ -254,6 +255,20 @@ def test_normalised_as_without(repo, photographs, mmdense_scope):
         views.append(SelfSupDataPreprocessor(**settings)(batch)['inputs'][0])
     assert (views[0] - views[1]).abs().mean() < 0.5 / 57
     assert views[0].min() < -1 and views[0].max() < 3
+
+
+@pytest.mark.parametrize('options', [dict(), dict(mean=[1, 2, 3], std=[4, 5, 6], bgr_to_rgb=True)])
+def test_normalised_as_by_mmpretrain(options):
+    """One tensor or several views, to the last bit."""
+    views = [torch.randint(256, (2, 3, 5, size), dtype=torch.uint8) for size in (4, 6)]
+    for inputs in (views, views[0]):
+        data = dict(inputs=inputs, data_samples=None)
+        ours, theirs = (
+            kind(**options)(data)['inputs'] for kind in (SelfSupDataPreprocessor, Theirs)
+        )
+        assert type(ours) is type(theirs)
+        for a, b in zip(ours, theirs):
+            assert a.dtype == torch.float32 and torch.equal(a, b)
 
 
 class NoWait(TorchDispatchMode):

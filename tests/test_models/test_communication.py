@@ -1,43 +1,30 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """What processes exchange in a step: every call, and its bytes (docs/scaling.md)."""
 
+import re
+import sys
+from pathlib import Path
+
 import pytest
-import torch
 from mmengine.model import MMDistributedDataParallel
-from tiny_algorithms import algorithms, joined_batch, main, tiny_form, tiny_model
+from tiny_algorithms import (
+    NORM,
+    algorithms,
+    algorithms_of,
+    each_algorithm,
+    joined_batch,
+    main,
+    tiny_form,
+    tiny_model,
+    tiny_model_config,
+)
 from torch import distributed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-CALLS = (
-    *('all_gather', 'all_gather_into_tensor', 'all_gather_object', 'all_reduce', 'all_to_all'),
-    *('all_to_all_single', 'barrier', 'broadcast', 'broadcast_object_list', 'gather', 'reduce'),
-    *('reduce_scatter', 'reduce_scatter_tensor', 'scatter', 'send', 'recv', 'isend', 'irecv'),
-)
-# where a call takes what a process has to give
-GIVEN = dict(all_gather=1, all_gather_into_tensor=1, all_to_all_single=1)
-
-
-class Record(list):
-    """(call, bytes that a process gives) of everything within."""
-
-    def __enter__(self):
-        self.originals = {name: getattr(distributed, name) for name in CALLS}
-        for name in CALLS:
-            setattr(distributed, name, self.wrap(name))
-        return self
-
-    def __exit__(self, *_):
-        for name, original in self.originals.items():
-            setattr(distributed, name, original)
-
-    def wrap(self, name):
-        def call(*args, **kwargs):
-            given = args[GIVEN.get(name, 0)] if args else None
-            number = given.numel() * given.element_size() if torch.is_tensor(given) else None
-            self.append((name, number))
-            return self.originals[name](*args, **kwargs)
-
-        return call
+# also in the processes that these tests start
+sys.path.append(str(Path(__file__).resolve().parents[2] / 'benchmarks'))
+import exchange
+from exchange import Record
 
 
 def one_step(algorithm):
@@ -71,6 +58,57 @@ def test_calls_and_bytes(in_processes, number):
         for algorithm, (calls, gradient, seen) in zip(algorithms(), outcome):
             expected = tiny_form(algorithm).calls(image, patches, seen)
             assert [tuple(call) for call in calls] == [*expected, ('all_reduce', gradient)]
+
+
+def count_tiny(algorithm, world, norm=NORM):
+    """Return what the first of many processes exchanges with two images."""
+    config = tiny_model_config(algorithm, norm)
+    if 'queue_len' in config:
+        config['queue_len'] = 2 * exchange.WORLDS[-1]  # all keys of a batch
+    with exchange.processes(world):
+        return exchange.count_step(config, joined_batch(algorithm, number=2))
+
+
+@each_algorithm(variants=True)
+def test_flat_in_the_number_of_processes(algorithm):
+    """What a process gives is the same on 8 and on 512 GPUs; what it receives grows by keys and
+    slots alone, which are gathered."""
+    few, many = (count_tiny(algorithm, world) for world in (8, 512))
+    assert few == many
+    model = tiny_model(algorithm)
+    trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    assert exchange.sum_bytes(many.gradients) == trained
+    gathered = [call for call in many.calls if call[0].startswith('all_gather')]
+    growth = exchange.received(many.calls, 512) - exchange.received(many.calls, 8)
+    assert growth == (512 - 8) * exchange.sum_bytes(gathered)
+    # an all-gather of images would be 110 KB each
+    assert exchange.sum_bytes(gathered) < 4000
+
+
+def test_synchronised_norms_are_counted():
+    """Each norm of each trained view has two calls, of statistics forward and of sums backward;
+    without gradients it has one."""
+    (algorithm,) = algorithms_of('siamese')
+    few = count_tiny(algorithm, 8, norm=dict(type='SyncBN'))
+    names = [name for name, _ in few.sync_bn]
+    assert names == ['all_gather', 'all_reduce'] * (len(names) // 2) and len(names) > 80
+    assert few.sync_bn[0] == ('all_gather', 4 * (2 * 8 + 1))
+    assert few.sync_bn[1] == ('all_reduce', 4 * 2 * 8)
+
+
+@pytest.mark.slow
+def test_the_table_of_the_docs(monkeypatch, capsys):
+    """Every number is as counted; how many slots there are depends on rounding."""
+    monkeypatch.setattr(sys, 'argv', ['exchange.py'])
+    exchange.main()
+    rows = re.findall(r'^\| \w+ \|.*', capsys.readouterr().out, re.M)
+    text = exchange.DOCUMENT.read_text(encoding='utf-8').split('<!-- exchange')[1]
+    written = re.findall(r'^\| \w+ \|.*', text.split('<!-- end')[0], re.M)
+    assert len(rows) == len(written) == len(algorithms())
+    for row, other in zip(rows, written):
+        assert re.sub(r'[\d.]+', '', row) == re.sub(r'[\d.]+', '', other)
+        ours, theirs = ([float(n) for n in re.findall(r'[\d.]+', r)] for r in (row, other))
+        assert ours == pytest.approx(theirs, rel=0.1)
 
 
 def test_one_process_exchanges_nothing():

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Two processes over gloo, beside one with the joined batch."""
+"""Two and four processes over gloo, beside one with the joined batch."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from tiny_algorithms import (
     each_algorithm,
     joined_batch,
     main,
+    one_a_family,
     tiny_model,
 )
 from torch import distributed, nn
@@ -76,15 +77,15 @@ def steps(model, views, samples):
     return history, grads, state
 
 
-def half_batch(rank, algorithm):
-    views, samples = joined_batch(algorithm)
+def share_of_batch(rank, algorithm):
+    views, samples = joined_batch(algorithm, number=3 * distributed.get_world_size())
     mine = slice(3 * rank, 3 * rank + 3)
     return [v[mine] for v in views], samples[mine]
 
 
-def half(rank, *names):
-    """Take the steps of several algorithms, each on a process's half of the batch."""
-    return {name: steps(tiny_model(name), *half_batch(rank, name)) for name in names}
+def share(rank, *names):
+    """Take the steps of several algorithms, each on a process's share of the batch."""
+    return {name: steps(tiny_model(name), *share_of_batch(rank, name)) for name in names}
 
 
 def shuffle_two(rank):
@@ -121,7 +122,7 @@ def few_positives(rank):
             return mask
 
         slot_contrast_head.kept_slots = kept
-        history, grads, _ = steps(model, *half_batch(rank, algorithm))
+        history, grads, _ = steps(model, *share_of_batch(rank, algorithm))
         finite = all(torch.isfinite(g).all() for g in grads.values())
         outcome.append((case, bool(finite), [h['loss_slot'] for h in history]))
     return outcome
@@ -174,27 +175,39 @@ def halves():
     def call(in_processes, algorithm):
         if not found:
             names = algorithms(variants=True)
-            found.update(zip(names, zip(*(rank.values() for rank in in_processes(half, *names)))))
+            found.update(zip(names, zip(*(rank.values() for rank in in_processes(share, *names)))))
         return found[algorithm]
 
     return call
 
 
+def compare_with_joined_batch(algorithm, ranks):
+    """Losses, gradients after DistributedDataParallel's mean, center and queues."""
+    joined = joined_batch(algorithm, number=3 * len(ranks))
+    one, grads, state = steps(tiny_model(algorithm), *joined)
+    histories, all_grads, states = zip(*ranks)
+    for number, losses in enumerate(one):
+        for name, value in losses.items():
+            mean = sum(history[number][name] for history in histories) / len(ranks)
+            assert mean == pytest.approx(value, rel=1e-5, abs=1e-5), name
+    assert all(history[0] != histories[0][0] for history in histories[1:])
+    for name, grad in grads.items():
+        assert all(torch.equal(other[name], all_grads[0][name]) for other in all_grads)
+        torch.testing.assert_close(all_grads[0][name], grad, rtol=1e-5, atol=1e-5, msg=name)
+    for name, value in state.items():
+        torch.testing.assert_close(states[0][name], value, rtol=1e-5, atol=1e-5, msg=name)
+        assert all(torch.equal(other[name], states[0][name]) for other in states), name
+
+
 @each_algorithm(variants=True)
 def test_two_processes_equal_one_with_the_joined_batch(in_processes, halves, algorithm):
-    """Losses, gradients after DistributedDataParallel's mean, center and queues."""
-    one, grads, state = steps(tiny_model(algorithm), *joined_batch(algorithm))
-    (first, grads_2, state_2), (second, same_grads, same_state) = halves(in_processes, algorithm)
-    for joined, a, b in zip(one, first, second):
-        for name, value in joined.items():
-            assert (a[name] + b[name]) / 2 == pytest.approx(value, rel=1e-5, abs=1e-5), name
-    assert first[0] != second[0]
-    for name, grad in grads.items():
-        assert torch.equal(grads_2[name], same_grads[name])
-        torch.testing.assert_close(grads_2[name], grad, rtol=1e-5, atol=1e-5, msg=name)
-    for name, value in state.items():
-        torch.testing.assert_close(state_2[name], value, rtol=1e-5, atol=1e-5, msg=name)
-        assert torch.equal(state_2[name], same_state[name]), name
+    compare_with_joined_batch(algorithm, halves(in_processes, algorithm))
+
+
+@each_algorithm(quick=one_a_family(), variants=True)
+def test_four_processes_equal_one_with_the_joined_batch(in_processes, algorithm):
+    ranks = in_processes(share, algorithm, number=4)
+    compare_with_joined_batch(algorithm, [rank[algorithm] for rank in ranks])
 
 
 def test_processes_with_few_positives(in_processes):
