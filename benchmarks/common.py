@@ -193,7 +193,8 @@ def _send(sender, group, function, *args):
 def peak_memory(make, name, args, small, whole=False):
     """Peak memory of one call, in bytes.
 
-    Measured in a process of its own; on a GPU, whose allocator counts, in this one.
+    Measured in a process of its own; on a GPU, whose allocator counts, in this one, where a call
+    has loaded the libraries.
 
     Args:
         make (Callable): From a name and args to a function without arguments; of a module.
@@ -203,10 +204,21 @@ def peak_memory(make, name, args, small, whole=False):
         whole (bool): Also what the function's inputs take (parameters, say).
     """
     if args.device == 'cuda':
-        return _peak_memory(make, name, args, small, whole)
+        return _peak_device_memory(make, name, args, whole)
     # glibc hands every freed tensor back at once, so that none is counted twice
     os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(2**17))
     return in_own_process(_peak_memory, make, name, args, small, whole)
+
+
+def _peak_device_memory(make, name, args, whole):
+    gc.collect()
+    empty = torch.cuda.memory_allocated()
+    function = make(name, args)
+    before = empty if whole else torch.cuda.memory_allocated()
+    function()  # cuDNN chooses its algorithms, and takes memory for those that it tries
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _peak_memory(make, name, args, small, whole):
@@ -214,15 +226,7 @@ def _peak_memory(make, name, args, small, whole):
     little = copy.copy(args)
     vars(little).update(small)
     make(name, little)()
-    gc.collect()
     function = None if whole else make(name, args)
-    if args.device == 'cuda':
-        before = torch.cuda.memory_allocated()
-        function = function or make(name, args)
-        function()  # cuDNN chooses its algorithms, and takes memory for those that it tries
-        torch.cuda.reset_peak_memory_stats()
-        function()
-        return torch.cuda.max_memory_allocated() - before
     with open('/proc/self/clear_refs', 'w') as f:
         f.write('5')  # Linux: the peak starts again from here
     before = _resident('VmRSS')

@@ -162,7 +162,7 @@ def check_waits(title, model, args):
     with real_tensors(args):
         inputs, samples = models.random_batch(mine, host)
         inputs = [pinned(view.mul(50).add(128).clamp(0, 255).byte(), args) for view in inputs]
-    boxes = [sample.view_boxes.numpy() for sample in samples]  # as MultiView gives them
+        boxes = [sample.view_boxes.numpy() for sample in samples]  # as MultiView gives them
     samples = [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
     inputs = fake_gpu.to_fake(inputs, 'cpu') if args.fake else inputs
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)

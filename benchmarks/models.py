@@ -52,9 +52,9 @@ def shrink(model, args):
 
 def build(config, scope, args):
     def make():
-        with DefaultScope.overwrite_default_scope(scope):
-            with MODELS.switch_scope_and_registry(scope) as registry:
-                return revert_sync_batchnorm(registry.build(config))
+        own_scope = DefaultScope.overwrite_default_scope(scope)
+        with own_scope, MODELS.switch_scope_and_registry(scope) as registry:
+            return revert_sync_batchnorm(registry.build(config))
 
     MessageHub.get_current_instance().update_info('max_iters', 1000)  # the twins' schedules
     model = on_device(make, args)

@@ -23,6 +23,7 @@ from pathlib import Path
 import common
 import methods
 from common import figure
+from gains import gains, line
 from targets import target_of
 
 HERE = Path(__file__).resolve().parent
@@ -95,7 +96,7 @@ def document(page, results):
     """The page with its tables.
 
     Args:
-        page (str): With places for them, {{ script }}, and {{ machines }}.
+        page (str): With places for them, {{ script }}, {{ gains }} and {{ machines }}.
         results (dict[str, dict]): By name, as the scripts write them.
     """
     machines = []
@@ -103,6 +104,8 @@ def document(page, results):
     def fill(place):
         if place[1] == 'machines':
             return '\n'.join(map(describe, range(len(machines)), machines))
+        if place[1] == 'gains':
+            return gains_table(results, machines)
         own = [r for name, r in results.items() if name.split('-')[0] == place[1]]
         machines.extend(m for m in (r['machine'] for r in own) if m not in machines)
         printed = [f'{r["table"]}\n\n{when(r, machines)}.' for r in own if 'table' in r]
@@ -111,6 +114,16 @@ def document(page, results):
         return '\n\n'.join(tables) or 'Not measured yet.'
 
     return re.sub(r'{{ (\w+) }}', fill, page)
+
+
+def gains_table(results, machines):
+    """Return what a user gains, a line a figure."""
+    lines = ['| | mmdense | beside | | gain | measured |', '| --- | --- | --- | --- | --- | --- |']
+    for gain, result, row in gains(results):
+        if result['machine'] not in machines:
+            machines.append(result['machine'])
+        lines.append(line(gain, row, when(result, machines)))
+    return '\n'.join(lines)
 
 
 def when(result, machines):
@@ -180,6 +193,13 @@ def read_results():
     }
 
 
+def write_page():
+    """Write docs/benchmarks.md from the page and the results that are there."""
+    page = (HERE / 'page.md').read_text(encoding='utf-8')
+    DOCUMENT.write_text(document(page, read_results()), encoding='utf-8')
+    print(f'wrote {DOCUMENT}')
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -192,9 +212,7 @@ def main():
     plan = FULL if args.full else QUICK
     plan = {name: command for name, command in plan.items() if name.startswith(args.only)}
     failed = [name for name, command in plan.items() if not run(name, command, args)]
-    page = (HERE / 'page.md').read_text(encoding='utf-8')
-    DOCUMENT.write_text(document(page, read_results()), encoding='utf-8')
-    print(f'wrote {DOCUMENT}')
+    write_page()
     if failed:
         raise SystemExit(f'failed: {", ".join(failed)}')
 
