@@ -109,7 +109,8 @@ class Reads(TorchDispatchMode):
 
     Attributes:
         seen (Counter): How often each kind was met: 'tolist' (one for a tensor), 'item' (also
-            ``bool()``, ``int()`` and ``float()``), 'copy' (to or from the device, blocking).
+            ``bool()``, ``int()`` and ``float()``), 'copy' (to or from the device, blocking; of
+            an index too), 'event' (``torch.cuda.Event.synchronize()``).
     """
 
     def __init__(self):
@@ -117,33 +118,43 @@ class Reads(TorchDispatchMode):
         self.seen = Counter()
 
     def __enter__(self):
-        patch = mock.patch.object(FakeTensor, 'tolist', lambda tensor: self._tolist(tensor))
-        self._patch = patch
-        patch.start()
+        event = mock.Mock(synchronize=lambda: self.seen.update(['event']))
+        self._patches = [
+            mock.patch.object(FakeTensor, 'tolist', lambda tensor: self._tolist(tensor)),
+            mock.patch.object(torch.cuda, 'Event', lambda *_, **__: event),
+        ]
+        for patch in self._patches:
+            patch.start()
         return super().__enter__()
 
     def __exit__(self, *error):
-        self._patch.stop()
+        for patch in self._patches:
+            patch.stop()
         return super().__exit__(*error)
 
+    def _note(self, kind, tensor):
+        if tensor.device.type != 'cpu':
+            self.seen[kind] += 1
+
     def _tolist(self, tensor):
-        self.seen['tolist'] += tensor.is_cuda
+        self._note('tolist', tensor)
         return _nested(tensor.shape, _stand_in(tensor))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
-            self.seen['item'] += args[0].is_cuda
+            self._note('item', args[0])
             return _stand_in(args[0])
         if func.overloadpacket in _INDEXING:
-            _check_index(args[0], args[1])
+            self.seen.update(
+                'copy' for i in args[1] if i is not None and i.device != args[0].device
+            )
         result = func(*args, **kwargs)
         if func in _BETWEEN_DEVICES:
-            source, target = (
-                (args[1], args[0]) if func is _BETWEEN_DEVICES[1] else (args[0], result)
-            )
+            source, target = (args[0], result) if func is _BETWEEN_DEVICES[0] else args[1::-1]
             waits = not (kwargs.get('non_blocking') or (len(args) > 2 and args[2]))
-            self.seen['copy'] += waits and source.device != target.device
+            if waits and source.device != target.device:
+                self.seen['copy'] += 1
         return result
 
 
@@ -155,13 +166,6 @@ def _stand_in(tensor):
 
 def _nested(shape, value):
     return [_nested(shape[1:], value) for _ in range(shape[0])] if shape else value
-
-
-def _check_index(tensor, indices):
-    """Raise where an index is on another device: PyTorch copies it, and waits."""
-    for index in indices:
-        if index is not None and index.device != tensor.device:
-            raise RuntimeError(f'a tensor on {tensor.device} has an index on {index.device}')
 
 
 @torch.no_grad()

@@ -197,13 +197,14 @@ def has_momentum_encoder(algorithm: str) -> bool:
     return issubclass(algorithm_class(algorithm), MomentumSelfSupervisor)
 
 
-def tiny_model(algorithm: Optional[str] = None, norm: dict = NORM, **changes):
-    """Build a tiny model, without BatchNorm unless asked for, the same in every process."""
-    import torch
-    from mmengine.registry import DefaultScope
+def tiny_model_config(algorithm: Optional[str] = None, norm: dict = NORM, **changes) -> dict:
+    """Return the config of a tiny model, without BatchNorm unless asked for.
 
-    from mmdense.registry import MODELS
-
+    Args:
+        algorithm (str, optional): As for :func:`tiny_form`.
+        norm (dict): Config of the norm.
+        changes: Further keys of the config; ``backbone`` has those that differ.
+    """
     form = tiny_form(algorithm)
     backbone = dict(
         type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8, norm_cfg=norm
@@ -211,9 +212,20 @@ def tiny_model(algorithm: Optional[str] = None, norm: dict = NORM, **changes):
     backbone.update(form.backbone)
     backbone.update(changes.pop('backbone', {}))
     parts = form.variants.get(algorithm, form.parts)(norm)
+    return dict(type=form.algorithm, backbone=backbone, **parts, **changes)
+
+
+def tiny_model(algorithm: Optional[str] = None, norm: dict = NORM, **changes):
+    """Build the model of :func:`tiny_model_config`, the same in every process."""
+    import torch
+    from mmengine.registry import DefaultScope
+
+    from mmdense.registry import MODELS
+
+    config = tiny_model_config(algorithm, norm, **changes)
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdense'):
-        return MODELS.build(dict(type=form.algorithm, backbone=backbone, **parts, **changes))
+        return MODELS.build(config)
 
 
 def joined_batch(algorithm: str, number: int = 6):

@@ -20,8 +20,12 @@ from mmdense.engine import HealthMonitorHook
 from mmdense.engine.events import read_events
 from mmdense.evaluation.collapse import measure_usage, spread
 from mmdense.models import SelfSupervisor
-from mmdense.models.heads.slot_contrast_head import count_prototypes, slot_similarities
-from mmdense.models.utils import match_entropy
+from mmdense.models.heads.slot_contrast_head import (
+    count_prototypes,
+    kept_slots,
+    slot_similarities,
+)
+from mmdense.models.utils import match_entropy, negative_similarity
 from mmdense.utils.errors import InputError, MMDenseError
 
 EXAMPLE = tiny_form().algorithm
@@ -221,6 +225,29 @@ def test_match_entropy():
     assert match_entropy(same) == 0 and match_entropy(each) == 1
     half = match_entropy(torch.tensor([[0, 0, 5, 5], [2, 0, 1, 3]]))
     torch.testing.assert_close(half, torch.tensor(0.75).double())
+
+
+def test_similarity_of_other_images():
+    """By sums, as by the matrix of all pairs."""
+    query, key = (normalize(torch.randn(3, 5, rows), dim=1) for rows in (4, 6))
+    cosine = torch.einsum('ncs,mct->nsmt', query, key)  # of every pair
+    others = ~torch.eye(3, dtype=torch.bool)[:, None, :, None].expand_as(cosine)
+    torch.testing.assert_close(negative_similarity(query, key), cosine[others].mean())
+    assert negative_similarity(query[:1], key[:1]).isnan()
+
+    slots_q, slots_k = torch.randn(2, 3, 7, 5)  # of 3 images and 7 prototypes
+    scores_q, scores_k = torch.randn(2, 3, 7, 2, 2)
+    found = slot_similarities(slots_q, slots_k, scores_q, scores_k)
+    both, kept_k = kept_slots(scores_q) & kept_slots(scores_k), kept_slots(scores_k)
+    cosine = torch.einsum('nsc,mtc->nsmt', normalize(slots_q, dim=2), normalize(slots_k, dim=2))
+    pairs = both[:, :, None, None] & kept_k
+    own = torch.einsum('nsns->ns', cosine)[both].mean()
+    different = cosine[pairs & ~torch.eye(3, dtype=torch.bool)[:, None, :, None]].mean()
+    torch.testing.assert_close(found['slot_positive_similarity'](), own)
+    torch.testing.assert_close(found['slot_negative_similarity'](), different)
+    counted = count_prototypes(scores_q, scores_k)
+    best = torch.cat([scores_q.argmax(1).flatten(), scores_k.argmax(1).flatten()])
+    assert torch.equal(counted, torch.bincount(best, minlength=7))
 
 
 def test_prototypes():

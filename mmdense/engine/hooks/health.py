@@ -56,7 +56,8 @@ class HealthMonitorHook(Hook):
     below 1.8, fewer than 1.5 prototypes used, half of the images without a
     positive pair.
 
-    Between two checks it costs nothing; a check waits once for the device.
+    Between two checks it costs nothing; a check reads its numbers at once (and its singular values
+    make a GPU wait).
 
     Args:
         interval (int): Iterations between two checks, from 1. Defaults to 50.

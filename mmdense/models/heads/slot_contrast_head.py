@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Callable, Dict, Optional, Tuple, Union
+from typing import Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 from mmengine.dist import all_gather, get_rank
@@ -154,7 +154,8 @@ def count_prototypes(*scores: Tensor) -> Tensor:
         Tensor: P counts.
     """
     best = torch.cat([score.argmax(1).flatten() for score in scores])
-    return torch.bincount(best, minlength=scores[0].size(1))
+    # bincount would ask the device for the largest
+    return best.new_zeros(scores[0].size(1)).scatter_add_(0, best, torch.ones_like(best))
 
 
 def slot_similarities(
@@ -169,17 +170,17 @@ def slot_similarities(
         scores_k (Tensor): N×P×H×W.
     """
 
+    def normalised() -> List[Tensor]:
+        return [normalize(x.float(), dim=2) for x in (slots_q, slots_k)]
+
     def compare_positives() -> Tensor:
         both = kept_slots(scores_q) & kept_slots(scores_k)
-        query, key = (normalize(x.float(), dim=2) for x in (slots_q, slots_k))
-        return (query * key).sum(2)[both].mean()
+        query, key = normalised()
+        return torch.where(both, (query * key).sum(2), 0).sum() / both.sum()
 
     def compare_negatives() -> Tensor:
         kept_k = kept_slots(scores_k)
-        both = kept_slots(scores_q) & kept_k
-        image = torch.arange(len(both), device=both.device)[:, None].expand_as(both)
-        query, key = (normalize(x.float(), dim=2) for x in (slots_q, slots_k))
-        return mean_of_others(query[both], key[kept_k], image[both], image[kept_k])
+        return mean_of_others(*normalised(), kept_slots(scores_q) & kept_k, kept_k)
 
     return dict(
         slot_positive_similarity=compare_positives,

@@ -24,26 +24,40 @@ def negative_similarity(query: Tensor, key: Tensor) -> Tensor:
 
     Args:
         query (Tensor): N×C×S, normalised over C.
-        key (Tensor): N×C×S, likewise.
+        key (Tensor): N×C×T, likewise.
 
     Returns:
         Tensor: A scalar in [-1, 1]; NaN where there is one image.
     """
-    image = torch.arange(len(query), device=query.device).repeat_interleave(query.size(2))
-    return mean_of_others(flatten_rows(query), flatten_rows(key), image, image)
+    return mean_of_others(
+        *(x.transpose(1, 2) for x in (query, key)),
+        *(torch.ones_like(x[:, 0], dtype=torch.bool) for x in (query, key)),
+    )
 
 
-def mean_of_others(query: Tensor, key: Tensor, image_q: Tensor, image_k: Tensor) -> Tensor:
-    """Return the mean cosine of rows M×C and L×C that belong to different images.
+def mean_of_others(query: Tensor, key: Tensor, taken_q: Tensor, taken_k: Tensor) -> Tensor:
+    """Return the mean cosine of those rows that are taken and belong to different images.
+
+    The sum of all products of rows is the product of the sums of the rows: there is no matrix of
+    pairs.
 
     Args:
-        query (Tensor): M×C, normalised.
-        key (Tensor): L×C, normalised.
-        image_q (Tensor): M, the image of every query.
-        image_k (Tensor): L, the image of every key.
+        query (Tensor): N×S×C, normalised; S rows of each image.
+        key (Tensor): N×T×C, normalised.
+        taken_q (Tensor): N×S, bool.
+        taken_k (Tensor): N×T, bool.
+
+    Returns:
+        Tensor: A scalar in [-1, 1]; NaN where there is no such pair.
     """
-    others = subsample_rows(image_q)[:, None] != subsample_rows(image_k)
-    return (subsample_rows(query).float() @ subsample_rows(key).float().t())[others].mean()
+    total_q, total_k = (
+        torch.where(taken.unsqueeze(2), rows.double(), 0).sum(1)  # NxC
+        for rows, taken in ((query, taken_q), (key, taken_k))
+    )
+    number_q, number_k = (taken.double().sum(1) for taken in (taken_q, taken_k))  # N
+    total = (total_q.sum(0) * total_k.sum(0)).sum() - (total_q * total_k).sum()
+    number = number_q.sum() * number_k.sum() - (number_q * number_k).sum()
+    return (total / number).float()
 
 
 def match_entropy(match: Tensor) -> Tensor:
