@@ -427,14 +427,8 @@ def use_device(module, args):
 
 
 @contextmanager
-def pretend(args, strict):
-    """Run on fake CUDA tensors what is written for a GPU; times and memory mean nothing.
-
-    Args:
-        args (Namespace): Options.
-        strict (bool): Whether an index on the host, for which it waits, is an error. Peers have
-            such.
-    """
+def pretend(args):
+    """Run on fake CUDA tensors what is written for a GPU; times and memory mean nothing."""
     move, backward, real_backward = models.on_device, fake_gpu.backward, torch.autograd.backward
 
     def move_fake(make, args):
@@ -463,8 +457,6 @@ def pretend(args, strict):
         (torch.cuda, 'max_memory_allocated'): lambda: 2**20,
         (torch.cuda, 'reset_peak_memory_stats'): lambda: None,
     }
-    if not strict:
-        replaced[fake_gpu, '_check_index'] = lambda tensor, indices: None
     with ExitStack() as stack:
         for (owner, name), function in replaced.items():
             stack.enter_context(mock.patch.object(owner, name, function))
@@ -488,8 +480,7 @@ def run_part(name, function, args):
     """
     try:
         common.prepare(args)
-        strict = function.startswith('check')
-        with pretend(args, strict) if args.fake else nullcontext():
+        with pretend(args) if args.fake else nullcontext():
             return globals()[function](args)
     except Exception as error:
         traceback.print_exc()
