@@ -460,6 +460,9 @@ def pretend(args):
     with ExitStack() as stack:
         for (owner, name), function in replaced.items():
             stack.enter_context(mock.patch.object(owner, name, function))
+        # data samples copy what they are given, and a copied fake tensor would be of a copied mode
+        same = mock.patch.object(FakeTensor, '__deepcopy__', lambda tensor, memo: tensor)
+        stack.enter_context(same)
         stack.enter_context(fake_gpu.fake_cuda())
         args.reads = stack.enter_context(fake_gpu.Reads())
         yield

@@ -5,6 +5,7 @@ Losses: one direction of the negative cosine similarity, from projections, with 
 Floor: backbone and projector of both views, forward and backward; the predictor on both.
 """
 
+import common
 import models
 import torch
 from floors import forward_backward, last_map, leaf, maps_of
@@ -34,7 +35,7 @@ def losses(args):
 
 def floor(model, views, args):
     maps = [leaf(m) for m in maps_of(model.backbone, views, args)]
-    with torch.no_grad():
+    with torch.no_grad(), common.autocast(args):
         z = [leaf(model.neck((m,))[0]) for m in maps]
     parts = {
         'backbone': forward_backward(last_map(model.backbone), views, model, args),
