@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from unittest import mock
 
 import common
+import cv2
 import end_to_end
 import fake_gpu
 import input as views
@@ -310,11 +311,13 @@ def measure_batches(args):
 def measure_input(args):
     """Measure the views of one core, and the device's part of them."""
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)
     return views.compare_pipeline('mocov2', views.images(args), args)
 
 
 def measure_loader(args):
     """Measure images a second of data loaders with all workers, which nobody waits for."""
+    cv2.setNumThreads(0)  # as MMEngine's runner does: the workers are the threads
     paths, rates = views.images(args), {}
     for _ in range(args.rounds):
         for name in ('mmdense', end_to_end.AUGMENTED, 'mmpretrain'):
