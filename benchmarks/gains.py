@@ -3,6 +3,8 @@
 
 from typing import NamedTuple, Tuple
 
+import methods
+import models
 from common import figure
 
 
@@ -22,7 +24,19 @@ class Gain(NamedTuple):
     peer: str
 
 
-GAINS = [
+def listed():
+    """Return the gains in the order of the table: input, algorithms, optimizer, runs."""
+    own = {name: getattr(methods.load(name), 'GAINS', ()) for name in methods.names()}
+    of_algorithms = [
+        Gain(f'{models.title(name)}: {words}', ('gpu', result), models.title(name) + what, peer)
+        for name, gains in own.items()
+        for words, result, what, peer in gains
+    ]
+    runs = [gain for gain in of_algorithms if 'end_to_end' in gain.results]
+    return [*INPUT, *(gain for gain in of_algorithms if gain not in runs), LARS, *runs]
+
+
+INPUT = [
     Gain('Two views of an image, as MoCo v2, on a core', ('input',), 'MoCo v2 views', 'mmpretrain'),
     Gain(
         'The same, with colours and blur left to the GPU',
@@ -32,35 +46,8 @@ GAINS = [
     ),
     Gain('Two views of an image, as MoCo v2, on a core', ('input',), 'MoCo v2 views', 'lightly'),
     Gain('Two views of an image, as BYOL, on a core', ('input',), 'BYOL views', 'mmpretrain'),
-    Gain(
-        "DenseCL's dense loss, K = 65536, forward and backward",
-        ('gpu', 'loss-densecl'),
-        'DenseCL, InfoNCE',
-        'mmpretrain',
-    ),
-    Gain(
-        "DenseCL's dense loss: memory that it needs",
-        ('gpu', 'loss-densecl'),
-        'DenseCL, InfoNCE, extra memory',
-        'mmpretrain',
-    ),
-    Gain(
-        "SlotCon's slot loss, 2048 prototypes: memory that it needs",
-        ('loss-slotcon-2048',),
-        'SlotCon, Slots, extra memory',
-        'written out',
-    ),
-    Gain('A step of DenseCL, R50', ('gpu', 'step-densecl'), 'DenseCL', 'mmpretrain DenseCL'),
-    Gain('A step of LARS, R50', ('gpu', 'step-lars'), 'LARS', 'mmpretrain LARS'),
-    Gain(
-        'A run of DenseCL: images per second, all included',
-        ('gpu', 'end_to_end'),
-        'DenseCL, a run',
-        'mmpretrain',
-    ),
 ]
-PEERS = {'written out': "the paper's formula", 'mmpretrain DenseCL': 'mmpretrain'}
-PEERS['mmpretrain LARS'] = 'mmpretrain'
+LARS = Gain('A step of LARS, R50', ('gpu', 'step-lars'), 'LARS', 'mmpretrain LARS')
 
 
 def gains(results):
@@ -69,7 +56,7 @@ def gains(results):
     Args:
         results (dict[str, dict]): By name, as the scripts write them.
     """
-    for gain in GAINS:
+    for gain in listed():
         rows = [
             (results[name], row)
             for name in gain.results
@@ -100,6 +87,6 @@ def line(gain, row, when):
     words = f'{factor(row):.2g} times as fast'
     if unit == 'MiB':
         words = f'1/{factor(row):.2g} of the memory'
-    peer = PEERS.get(gain.peer, gain.peer)
+    peer = "the paper's formula" if gain.peer == 'written out' else gain.peer.split()[0]
     cells = [gain.words, ours, peer, theirs, words, when]
     return f'| {" | ".join(cells)} |'

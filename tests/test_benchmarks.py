@@ -158,7 +158,8 @@ def test_the_page_begins_with_what_a_user_gains(repo, writer):
 
 
 def test_a_gain_is_taken_from_its_row(writer):
-    run = dict(what='DenseCL, a run', peer='mmpretrain', unit='images/s', ratio=[2.5, 2.4, 2.6])
+    what = f'{EXAMPLE.algorithm}, a run'
+    run = dict(what=what, peer='mmpretrain', unit='images/s', ratio=[2.5, 2.4, 2.6])
     run.update(ours=[30.0, 20.0, 40.0], theirs=[12.0, 10.0, 14.0])
     lars = dict(what='LARS', peer='mmpretrain LARS', unit='ms', ratio=[0.5] * 3)
     lars.update(ours=[3.0] * 3, theirs=[6.0] * 3)
@@ -166,7 +167,7 @@ def test_a_gain_is_taken_from_its_row(writer):
     on_a_gpu = dict(date='2001-02-03', machine=MACHINE, rows=rows[:1])
     on_a_cpu = dict(date='2001-02-02', machine=dict(MACHINE, cores=2), rows=rows)
     page = writer.document('{{ gains }}', dict(end_to_end=on_a_cpu, gpu=on_a_gpu))
-    (run,) = [line for line in page.splitlines() if 'A run of' in line]
+    (run,) = [line for line in page.splitlines() if ': a run' in line]
     assert run.endswith(
         '| 30.0 images/s | mmpretrain | 12.0 images/s | 2.5 times as fast | 2001-02-03, machine A |'
     )

@@ -26,6 +26,14 @@ TARGET = 1.03
 PEERS = {}
 READS = 1  # the numbers of slots that were kept
 MORE = {'loss-slotcon-2048': 'loss.py slotcon --num-prototypes 2048 --rounds 3 CLOCK'}
+GAINS = [
+    (
+        'memory of its slot loss, P = 2048',
+        'loss-slotcon-2048',
+        ', Slots, extra memory',
+        'written out',
+    )
+]
 
 
 def overlap_written_out(scores, box, other):
