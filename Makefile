@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-.PHONY: help setup setup-ops demo test test-slow test-classic bench bench-full docs lint clean
+.PHONY: help setup setup-ops demo test test-slow test-classic bench bench-full bench-gpu docs lint clean
 
 .DEFAULT_GOAL := help
 PYTEST_ARGS ?=
@@ -30,6 +30,7 @@ help:
 	@echo 'make test-classic  make test under the classic line of OpenMMLab, PyTorch 2.1: .venv-classic'
 	@echo 'make bench      ten minutes of benchmarks beside other packages: docs/benchmarks.md; bench-full'
 	@echo '                also what takes longer'
+	@echo 'make bench-gpu  checks and benchmarks on one GPU, eight minutes; also docs/benchmarks.md'
 	@echo 'make docs       the documentation as pages: docs/_build/html/index.html'
 	@echo 'make lint       ruff, through pre-commit'
 	@echo 'make setup      only the set-up: .venv'
@@ -54,9 +55,12 @@ test-classic:
 	$(PY) -m pytest tests -m 'not slow' $(IN_PARALLEL) $(PYTEST_ARGS)
 
 # What only they need is beside the environment, not in it.
-bench bench-full: setup .venv-bench/installed
+bench: BENCH := run.py
+bench-full: BENCH := run.py --full
+bench-gpu: BENCH := gpu.py
+bench bench-full bench-gpu: setup .venv-bench/installed
 	PYTHONPATH=$(CURDIR)/.venv-bench$(if $(MMDENSE_PYTHON),:$(PYTHONPATH)) \
-		$(PY) benchmarks/run.py $(if $(filter bench-full,$@),--full) $(BENCH_ARGS)
+		$(PY) benchmarks/$(BENCH) $(BENCH_ARGS)
 
 .venv-bench/installed: requirements/bench.txt | setup
 	rm -rf .venv-bench

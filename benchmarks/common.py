@@ -4,15 +4,17 @@
 import argparse
 import copy
 import ctypes
+import gc
 import importlib
 import io
 import json
 import multiprocessing
 import os
 import platform
+import signal
 import sys
 import time
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -140,31 +142,59 @@ def total(times, names):
 # ----------------------------------------------------------------------------------------- memory
 
 
-def in_own_process(function, *args):
+# Processes are forked by a server that has imported all, for imports take seconds. It must not ask
+# CUDA whether there is a GPU, as MMEngine does when it is imported: what it forks could not use it.
+# This has PyTorch ask the driver's library instead. Where there is none, START=spawn.
+os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
+START = 'MMDENSE_BENCH_START'
+
+
+def in_own_process(function, *args, seconds=None):
     """Return the result of the function in a process of its own.
 
     Args:
         function (Callable): Of a module.
         *args: Its arguments, which can be pickled, as what it returns.
+        seconds (float, optional): The longest that it may take.
+
+    Raises:
+        TimeoutError: After ``seconds``. The process and all that it started are ended.
+        ChildProcessError: When the process ends without a result.
     """
-    # a server that has imported all, and forks: imports take seconds
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmdense.models'])
+    context = multiprocessing.get_context(os.environ.get(START, 'forkserver'))
+    if context.get_start_method() == 'forkserver':
+        context.set_forkserver_preload(['mmdense.models', 'gpu_parts'])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, function, *args))
+    # what a limited process starts is in its group, and ends with it
+    group = os.getpgrp() if seconds is None else 0
+    process = context.Process(target=_send, args=(sender, group, function, *args))
     process.start()
     sender.close()
-    result = receiver.recv()  # EOFError when the process failed
-    process.join()
-    return result
+    try:
+        if seconds is not None and not receiver.poll(seconds):
+            raise TimeoutError(f'more than {seconds:.0f} s')
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        raise ChildProcessError(f'the process ended with {process.exitcode}') from None
+    finally:
+        if seconds is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.join()
 
 
-def _send(sender, function, *args):
+def _send(sender, group, function, *args):
+    with suppress(PermissionError):  # the caller is of another session
+        os.setpgid(0, group)
     sender.send(function(*args))
 
 
 def peak_memory(make, name, args, small, whole=False):
-    """Peak memory of one call, in bytes, measured in a process of its own.
+    """Peak memory of one call, in bytes.
+
+    Measured in a process of its own; on a GPU, whose allocator counts, in this one, where a call
+    has loaded the libraries.
 
     Args:
         make (Callable): From a name and args to a function without arguments; of a module.
@@ -173,9 +203,22 @@ def peak_memory(make, name, args, small, whole=False):
         small (dict): Other values of args, for a call before, which loads the libraries.
         whole (bool): Also what the function's inputs take (parameters, say).
     """
+    if args.device == 'cuda':
+        return _peak_device_memory(make, name, args, whole)
     # glibc hands every freed tensor back at once, so that none is counted twice
     os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(2**17))
     return in_own_process(_peak_memory, make, name, args, small, whole)
+
+
+def _peak_device_memory(make, name, args, whole):
+    gc.collect()
+    empty = torch.cuda.memory_allocated()
+    function = make(name, args)
+    before = empty if whole else torch.cuda.memory_allocated()
+    function()  # cuDNN chooses its algorithms, and takes memory for those that it tries
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _peak_memory(make, name, args, small, whole):
@@ -184,16 +227,10 @@ def _peak_memory(make, name, args, small, whole):
     vars(little).update(small)
     make(name, little)()
     function = None if whole else make(name, args)
-    if args.device == 'cuda':
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with open('/proc/self/clear_refs', 'w') as f:
-            f.write('5')  # Linux: the peak starts again from here
-        before = _resident('VmRSS')
+    with open('/proc/self/clear_refs', 'w') as f:
+        f.write('5')  # Linux: the peak starts again from here
+    before = _resident('VmRSS')
     (function or make(name, args))()
-    if args.device == 'cuda':
-        return torch.cuda.max_memory_allocated() - before
     return _resident('VmHWM') - before
 
 

@@ -6,7 +6,8 @@
 
 A method's recipe on the images of --data-root beside mmpretrain's as shipped, and with --amp
 beside that with AMP, too; and beside our own step on a batch that is in device memory already,
-whose rate is the most that any input could give. --cfg-options changes our config alone.
+whose rate is the most that any input could give; and with --device-augment beside a run that
+leaves colours and blur to the device. --cfg-options changes our config alone.
 
 Every run is a process of its own; they take turns. The rate is that of the iterations after the
 first ones, in which workers start and cuDNN chooses. On a GPU also peak memory.
@@ -94,28 +95,36 @@ def their_config(args, folder, amp):
     return cfg
 
 
+def run_config(name, paths, folder, number, args):
+    """Return the config of a run on ``number`` images, which are linked in ``folder``."""
+    link_images(paths, number, folder)
+    if name.startswith('mmpretrain'):
+        cfg = their_config(args, folder, amp=name.endswith('AMP'))
+    else:
+        cfg = our_config(args, folder)
+    models.shrink(cfg.model, args)
+    for pipeline in cfg.train_dataloader.dataset.pipeline[1]['transforms']:
+        pipeline[0]['scale'] = args.size
+    cfg.train_dataloader.update(batch_size=args.batch_size, num_workers=args.workers)
+    cfg.train_dataloader.persistent_workers = args.workers > 0
+    if args.device == 'cpu':
+        cfg.train_dataloader.pin_memory = False
+    cfg.train_cfg.max_epochs = 1
+    cfg.work_dir, cfg.log_level, cfg.launcher = os.path.join(folder, 'run'), 'ERROR', 'none'
+    if not name.startswith('mmpretrain'):
+        cfg.merge_from_dict(args.cfg_options or {})
+    if name == AUGMENTED:
+        cfg.train_dataloader.dataset.pipeline[1]['device_augment'] = True
+    return cfg
+
+
 def rate(name, paths, args):
     """Images per second of a run, and its peak of device memory in bytes or None."""
     common.prepare(args)
     warnings.filterwarnings('ignore', message='Multi-processing start method')
     iterations = args.warmup + args.iterations
     with tempfile.TemporaryDirectory() as folder:
-        link_images(paths, iterations * args.batch_size, folder)
-        if name.startswith('mmpretrain'):
-            cfg = their_config(args, folder, amp=name.endswith('AMP'))
-        else:
-            cfg = our_config(args, folder)
-        models.shrink(cfg.model, args)
-        for pipeline in cfg.train_dataloader.dataset.pipeline[1]['transforms']:
-            pipeline[0]['scale'] = args.size
-        cfg.train_dataloader.update(batch_size=args.batch_size, num_workers=args.workers)
-        cfg.train_dataloader.persistent_workers = args.workers > 0
-        if args.device == 'cpu':
-            cfg.train_dataloader.pin_memory = False
-        cfg.train_cfg.max_epochs = 1
-        cfg.work_dir, cfg.log_level, cfg.launcher = os.path.join(folder, 'run'), 'ERROR', 'none'
-        if not name.startswith('mmpretrain'):
-            cfg.merge_from_dict(args.cfg_options or {})
+        cfg = run_config(name, paths, folder, iterations * args.batch_size, args)
         runner = build_runner(cfg)
         if name == IN_MEMORY:
             put_in_memory(runner, iterations, args)
@@ -127,11 +136,13 @@ def rate(name, paths, args):
 
 
 IN_MEMORY = 'the same from device memory'
+AUGMENTED = 'the same with device_augment'
 
 
 def compare_runs(args):
     names = ['mmdense', IN_MEMORY, 'mmpretrain']
     names += ['mmpretrain, AMP'] if args.amp else []
+    names += [AUGMENTED] if args.device_augment else []
     paths = images(args)
     rates = {name: [] for name in names}
     peaks = {name: [] for name in names}
@@ -160,6 +171,7 @@ def main():
     parser.add_argument('--workers', type=int, default=max(len(os.sched_getaffinity(0)) - 1, 1))
     parser.add_argument('--warmup', type=int, default=8, help='iterations before the clock starts')
     parser.add_argument('--iterations', type=int, default=24, help='that are timed')
+    parser.add_argument('--device-augment', action='store_true', help='also a run with it')
     args = parser.parse_args()
     if args.device == 'cpu' and args.amp:
         raise SystemExit('--amp needs --device cuda here: MMEngine has no AMP on the CPU')

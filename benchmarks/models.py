@@ -51,12 +51,20 @@ def shrink(model, args):
 
 
 def build(config, scope, args):
-    with DefaultScope.overwrite_default_scope(scope), MODELS.switch_scope_and_registry(scope) as r:
-        model = r.build(config)
+    def make():
+        own_scope = DefaultScope.overwrite_default_scope(scope)
+        with own_scope, MODELS.switch_scope_and_registry(scope) as registry:
+            return revert_sync_batchnorm(registry.build(config))
+
     MessageHub.get_current_instance().update_info('max_iters', 1000)  # the twins' schedules
-    model = revert_sync_batchnorm(model).to(args.device)
+    model = on_device(make, args)
     model.train()
     return model
+
+
+def on_device(make, args):
+    """Make a module, and move it to the device."""
+    return make().to(args.device)
 
 
 def ours(algorithm, args):

@@ -5,7 +5,7 @@
     python benchmarks/run.py --full           # `make bench-full`: also what takes longer
     python benchmarks/run.py --only step      # what begins so
     python benchmarks/run.py --only none      # only writes
-    python benchmarks/run.py --device cuda
+    python benchmarks/gpu.py                  # `make bench-gpu`: what needs a GPU
 
 Each result is a file in benchmarks/results, which a run replaces; the tables show what is there,
 with its own date and machine.
@@ -23,6 +23,7 @@ from pathlib import Path
 import common
 import methods
 from common import figure
+from gains import gains, line
 from targets import target_of
 
 HERE = Path(__file__).resolve().parent
@@ -60,22 +61,7 @@ FULL = {
     'storage': 'storage.py',
 }
 PRINTS = ('storage.py',)  # a table of its own
-AMP = '--device cuda --amp float16'
-CUDA_RUN = f'{AMP} --batch-size 64 --warmup 40 --iterations 80'
-DEVICE_AUGMENT = 'train_dataloader.dataset.pipeline.1.device_augment=True'
-CUDA = {
-    'input-cuda': 'input.py mocov2 byol --device-augment --images 128 --device cuda',
-    **{
-        f'loss-{name}-cuda': f'loss.py {name} {AMP} --batch-size 64 --rounds 21' for name in METHODS
-    },
-    **{
-        f'step-{name}-cuda': f'step.py {name} {AMP} --batch-size 64 --rounds 21' for name in METHODS
-    },
-    'step-lars-cuda': 'step.py lars --device cuda --rounds 51',
-    'end_to_end-cuda': f'end_to_end.py {CUDA_RUN}',
-    'end_to_end-cuda-augment': f'end_to_end.py {CUDA_RUN} --cfg-options {DEVICE_AUGMENT}',
-    'scale-batches-cuda': f'scale.py batches {AMP} --batch-sizes 32 64 128 256 --rounds 11',
-}
+ELSEWHERE = ('gpu',)  # of gpu.py
 
 
 def run(name, command, args):
@@ -112,7 +98,7 @@ def document(page, results):
     """The page with its tables.
 
     Args:
-        page (str): With places for them, {{ script }}, and {{ machines }}.
+        page (str): With places for them, {{ script }}, {{ gains }} and {{ machines }}.
         results (dict[str, dict]): By name, as the scripts write them.
     """
     machines = []
@@ -120,6 +106,8 @@ def document(page, results):
     def fill(place):
         if place[1] == 'machines':
             return '\n'.join(map(describe, range(len(machines)), machines))
+        if place[1] == 'gains':
+            return gains_table(results, machines)
         own = [r for name, r in results.items() if name.split('-')[0] == place[1]]
         machines.extend(m for m in (r['machine'] for r in own) if m not in machines)
         printed = [f'{r["table"]}\n\n{when(r, machines)}.' for r in own if 'table' in r]
@@ -128,6 +116,16 @@ def document(page, results):
         return '\n\n'.join(tables) or 'Not measured yet.'
 
     return re.sub(r'{{ (\w+) }}', fill, page)
+
+
+def gains_table(results, machines):
+    """Return what a user gains, a line a figure."""
+    lines = ['| | mmdense | beside | | gain | measured |', '| --- | --- | --- | --- | --- | --- |']
+    for gain, result, row in gains(results):
+        if result['machine'] not in machines:
+            machines.append(result['machine'])
+        lines.append(line(gain, row, when(result, machines)))
+    return '\n'.join(lines)
 
 
 def when(result, machines):
@@ -147,26 +145,37 @@ def table(script, rows, machines):
     ]
     notes, missed = [], []
     for result, row in rows:
-        rounds = f'{row["rounds"]} round' + 's' * (row['rounds'] != 1)
-        note = f'{row["setting"]}; {rounds}; {when(result, machines)}'
+        note = f'{row["setting"]}; ' if row['setting'] else ''
+        if 'rounds' in row:
+            note += f'{row["rounds"]} round{"s" * (row["rounds"] != 1)}; '
+        note += when(result, machines)
         note += f'; {result["remark"]}' if 'remark' in result else ''
         if note not in notes:
             notes.append(note)
-        target = target_of(script, row)
-        met = ''
-        if target is not None:
-            met = f'{target}, {"met" if target.is_met(row) else "missed"}'
-        if met.endswith('missed'):
+        target = target_of(row.get('script', script), row) if 'ratio' in row else None
+        if target is not None and not target.is_met(row):
             missed.append(f'{row["what"]}, over {row["peer"]}: {target.reason}.')
-        unit = row['unit']
-        decimals = {'s': 2, 'ms': 1, 'MiB': 0, 'images/s': 1}[unit]
-        ours, theirs = (f'{figure(row[k], decimals)} {unit}' for k in ('ours', 'theirs'))
-        cells = [row['what'], ours, row['peer'], theirs, figure(row['ratio'], 3), met]
-        lines.append(f'| {" | ".join(cells)} | {notes.index(note) + 1} |')
+        lines.append(f'| {" | ".join(cells(row, target))} | {notes.index(note) + 1} |')
     lines += ['', *(f'{i}. {note}' for i, note in enumerate(notes, 1))]
     if missed:
         lines += ['', 'Missed:', '', *(f'- {reason}' for reason in dict.fromkeys(missed))]
     return '\n'.join(lines)
+
+
+def cells(row, target):
+    """Return what a line of a table says: of a comparison, of a check, or of what failed."""
+    if 'failed' in row:
+        return [row['what'], f'failed: {row["failed"]}', '', '', '', '']
+    if 'allowed' in row:
+        met = 'met' if row['ok'] else 'missed'
+        return [row['what'], row['found'], '', '', '', f'{row["allowed"]}, {met}']
+    met = ''
+    if target is not None:
+        met = f'{target}, {"met" if target.is_met(row) else "missed"}'
+    unit = row['unit']
+    decimals = {'s': 2, 'ms': 1, 'MiB': 0, 'images/s': 1}[unit]
+    ours, theirs = (f'{figure(row[k], decimals)} {unit}' for k in ('ours', 'theirs'))
+    return [row['what'], ours, row['peer'], theirs, figure(row['ratio'], 3), met]
 
 
 def describe(index, machine):
@@ -178,12 +187,19 @@ def describe(index, machine):
 
 def read_results():
     """In the order of the tables."""
-    paths = {name: RESULTS / f'{name}.json' for name in [*FULL, *CUDA]}
+    paths = {name: RESULTS / f'{name}.json' for name in [*FULL, *ELSEWHERE]}
     return {
         name: json.loads(path.read_text(encoding='utf-8'))
         for name, path in paths.items()
         if path.exists()
     }
+
+
+def write_page():
+    """Write docs/benchmarks.md from the page and the results that are there."""
+    page = (HERE / 'page.md').read_text(encoding='utf-8')
+    DOCUMENT.write_text(document(page, read_results()), encoding='utf-8')
+    print(f'wrote {DOCUMENT}')
 
 
 def main():
@@ -192,16 +208,13 @@ def main():
     )
     parser.add_argument('--full', action='store_true')
     parser.add_argument('--only', default='', help='those whose name begins so; none: only write')
-    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--clock', default='wall', choices=['wall', 'cpu'])
     parser.add_argument('--data-root', help='a folder with images')
     args = parser.parse_args()
-    plan = CUDA if args.device == 'cuda' else FULL if args.full else QUICK
+    plan = FULL if args.full else QUICK
     plan = {name: command for name, command in plan.items() if name.startswith(args.only)}
     failed = [name for name, command in plan.items() if not run(name, command, args)]
-    page = (HERE / 'page.md').read_text(encoding='utf-8')
-    DOCUMENT.write_text(document(page, read_results()), encoding='utf-8')
-    print(f'wrote {DOCUMENT}')
+    write_page()
     if failed:
         raise SystemExit(f'failed: {", ".join(failed)}')
 

@@ -43,7 +43,7 @@ def compare_steps(args):
         common.show(f'  {part}', times[part], common.unit_of(times[part]))
     against = {
         'floor': common.total(times, parts),
-        'bare backbone': common.total(times, ['backbone', 'twin_backbone']),
+        'bare backbone': common.total(times, [p for p in parts if p.endswith('backbone')]),
         **{name: times[name] for name in peers},
     }
     unit = common.unit_of(times[mine])

@@ -154,6 +154,33 @@ def test_a_table_that_a_script_prints(writer):
     assert writer.document('{{ storage }}', results) == '| a | b |\n\n2001-02-03, machine A.'
 
 
+def test_the_page_begins_with_what_a_user_gains(repo, writer):
+    page = (repo / 'docs' / 'benchmarks.md').read_text(encoding='utf-8')
+    table = page[: page.index('```')]
+    found = list(sys.modules['gains'].gains(writer.read_results()))
+    assert len(found) == 10 == table.count(', machine ')
+    for gain, _, row in found:  # what is no gain is below
+        assert f'| {gain.words} | ' in table and sys.modules['gains'].factor(row) > 1
+
+
+def test_a_gain_is_taken_from_its_row(writer):
+    what = f'{EXAMPLE.algorithm}, a run'
+    run = dict(what=what, peer='mmpretrain', unit='images/s', ratio=[2.5, 2.4, 2.6])
+    run.update(ours=[30.0, 20.0, 40.0], theirs=[12.0, 10.0, 14.0])
+    lars = dict(what='LARS', peer='mmpretrain LARS', unit='ms', ratio=[0.5] * 3)
+    lars.update(ours=[3.0] * 3, theirs=[6.0] * 3)
+    rows = [run, lars]
+    on_a_gpu = dict(date='2001-02-03', machine=MACHINE, rows=rows[:1])
+    on_a_cpu = dict(date='2001-02-02', machine=dict(MACHINE, cores=2), rows=rows)
+    page = writer.document('{{ gains }}', dict(end_to_end=on_a_cpu, gpu=on_a_gpu))
+    (run,) = [line for line in page.splitlines() if ': a run' in line]
+    assert run.endswith(
+        '| 30.0 images/s | mmpretrain | 12.0 images/s | 2.5 times as fast | 2001-02-03, machine A |'
+    )
+    page = writer.document('{{ gains }}', {'step-lars': on_a_cpu})
+    assert '| 3.0 ms | mmpretrain | 6.0 ms | 2 times as fast | 2001-02-02, machine A |' in page
+
+
 def test_the_committed_page_is_that_of_the_results(repo, writer):
     template = (repo / 'benchmarks' / 'page.md').read_text(encoding='utf-8')
     written = (repo / 'docs' / 'benchmarks.md').read_text(encoding='utf-8')

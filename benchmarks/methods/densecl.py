@@ -26,6 +26,12 @@ PEERS = {
     'mmpretrain MoCo v2': 'mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py',
     'lightly DenseCL': lambda args: LightlyDenseCL(args),
 }
+GAINS = [
+    ('its dense loss, K = 65536', 'loss-densecl', ', InfoNCE', 'mmpretrain'),
+    ('memory of its dense loss', 'loss-densecl', ', InfoNCE, extra memory', 'mmpretrain'),
+    ('a step, R50', 'step-densecl', '', 'mmpretrain DenseCL'),
+    ('a run, all included', 'end_to_end', ', a run', 'mmpretrain'),
+]
 
 
 def losses(args):

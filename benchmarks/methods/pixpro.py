@@ -71,7 +71,7 @@ def losses(args):
 
 def floor(model, views, args):
     parts = both_encoders(model, views, args)
-    with torch.no_grad():
+    with torch.no_grad(), common.autocast(args):
         z = [leaf(model.neck(m)) for m in maps_of(model.backbone, views, args)]
     transform = model.head.value_transform
     if not isinstance(transform, nn.Identity):

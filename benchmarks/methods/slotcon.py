@@ -24,7 +24,16 @@ from mmdense.models.utils import align_maps
 SETTING = 'P = {num_prototypes}'
 TARGET = 1.03
 PEERS = {}
+READS = 1  # the numbers of slots that were kept
 MORE = {'loss-slotcon-2048': 'loss.py slotcon --num-prototypes 2048 --rounds 3 CLOCK'}
+GAINS = [
+    (
+        'memory of its slot loss, P = 2048',
+        'loss-slotcon-2048',
+        ', Slots, extra memory',
+        'written out',
+    )
+]
 
 
 def overlap_written_out(scores, box, other):
@@ -73,7 +82,7 @@ def slots_written_out(slots_q, slots_k, scores_q, scores_k):
 def losses(args):
     # slots and scores of a student's view and of the teacher's other, in which much is alike
     n, grid = args.batch_size, args.size // 32
-    grouping = SemanticGrouping(args.num_prototypes).to(args.device)
+    grouping = models.on_device(lambda: SemanticGrouping(args.num_prototypes), args)
     z = torch.randn(n, 256, grid, grid, device=args.device)
     with torch.no_grad():
         slots_q, scores_q = grouping(z)
@@ -87,7 +96,7 @@ def losses(args):
         return group_distillation(*aligned, center)
 
     predictor = dict(type='mmdense.ProjectionMLP', in_channels=256, dense=False)
-    head = SlotContrastHead(predictor).to(args.device)
+    head = models.on_device(lambda: SlotContrastHead(predictor), args)
     head.predictor = nn.Identity()
     batch = slots_q, slots_k, scores_q, scores_k
     grouping_losses = {
