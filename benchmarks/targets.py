@@ -46,9 +46,9 @@ def _step(what, value):
 
 
 _LARS = (
-    'the two norms read the weights and the gradients once more, each for 0.15 to 0.25 of the time of '
-    "SGD's loop. Tried without gain on it: parts that fit into a core's cache, norms by dot, decay "
-    'and momentum in one operation, buckets of tensors'
+    'the two norms read the weights and the gradients once more, each for 0.15 to 0.25 of the '
+    "time of SGD's loop. Tried without gain on it: parts that fit into a core's cache, norms by "
+    'dot, decay and momentum in one operation, buckets of tensors'
 )
 _GPU = dict(sign='≥', setting='R50, cuda')
 TARGETS = [
