@@ -86,40 +86,54 @@ def compare_compiled(args):
 # ------------------------------------------------------------------------------------ the optimiser
 
 
-def compare_lars(args):
-    """A step of LARS on ResNet's parameters: mmpretrain's, ours, and SGD."""
+def lars_step(name, args):
+    """Build mmdense's LARS, mmpretrain's or SGD over a ResNet's parameters; return its step.
+
+    The first step was made, so that the momentum buffers are there.
+    """
     from mmpretrain.engine.optimizers import LARS as Theirs
 
     from mmdense.engine import LARS
 
+    backbone = dict(type='ResNet', depth=args.depth)
+    params = list(models.build(backbone, 'mmpretrain', args).parameters())
+    for p in params:
+        p.grad = torch.randn_like(p)
     options = dict(lr=0.1, momentum=0.9, weight_decay=1e-5)
-
-    def parameters():
-        """Copy tensors, with gradients."""
-        backbone = dict(type='ResNet', depth=args.depth)
-        params = list(models.build(backbone, 'mmpretrain', args).parameters())
-        for p in params:
-            p.grad = torch.randn_like(p)
-        return params
-
-    def groups(params):
-        return [
+    if name == 'mmdense':
+        optimizer = LARS(params, **options)
+    elif name == 'mmpretrain LARS':
+        plain = [p for p in params if p.ndim <= 1]
+        groups = [
             dict(params=[p for p in params if p.ndim > 1]),
-            dict(params=[p for p in params if p.ndim <= 1], weight_decay=0.0, lars_exclude=True),
+            dict(params=plain, weight_decay=0.0, lars_exclude=True),
         ]
+        optimizer = Theirs(groups, **options)
+    else:
+        # by itself PyTorch takes foreach on a GPU, and a loop over the parameters on a CPU
+        foreach = True if name == FOREACH else None
+        optimizer = torch.optim.SGD(params, foreach=foreach, **options)
+    optimizer.step()
+    return optimizer.step
 
-    steps = {
-        'mmdense': LARS(parameters(), **options).step,
-        'mmpretrain LARS': Theirs(groups(parameters()), **options).step,
-        'torch SGD': torch.optim.SGD(parameters(), foreach=True, **options).step,
-    }
-    rows = []
+
+FOREACH = 'torch SGD, foreach'
+
+
+def compare_lars(args):
+    """Time a step of LARS on a ResNet's parameters, beside mmpretrain's LARS and PyTorch's SGD."""
+    names = ['mmdense', 'mmpretrain LARS', 'torch SGD', FOREACH]
+    steps = {name: lars_step(name, args) for name in names}
+    setting, rows = common.setting(args, f'R{args.depth}'), []
     # on a GPU also the time until the call returns, with the GPU still at work
     for what, which in (('LARS', 1), ('LARS, host', 0))[: 1 + (args.device == 'cuda')]:
         times = common.measure(steps, args, which)
         ours = times.pop('mmdense')
-        rows += common.rows(what, common.setting(args, f'R{args.depth}'), 'ms', ours, times)
-    return rows
+        rows += common.rows(what, setting, 'ms', ours, times)
+    small = dict(depth=18)
+    peak = {name: [common.peak_memory(lars_step, name, args, small)] for name in names}
+    ours = peak.pop('mmdense')
+    return rows + common.rows('LARS, extra memory', setting, 'MiB', ours, peak)
 
 
 def main():

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdense.engine import LARS, WarmupCosineLR
+from mmdense.engine.optimizers.lars import OPTIONS
 from mmdense.utils.errors import InputError
 
 
@@ -171,6 +172,24 @@ def test_against_the_formula(momentum, maximize):
         for p, (w, buffer) in zip(params, expected):
             torch.testing.assert_close(p.data, w)
             torch.testing.assert_close(optimizer.state[p]['momentum_buffer'], buffer)
+
+
+def test_one_by_one_is_together(monkeypatch):
+    """On a CPU each tensor has its step by itself; a GPU makes those of all at once."""
+    ours, together = make_params(), make_params()
+    optimizer = LARS(ours, lr=0.5, weight_decay=0.2)
+    calls, step = [], LARS._step
+    monkeypatch.setattr(
+        LARS, '_step', lambda self, p, *a, **k: calls.append(p) or step(self, p, *a, **k)
+    )
+    options = {name: optimizer.defaults[name] for name in OPTIONS}
+    at_once = LARS(together, lr=0.5, weight_decay=0.2)
+    for _ in range(2):
+        optimizer.step()
+        with torch.no_grad():
+            at_once._step(together[:2], True, **options)
+    assert [len(part) for part in calls[:4]] == [1, 1, 1, 2]
+    assert all(torch.equal(p, q) for p, q in zip(ours[:2], together[:2]))
 
 
 def test_one_dimension_is_plain_sgd():

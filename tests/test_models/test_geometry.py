@@ -1,9 +1,12 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import sys
+
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mmengine.structures import BaseDataElement
+from torchvision.ops import roi_align
 
 from mmdense.models.utils import (
     align_maps,
@@ -149,6 +152,46 @@ def test_aligned_maps_are_differentiable():
     maps = torch.rand(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     boxes = a.double(), b.double()
     assert torch.autograd.gradcheck(lambda m: align_maps(m, *boxes), maps)
+
+
+def align_by_roi_align(maps, box, other):
+    """The paper's words: RoIAlign of the overlap, then the flip undone; image by image."""
+    height, width = maps.shape[2:]
+    aligned = []
+    for x, one, two in zip(maps, box[:, None], other[:, None]):
+        region = overlap_in_view(one, two) * torch.tensor([width, height, width, height])
+        region = torch.cat([torch.zeros(1, 1), region], dim=1)
+        cut = roi_align(x[None], region, (height, width), sampling_ratio=1, aligned=True)
+        mirrored, upside_down = is_flipped(one)
+        cut = cut.flip(3) if mirrored else cut
+        aligned.append(cut.flip(2) if upside_down else cut)
+    return torch.cat(aligned)
+
+
+@pytest.mark.parametrize('one_matrix', [0, 10**9], ids=['by side', 'one matrix'])
+@pytest.mark.parametrize('grid', [(7, 7), (5, 9), (20, 16), (1, 1)])
+def test_aligned_maps_are_roi_aligns(grid, one_matrix, monkeypatch):
+    """By one matrix, as small maps are, and by one for each side: maps and gradients."""
+    monkeypatch.setattr(sys.modules['mmdense.models.utils.geometry'], '_ONE_MATRIX', one_matrix)
+    a = torch.tensor([[0.9, 0.0, 0.1, 0.7], [0.2, 0.8, 0.8, 0.1], [0.0, 0.1, 0.6, 0.9]])
+    b = torch.tensor([[0.3, 0.2, 1.0, 0.9], [0.7, 0.6, 0.1, 0.3], [0.2, 0.2, 0.5, 0.5]])
+    maps = torch.randn(3, 4, *grid, requires_grad=True)
+    weight = torch.randn(3, 4, *grid)
+    for box, other in ((a, b), (b, a)):
+        ours, theirs = align_maps(maps, box, other), align_by_roi_align(maps, box, other)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        (grad,), (expected,) = (
+            torch.autograd.grad((x * weight).sum(), maps) for x in (ours, theirs)
+        )
+        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_does_not_change_aligned_maps():
+    a, b = torch.tensor([[0.93, 0, 0.11, 0.7]]), torch.tensor([[0.3, 0.2, 1.0, 0.9]])
+    maps = torch.rand(1, 2, 7, 7)
+    with torch.autocast('cpu', torch.bfloat16):
+        aligned = align_maps(maps, a, b)
+    assert torch.equal(aligned, align_maps(maps, a, b))
 
 
 def test_half_precision_maps_are_aligned_in_single():

@@ -39,19 +39,19 @@ def close(ours, theirs):
     rows=st.integers(1, 40),
     channels=st.integers(1, 9),
     length=st.integers(1, 70),
-    block=st.tuples(st.integers(1, 50), st.integers(1, 80)),
+    block=st.tuples(st.integers(1, 50), st.integers(1, 2000)),
+    at_once=st.booleans(),
     temperature=st.floats(0.05, 2),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None)
-def test_equals_the_definition(rows, channels, length, block, temperature, seed):
-    """Whatever the blocks; loss and both gradients."""
+def test_equals_the_definition(rows, channels, length, block, at_once, temperature, seed):
+    """At once, and in whatever blocks; loss and both gradients."""
     query, key, queue = random_input(rows, channels, length, seed)
-    before, module._BLOCK = module._BLOCK, {'cpu': block}
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, '_BLOCK', {'cpu': block})
+        patch.setattr(module, '_AT_ONCE', 10**9 if at_once else 0)
         ours = info_nce(query, key, queue, temperature)
-    finally:
-        module._BLOCK = before
     theirs = plain_info_nce(query, key, queue, temperature)
     close(ours, theirs)
     for a, b in zip(
@@ -60,8 +60,10 @@ def test_equals_the_definition(rows, channels, length, block, temperature, seed)
         close(a, b)
 
 
-def test_real_size_gradient():
-    query, key, queue = random_input(98, 128, 65536)
+@pytest.mark.parametrize('rows, length', [(98, 65536), (32, 4096), (33, 4096)])
+def test_real_size_gradient(rows, length):
+    """Streamed; and on both sides of the size from which it is."""
+    query, key, queue = random_input(rows, 128, length)
     ours, theirs = info_nce(query, key, queue), plain_info_nce(query, key, queue, 0.2)
     close(ours, theirs)
     (a,), (b,) = torch.autograd.grad(ours, query), torch.autograd.grad(theirs, query)
@@ -99,7 +101,40 @@ def test_half_precision_input_gets_gradients_of_its_type():
     torch.testing.assert_close(a, b)
 
 
-def test_large_logits_stay_finite():
+def test_the_size_decides(monkeypatch):
+    calls = []
+    for name in ('_contrast_at_once', '_contrast_streamed'):
+        function = getattr(module, name)
+        call = lambda *args, name=name, f=function: calls.append(name) or f(*args)  # noqa: E731
+        monkeypatch.setattr(module, name, call)
+    info_nce(*random_input(32, 8, 4096))
+    info_nce(*random_input(33, 8, 4096))
+    assert calls == ['_contrast_at_once', '_contrast_streamed']
+
+
+both_ways = pytest.mark.parametrize('at_once', [True, False], ids=['at once', 'streamed'])
+
+
+@pytest.fixture
+def way(at_once, monkeypatch):
+    monkeypatch.setattr(module, '_AT_ONCE', 10**9 if at_once else 0)
+
+
+@both_ways
+def test_gradcheck(way):
+    query, key, queue = (x.detach().double() for x in random_input(7, 5, 30))
+    query, key = query.requires_grad_(), key.requires_grad_()
+    assert torch.autograd.gradcheck(lambda q, k: info_nce(q, k, queue, 0.3), (query, key))
+
+
+@both_ways
+def test_without_gradients(way):
+    query, key, queue = (x.detach() for x in random_input(7, 5, 30))
+    close(info_nce(query, key, queue), plain_info_nce(query, key, queue, 0.2))
+
+
+@both_ways
+def test_large_logits_stay_finite(way):
     """No overflow where exp() of a logit alone would."""
     query, key, queue = random_input(6, 8, 50, scale=300.0)
     ours, theirs = info_nce(query, key, queue, 0.07), plain_info_nce(query, key, queue, 0.07)
@@ -107,7 +142,8 @@ def test_large_logits_stay_finite():
     close(ours, theirs)
 
 
-def test_queue_may_change_before_backward():
+@both_ways
+def test_queue_may_change_before_backward(way):
     """The keys of a batch enter the queue between forward and backward."""
     query, key, queue = random_input(5, 8, 20)
     (expected,) = torch.autograd.grad(info_nce(query, key, queue), query)
@@ -133,8 +169,22 @@ def test_never_holds_the_matrix():
     inputs = {t.untyped_storage().data_ptr() for t in (query, key, queue)}
     with Largest() as largest:
         info_nce(query, key, queue).backward()
-    rows, keys = module._BLOCK['cpu']
-    assert largest.numel <= rows * keys < 1200 * 9000
+    _, numbers = module._BLOCK['cpu']
+    assert largest.numel <= numbers < 1200 * 9000
+
+
+def test_nothing_of_the_size_of_the_logits_waits_for_backward():
+    """Also at once: the formula keeps them."""
+    sizes = []
+
+    def keep(x):
+        sizes.append(x.numel())
+        return x
+
+    query, key, queue = random_input(32, 16, 4096)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        info_nce(query, key, queue)
+    assert sizes and max(sizes) <= query.numel()
 
 
 @pytest.mark.parametrize(

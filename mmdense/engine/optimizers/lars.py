@@ -33,7 +33,7 @@ class LARS(Optimizer):
 
     The step asks the device for no value, so that the host never waits for it.
     Gradients are only read. With weight decay a step takes temporary memory of
-    the size of the gradients of more than one dimension.
+    the size of the gradients of more than one dimension; on a CPU of the largest of them.
 
     Args:
         params (Iterable): Parameters, floating point and of any shape, or
@@ -111,8 +111,12 @@ class LARS(Optimizer):
                 if p.grad.is_sparse:
                     raise InputError('LARS: sparse gradients are not supported')
                 alike[(p.device, p.dtype, p.ndim > 1, options)].append(p)
-        for (_, _, adapt, options), params in alike.items():
-            self._step(params, adapt, **dict(zip(OPTIONS, options)))
+        for (device, _, adapt, options), params in alike.items():
+            # On a CPU each large tensor by itself: all operations on it while it is in the caches,
+            # and the decayed gradient in memory that the tensor before left.
+            by_itself = adapt and device.type == 'cpu'
+            for part in [[p] for p in params] if by_itself else [params]:
+                self._step(part, adapt, **dict(zip(OPTIONS, options)))
         return loss
 
     def _step(
@@ -131,16 +135,17 @@ class LARS(Optimizer):
         if maximize:
             grads = torch._foreach_neg(grads)
         buffers = [self._buffer(p) for p in params]
-        torch._foreach_mul_(buffers, momentum)
         if adapt:
             if weight_decay:
                 grads = torch._foreach_add(grads, params, alpha=weight_decay)
             norm = torch.stack(torch._foreach_norm(params))
             grad_norm = torch.stack(torch._foreach_norm(grads))
             factor = trust_coefficient * norm / (grad_norm + eps)
-            factor = torch.where((norm == 0) | (grad_norm == 0), torch.ones_like(factor), factor)
+            factor.masked_fill_((norm == 0) | (grad_norm == 0), 1)
+            torch._foreach_mul_(buffers, momentum)
             torch._foreach_addcmul_(buffers, grads, factor.unbind())
         else:
+            torch._foreach_mul_(buffers, momentum)
             torch._foreach_add_(buffers, grads)
         torch._foreach_add_(params, buffers, alpha=-lr)
 

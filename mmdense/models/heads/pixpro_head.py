@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from mmdense.models.losses import pixel_consistency, pixel_contrast
 from mmdense.models.necks import ProjectionMLP
-from mmdense.models.utils import grid_distances, in_float32, negative_similarity
+from mmdense.models.utils import grid_distances, in_float32, negative_similarity, unit_vectors
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero, check_below_one, check_counts
 from mmdense.utils.errors import InputError
@@ -208,4 +208,4 @@ class InstanceConsistencyHead(BaseModule):
 
 def _grid(maps: Tensor) -> Tensor:
     """Flatten N×C×H×W to N×C×S, and normalise each location."""
-    return normalize(maps.flatten(2), dim=1)
+    return unit_vectors(maps.flatten(2))

@@ -20,6 +20,7 @@ from .map_channels import map_channels
 from .patches import split_patches
 from .shuffled_bn import shuffled_forward
 from .similarity import match_entropy, negative_similarity
+from .unit_vectors import unit_vectors
 
 __all__ = [
     'align_maps',
@@ -43,4 +44,5 @@ __all__ = [
     'to_view',
     'view_boxes',
     'visible_share',
+    'unit_vectors',
 ]

@@ -12,9 +12,10 @@ from typing import List, Sequence, Tuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from mmdense.utils.errors import InputError
+
+from .float32 import in_float32
 
 Grid = Tuple[int, int]
 
@@ -193,12 +194,21 @@ def visible_share(boxes: Tensor) -> Tensor:
     return torch.where(area > 0, shown / area, torch.zeros_like(area))
 
 
+# Largest H·W whose sampling is one matrix of (H·W)². Its time over that of two matrices, one for
+# each side, forward and backward, 256 channels, one thread: 0.25 at 7×7, 0.69 at 10×10, 0.99 at
+# 12×12, 1.56 at 14×14, 4.8 at 28×28.
+_ONE_MATRIX = 12**2
+
+
+@in_float32
 def align_maps(maps: Tensor, box: Tensor, other: Tensor) -> Tensor:
     """Cut what two views share out of one view's maps: location by location the same
     place as ``align_maps`` of the other's.
 
     SlotCon (https://arxiv.org/abs/2205.15288), section 3.2: RoIAlign of the
-    overlap, then the flip undone.
+    overlap, one sample a location, then the flip undone. Sampling is linear in the maps: it is a
+    product with a matrix for each image. At 7×7 that takes a tenth of RoIAlign's time on a CPU,
+    and no gradient is summed in a random order on a GPU.
 
     Args:
         maps (Tensor): N×C×H×W, of the view.
@@ -211,15 +221,36 @@ def align_maps(maps: Tensor, box: Tensor, other: Tensor) -> Tensor:
     """
     height, width = maps.shape[2:]
     overlap = overlap_in_view(box, other)
-    # Above the map's size by one rounding, RoIAlign would take 2×2 samples a grid cell, not one.
-    x, y = (
-        (overlap[:, i::2] * side).clamp(min=0, max=side) for i, side in enumerate((width, height))
-    )
-    index = torch.arange(len(maps), dtype=box.dtype, device=box.device)
-    regions = torch.stack([index, x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
+    mirrored, upside_down = is_flipped(box)
+    rows = _samples(overlap[:, 1], overlap[:, 3], upside_down, height)  # NxHxH
+    columns = _samples(overlap[:, 0], overlap[:, 2], mirrored, width)  # NxWxW
     # in the boxes' precision: half would move them by a hundredth of a grid cell
     maps = maps.to(box.dtype)
-    aligned = roi_align(maps, regions, (height, width), sampling_ratio=-1, aligned=True)
-    mirrored, upside_down = (f[:, None, None, None] for f in is_flipped(box))
-    aligned = torch.where(mirrored, aligned.flip(3), aligned)
-    return torch.where(upside_down, aligned.flip(2), aligned)
+    if height * width > _ONE_MATRIX:
+        aligned = torch.bmm(maps.flatten(1, 2), columns.transpose(1, 2)).view_as(maps)
+        return torch.matmul(rows[:, None], aligned)
+    both = rows[:, :, None, :, None] * columns[:, None, :, None, :]  # NxHxWxHxW
+    both = both.flatten(3).flatten(1, 2)  # NxSxS
+    return torch.bmm(maps.flatten(2), both.transpose(1, 2)).view_as(maps)
+
+
+def _samples(start: Tensor, end: Tensor, flipped: Tensor, cells: int) -> Tensor:
+    """Return the weights by which the cells of one side are sampled at as many points of a part.
+
+    Args:
+        start (Tensor): N, where the part begins, in fractions of the side; cut at 0 and 1.
+        end (Tensor): N, where it ends; without a length the weights are 0.
+        flipped (Tensor): N, bool: from the end to the start.
+        cells (int): L.
+
+    Returns:
+        Tensor: N×L×L, points by cells: linear between the centers of two cells.
+    """
+    start, end = start.clamp(0, 1), end.clamp(0, 1)
+    some = (start < end)[:, None, None]
+    start, end = torch.where(flipped, end, start), torch.where(flipped, start, end)
+    cell = torch.arange(cells, dtype=start.dtype, device=start.device)
+    fraction = (cell + 0.5) / cells
+    point = (start[:, None] + fraction * (end - start)[:, None]) * cells - 0.5
+    distance = point.clamp(0, cells - 1)[:, :, None] - cell
+    return (1 - distance.abs()).clamp(min=0) * some
