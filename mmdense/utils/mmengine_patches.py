@@ -121,6 +121,7 @@ def format_configs_once() -> None:
 
     yapf's function depends on its arguments alone; it keeps its last results from now on.
     """
+    from mmengine.config import config
     from yapf.yapflib import yapf_api
 
     format_code, known = yapf_api.FormatCode, {}
@@ -137,6 +138,8 @@ def format_configs_once() -> None:
 
     format_once.known = known
     yapf_api.FormatCode = format_once
+    if hasattr(config, 'FormatCode'):  # the classic line imports the name with its module
+        config.FormatCode = format_once
 
 
 def end_workers(loader: Any) -> None:

@@ -28,7 +28,7 @@ class Visualizer(_Visualizer):
     ) -> None:
         super().__init__(name, None, **kwargs)
         for attribute in self._FIGURE:
-            del self.__dict__[attribute]  # see __getattr__
+            self.__dict__.pop(attribute, None)  # see __getattr__
         self._postponed = False
         if image is not None:
             self.set_image(image)
