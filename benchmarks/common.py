@@ -3,7 +3,6 @@
 
 import argparse
 import copy
-import ctypes
 import gc
 import importlib
 import io
@@ -66,18 +65,6 @@ def prepare(args):
     torch.manual_seed(0)
     if args.device == 'cuda':
         torch.backends.cudnn.benchmark = True
-
-
-def keep_freed_memory():
-    """Has glibc keep what is freed for the next call.
-
-    Else it goes back to the kernel, and a whole step, which holds two views, pays for a million
-    page faults that its parts, timed one by one in less memory, do not: a fifth of its time.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, 'mallopt'):
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no tensor has a mapping of its own
 
 
 def autocast(args):

@@ -10,11 +10,20 @@ whose rate is the most that any input could give; and with --device-augment besi
 leaves colours and blur to the device. --cfg-options changes our config alone.
 
 Every run is a process of its own; they take turns. The rate is that of the iterations after the
-first ones, in which workers start and cuDNN chooses. On a GPU also peak memory.
+first ones, in which workers start and cuDNN chooses. On a GPU also peak memory. With --clock cpu
+the seconds are those of all cores, of the workers too: more than one core can give to either.
+
+--start-up  Instead, the seconds from the command to the first step: tools/train.py with our config,
+            mmpretrain's tools/train.py with its own, and what nothing in PyTorch can leave out: its
+            import, and one step of SGD, which imports more of it.
 """
 
 import copy
+import multiprocessing
 import os
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -31,26 +40,38 @@ from torch.utils.data import DataLoader
 
 import mmdense.checkpoints  # noqa: F401 - the restricted loader
 from mmdense.engine.launch import build_runner
+from mmdense.engine.training import prepare_process
 
 
 class Clock(Hook):
-    """Seconds and memory of the iterations after the first ``warmup``."""
+    """Seconds of the iterations after the first ``warmup``, by the clock of --clock."""
 
     priority = 'LOWEST'
 
-    def __init__(self, warmup, device):
-        self.warmup, self.device = warmup, device
+    def __init__(self, warmup, iterations, device, clock):
+        self.warmup, self.last, self.device = warmup, warmup + iterations, device
+        self.now = cpu_seconds if clock == 'cpu' else time.perf_counter
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         done = runner.iter + 1
-        if done not in (self.warmup, runner.max_iters):
+        if done not in (self.warmup, self.last):
             return
         if self.device == 'cuda':
             torch.cuda.synchronize()
         if done == self.warmup:
-            self.start = time.perf_counter()
+            self.start = self.now()
         else:
-            self.seconds = time.perf_counter() - self.start
+            self.seconds = self.now() - self.start
+
+
+def cpu_seconds():
+    """Of this process and its data loader's workers until now (Linux)."""
+    seconds = time.process_time()
+    for worker in multiprocessing.active_children():
+        with open(f'/proc/{worker.pid}/stat') as f:
+            ticks = f.read().rpartition(')')[2].split()[11:13]  # of user and system
+        seconds += sum(map(int, ticks)) / os.sysconf('SC_CLK_TCK')
+    return seconds
 
 
 def link_images(paths, number, folder):
@@ -95,9 +116,8 @@ def their_config(args, folder, amp):
     return cfg
 
 
-def run_config(name, paths, folder, number, args):
-    """Return the config of a run on ``number`` images, which are linked in ``folder``."""
-    link_images(paths, number, folder)
+def config(name, args, folder):
+    """Return the config of a run of one epoch."""
     if name.startswith('mmpretrain'):
         cfg = their_config(args, folder, amp=name.endswith('AMP'))
     else:
@@ -122,17 +142,62 @@ def rate(name, paths, args):
     """Images per second of a run, and its peak of device memory in bytes or None."""
     common.prepare(args)
     warnings.filterwarnings('ignore', message='Multi-processing start method')
-    iterations = args.warmup + args.iterations
+    # at the last step that is timed, workers are as far ahead as at the first
+    iterations = args.warmup + args.iterations + 2 * args.workers
     with tempfile.TemporaryDirectory() as folder:
-        cfg = run_config(name, paths, folder, iterations * args.batch_size, args)
-        runner = build_runner(cfg)
+        link_images(paths, iterations * args.batch_size, folder)
+        if not name.startswith('mmpretrain'):
+            prepare_process()  # as tools/train.py does
+        runner = build_runner(config(name, args, folder))
         if name == IN_MEMORY:
             put_in_memory(runner, iterations, args)
-        clock = Clock(args.warmup, args.device)
+        clock = Clock(args.warmup, args.iterations, args.device, args.clock)
         runner.register_hook(clock)
         runner.train()
         peak = torch.cuda.max_memory_allocated() if args.device == 'cuda' else None
         return args.iterations * args.batch_size / clock.seconds, peak
+
+
+def start_up(command, args):
+    """Seconds of a command until it ends."""
+
+    def clock():
+        if args.clock == 'wall':
+            return time.perf_counter()
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    start = clock()
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    return clock() - start
+
+
+PYTORCH = """
+import torch
+parameter = torch.zeros(1, requires_grad=True)
+parameter.sum().backward()
+torch.optim.SGD([parameter], lr=1.0).step()
+"""
+
+
+def compare_start_ups(args):
+    ours = common.CONFIGS.parent / 'tools' / 'train.py'
+    tools = dict(mmdense=ours, mmpretrain=models.shipped_file('tools/train.py'))
+    seconds = {name: [] for name in (*tools, 'PyTorch alone')}
+    here = Path(__file__).resolve().parent
+    with tempfile.TemporaryDirectory() as folder:
+        link_images(images(args), 4 * args.batch_size, folder)
+        for _ in range(args.rounds):
+            for name, tool in tools.items():
+                path = os.path.join(folder, f'{name}.py')
+                config(name, args, folder).dump(path)
+                command = [str(here / 'first_step.py'), str(tool), path]
+                seconds[name].append(start_up(command, args))
+            seconds['PyTorch alone'].append(start_up(['-c', PYTORCH], args))
+    words = [f'R{args.depth}', f'batch {args.batch_size}', f'{args.size} px']
+    setting = common.setting(args, *words, f'{args.workers} workers')
+    what = f'{models.title(args.algorithm)}, command to first step'
+    return common.rows(what, setting, 's', seconds.pop('mmdense'), seconds)
 
 
 IN_MEMORY = 'the same from device memory'
@@ -172,10 +237,11 @@ def main():
     parser.add_argument('--warmup', type=int, default=8, help='iterations before the clock starts')
     parser.add_argument('--iterations', type=int, default=24, help='that are timed')
     parser.add_argument('--device-augment', action='store_true', help='also a run with it')
+    parser.add_argument('--start-up', action='store_true', help='seconds to the first step instead')
     args = parser.parse_args()
     if args.device == 'cpu' and args.amp:
         raise SystemExit('--amp needs --device cuda here: MMEngine has no AMP on the CPU')
-    common.finish(args, compare_runs(args))
+    common.finish(args, compare_start_ups(args) if args.start_up else compare_runs(args))
 
 
 if __name__ == '__main__':

@@ -333,7 +333,8 @@ def loader_rate(name, paths, args):
     ahead = 2 * args.workers  # batches that are on their way when the last one counts
     number = (args.warmup + args.iterations + ahead) * args.batch_size
     with tempfile.TemporaryDirectory() as folder:
-        cfg = end_to_end.run_config(name, paths, folder, number, args)
+        end_to_end.link_images(paths, number, folder)
+        cfg = end_to_end.config(name, args, folder)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
         batches = iter(loader)

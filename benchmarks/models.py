@@ -29,14 +29,19 @@ def both(algorithm):
     return [f'mmdense {algorithm}', f'mmpretrain {title(algorithm)}']
 
 
+def shipped_file(path):
+    """Return a file of the installed mmpretrain, by its path in its repository."""
+    folder = os.path.dirname(mmpretrain.__file__)
+    for root in (os.path.join(folder, '.mim'), os.path.dirname(folder)):
+        found = os.path.join(root, path)
+        if os.path.exists(found):
+            return found
+    raise FileNotFoundError(f"mmpretrain's {path} is not beside {mmpretrain.__file__}")
+
+
 def shipped_config(config):
     """Return a config of the installed mmpretrain, by its path in its folder of configs."""
-    folder = os.path.dirname(mmpretrain.__file__)
-    for configs in (os.path.join(folder, '.mim', 'configs'), os.path.join(folder, '../configs')):
-        path = os.path.join(configs, config)
-        if os.path.exists(path):
-            return Config.fromfile(path)
-    raise FileNotFoundError(f"mmpretrain's {config} is not beside {mmpretrain.__file__}")
+    return Config.fromfile(shipped_file(f'configs/{config}'))
 
 
 def shrink(model, args):

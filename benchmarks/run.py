@@ -44,6 +44,8 @@ QUICK = {
     **{f'step-{name}': f'step.py {name} --rounds 3 CLOCK' for name in methods.shipped()},
     'step-lars': 'step.py lars --rounds 21 CLOCK',
     'end_to_end': f'end_to_end.py {E2E}',
+    'end_to_end-cost': f'end_to_end.py {E2E} --clock cpu',
+    'end_to_end-start': f'end_to_end.py {E2E} --start-up --rounds 5 CLOCK',
     'scale-batches': f'scale.py batches {SMALL} --size 64 --batch-sizes 4 16 64 --rounds 5 CLOCK',
     'scale-processes': f'scale.py processes {SMALL} --size 64 --batch-size 16 --rounds 5',
 }

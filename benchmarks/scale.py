@@ -24,10 +24,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from mmdense.utils.memory import keep_freed_memory
+
 
 def compare_batches(args):
     ours, theirs = models.both(args.algorithm)
-    common.keep_freed_memory()
+    keep_freed_memory()
     rows = []
     for batch_size in args.batch_sizes:
         args.batch_size = batch_size
@@ -63,7 +65,7 @@ def run_process(rank, number, names, args, port):
     timeout = timedelta(minutes=2)  # where another process has failed
     dist.init_process_group('gloo', timeout=timeout, rank=rank, world_size=number)
     common.prepare(args)
-    common.keep_freed_memory()
+    keep_freed_memory()
     steps = {}
     for name in names:
         loss = Loss(models.algorithm(name, args))

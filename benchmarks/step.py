@@ -19,13 +19,15 @@ import methods
 import models
 import torch
 
+from mmdense.utils.memory import keep_freed_memory
+
 
 def compare_steps(args):
     """Rows of one algorithm: over the floor, over the bare backbone, beside the peers."""
     title, method = models.title(args.algorithm), methods.load(args.algorithm)
     mine = f'mmdense {args.algorithm}'
     peers = [p for p in method.PEERS if not p.startswith('lightly') or common.peer('lightly.loss')]
-    common.keep_freed_memory()
+    keep_freed_memory()
     model, batch = models.algorithm(mine, args), models.random_batch(mine, args)
     steps = {mine: models.training_step(model, batch, args)}
     steps[mine]()  # the first makes the twin a copy

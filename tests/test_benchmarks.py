@@ -91,8 +91,13 @@ def test_no_images(bench, tmp_path):
 
 def test_runs(bench, images):
     options = ['--workers', '1', '--warmup', '1', '--iterations', '1', '--data-root', images]
-    rows = bench('end_to_end', *TINY, *options)
+    rows = bench('end_to_end', *TINY, *options, '--clock', 'cpu')
     assert {peer for _, peer in rows} == {'mmpretrain', 'the same from device memory'}
+
+
+def test_start_up(bench, images):
+    rows = bench('end_to_end', *TINY, '--start-up', '--data-root', images)
+    assert {peer for _, peer in rows} == {'mmpretrain', 'PyTorch alone'}
 
 
 def test_batches_and_processes(bench):

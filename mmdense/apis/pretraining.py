@@ -50,6 +50,7 @@ from mmdense.utils.errors import CONFIG_ERRORS, InputError, one_line_errors
 from mmdense.utils.files import report_write_errors, write_text
 from mmdense.utils.mmengine_patches import remove_hooks
 from mmdense.utils.model_index import tool_path
+from mmdense.utils.slow_imports import keep_imports
 
 # options of the command line, in the order in which commands are printed
 _OPTIONS = (
@@ -136,6 +137,7 @@ def plan_run(request: Request) -> Plan:
     Raises:
         MMDenseError: When the images or the options cannot be used, in one line.
     """
+    keep_imports()
     return make_plan(request.images, request.options, request.prefix)
 
 

@@ -7,7 +7,6 @@ from typing import Optional
 import numpy as np
 import torch
 from mmengine.logging import print_log
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
@@ -135,6 +134,8 @@ def _with_bias(axes: Tensor) -> Tensor:
 
 def _fit(x: Tensor, labels: Tensor, variances: Tensor, num_classes: int, decay: float) -> Tensor:
     """Return weights (C+1)×K of inputs M×(C+1) along their principal axes, the last the bias."""
+    from scipy.optimize import minimize  # here, for runs import this module and rarely fit
+
     decays = torch.full_like(variances, decay)
     decays[-1] = 0
     scale = (variances / num_classes + decays).rsqrt()

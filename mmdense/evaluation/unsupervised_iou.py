@@ -5,7 +5,6 @@ import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mmdense.registry import METRICS
@@ -124,6 +123,8 @@ class UnsupervisedIoU(BaseMetric):
         """Return the groups that get a class, and that class, from groups×classes pixels."""
         if self.many_to_one:
             return np.arange(len(matrix)), matrix.argmax(axis=1)
+        from scipy.optimize import linear_sum_assignment  # here, for runs import this module
+
         return linear_sum_assignment(matrix, maximize=True)
 
     def _labels(self, sample: dict) -> Tuple[Tensor, Tensor]:

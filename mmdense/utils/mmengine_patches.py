@@ -116,6 +116,32 @@ def set_config_file(cfg: Any, path: str) -> None:
     object.__setattr__(cfg, '_filename', path)
 
 
+def format_configs_once() -> None:
+    """Format the text of a config once: MMEngine formats it four times a run.
+
+    yapf's function depends on its arguments alone; it keeps its last results from now on.
+    """
+    from mmengine.config import config
+    from yapf.yapflib import yapf_api
+
+    format_code, known = yapf_api.FormatCode, {}
+    if hasattr(format_code, 'known'):
+        return
+
+    def format_once(text: str, *args: Any, **kwargs: Any) -> Any:
+        key = text, repr((args, kwargs))
+        if key not in known:
+            while len(known) >= 4:
+                known.pop(next(iter(known)))
+            known[key] = format_code(text, *args, **kwargs)
+        return known[key]
+
+    format_once.known = known
+    yapf_api.FormatCode = format_once
+    if hasattr(config, 'FormatCode'):  # the classic line imports the name with its module
+        config.FormatCode = format_once
+
+
 def end_workers(loader: Any) -> None:
     """End the persistent workers of a data loader (PyTorch has no public way).
 

@@ -1,23 +1,32 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from .correspondence import (
-    Matches,
-    Panel,
-    cut_view,
-    draw_correspondence,
-    draw_view_pair,
-    match_errors,
-    match_views,
-    true_places,
-)
-from .levels import Stage, draw_levels, pca_colours
+from importlib import import_module
+
 from .local_backend import LocalVisBackend
-from .slots import draw_groups, draw_nearest, paint_groups, prototype_colours
+from .visualizer import Visualizer
+
+# Figures, by the module that draws them. A run imports this package for the two above, and needs
+# neither matplotlib nor scipy: these are imported at their first use.
+_FIGURES = {
+    'correspondence': (
+        'Matches',
+        'Panel',
+        'cut_view',
+        'draw_correspondence',
+        'draw_view_pair',
+        'match_errors',
+        'match_views',
+        'true_places',
+    ),
+    'levels': ('Stage', 'draw_levels', 'pca_colours'),
+    'slots': ('draw_groups', 'draw_nearest', 'paint_groups', 'prototype_colours'),
+}
 
 __all__ = [
     'LocalVisBackend',
     'Matches',
     'Panel',
     'Stage',
+    'Visualizer',
     'cut_view',
     'draw_correspondence',
     'draw_groups',
@@ -31,3 +40,12 @@ __all__ = [
     'prototype_colours',
     'true_places',
 ]
+
+
+def __getattr__(name: str):
+    """Import a module of figures at its first use."""
+    for module, names in _FIGURES.items():
+        if name in names or name == module:
+            found = import_module(f'.{module}', __name__)
+            return found if name == module else getattr(found, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -14,6 +14,7 @@ from tiny_algorithms import algorithms_of, each_algorithm, tiny_form, tiny_model
 
 from mmdense.engine import CheckInvalidValuesHook
 from mmdense.engine.events import read_events
+from mmdense.engine.hooks import invalid_values
 from mmdense.engine.hooks.invalid_values import _StepGuard
 from mmdense.utils.errors import InputError, MMDenseError
 
@@ -271,6 +272,19 @@ def test_gradients(train):
     assert 'the gradient that reaches the output of backbone (ResNet)' in log
     assert len(re.findall(r'\.jpg', log.split('Images:')[1].split('\n')[0])) == 4
     assert_untouched(train.load(4), train.load(5))
+
+
+@pytest.mark.parametrize(
+    'values, finite',
+    [
+        ([1e30, -1e30, 0.0], True),  # its squares are not
+        ([INF, -INF, 0.0], False),
+        ([INF, 0.0, 0.0], False),
+        ([NAN, 0.0, 0.0], False),
+    ],
+)
+def test_gradients_that_are_large(values, finite):
+    assert bool(invalid_values._all_finite([torch.ones(2, 2), torch.tensor(values)])) is finite
 
 
 def test_the_queue(train):

@@ -82,3 +82,29 @@ def test_marked_parts_keep_their_weights():
     nn.init.constant_(again.conv.conv.bias, 3.0)
     again.conv.init_weights()
     assert again.conv.conv.bias.item() == 0.0
+
+
+def test_a_config_is_formatted_once(monkeypatch):
+    from mmengine.config import config
+    from yapf.yapflib import yapf_api
+
+    calls = []
+
+    def format_code(text, style_config=None, **_):
+        calls.append(text)
+        return f'{style_config}: {text}', True
+
+    for module in (yapf_api, config):
+        monkeypatch.setattr(module, 'FormatCode', format_code, raising=False)
+    patches.format_configs_once()
+    patches.format_configs_once()  # of a second run in this process
+    format_once = config.FormatCode
+    assert yapf_api.FormatCode is format_once
+    assert format_once('a', style_config='x') == ('x: a', True)
+    assert format_once('a', style_config='x') == ('x: a', True)
+    assert calls == ['a']
+    assert format_once('a', style_config='y') == ('y: a', True)
+    for text in 'bcdef':
+        format_once(text)
+    format_once('a', style_config='x')  # forgotten by then
+    assert calls == ['a', 'a', *'bcdef', 'a']

@@ -100,8 +100,7 @@ class CheckInvalidValuesHook(Hook):
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         params = [p for g in optimizer.param_groups for p in g['params'] if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm([p.grad for p in params], 1))
-        invalid = ~norms.isfinite().all()
+        invalid = ~_all_finite([p.grad for p in params])
         if getattr(optimizer, 'found_inf', None) is not None:  # a fused optimizer skips by itself
             invalid = torch.zeros_like(invalid)
         self.bad_gradients, self.spoiled = invalid, self.spoiled | invalid
@@ -300,6 +299,15 @@ def _to_host(flags: Tensor) -> tuple:
     event = torch.cuda.Event()
     event.record()
     return host, event
+
+
+def _all_finite(tensors: List[Tensor]) -> Tensor:
+    """Return a bool on the device: whether all values are finite, as their sums are then."""
+    if tensors[0].device.type == 'cpu':
+        sums = [tensor.sum() for tensor in tensors]  # three times faster there than norms
+    else:
+        sums = torch._foreach_norm(tensors, 1)  # one kernel
+    return torch.stack(sums).isfinite().all()
 
 
 def _states(optimizer: torch.optim.Optimizer, parameter: Tensor) -> List[Tensor]:
