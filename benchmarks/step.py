@@ -63,7 +63,7 @@ def compare_steps(args):
 
 def compare_compiled(args):
     """Steps of several algorithms by torch.compile, when all is compiled, beside those without."""
-    common.keep_freed_memory()
+    keep_freed_memory()
     rows = []
     for algorithm in args.algorithms:
         name = f'mmdense {algorithm}'
