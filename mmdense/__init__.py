@@ -1,11 +1,9 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .compat import check_dependencies, find_config_packages
 from .utils.mmengine_patches import map_config_packages
-from .utils.slow_imports import shorten_imports
 from .version import __version__
 
 check_dependencies()
-shorten_imports()
 map_config_packages(find_config_packages())
 
 __all__ = ['__version__', 'get_model', 'list_models']

@@ -2,8 +2,10 @@
 """Pretrain a backbone: python tools/train.py CONFIG [--work-dir DIR] …"""
 
 from mmdense.utils.log_level import suppress_third_party_warnings
+from mmdense.utils.slow_imports import shorten_imports
 
-suppress_third_party_warnings()  # before the imports below
+shorten_imports()  # before the imports below
+suppress_third_party_warnings()
 
 from mmdense.engine.launch import train
 from mmdense.engine.training import prepare_training, train_parser

@@ -97,7 +97,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.command == 'completion':  # is run by every new shell of some: nothing slow
         return args.run(args)
     from mmdense.utils.log_level import suppress_third_party_warnings
+    from mmdense.utils.slow_imports import shorten_imports
 
+    shorten_imports()
     suppress_third_party_warnings()
     from mmdense.utils.errors import one_line_errors
 

@@ -8,8 +8,10 @@ import argparse
 from typing import List, Optional
 
 from mmdense.utils.log_level import suppress_third_party_warnings
+from mmdense.utils.slow_imports import shorten_imports
 
-suppress_third_party_warnings()  # before the imports below
+shorten_imports()  # before the imports below
+suppress_third_party_warnings()
 
 from mmdense.apis.pretraining import train_config  # noqa: E402
 from mmdense.engine.training import train_parser  # noqa: E402

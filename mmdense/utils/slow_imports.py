@@ -49,12 +49,16 @@ class _Loaders(MetaPathFinder):
 
 
 def shorten_imports() -> None:
-    """Make later imports of other packages cheaper.
+    """Make later imports of other packages cheaper, for the programs of mmdense.
+
+    A program calls this before it imports another package; ``import mmdense`` does not.
 
     The import of mmdet by mmpretrain waits until someone else imports mmdet's models, the
     functional optimizers of ``torch.distributed.optim`` stay Python classes, and the garbage
     collector pauses during large imports. What is imported already stays as it is.
     """
+    if any(isinstance(finder, _Loaders) for finder in sys.meta_path):
+        return
     functions = dict.fromkeys(_LARGE, _without_collector)
     functions['torch.distributed.optim'] = _without_script
     if 'mmdet.models' not in sys.modules:

@@ -7,8 +7,11 @@ import sys
 
 import pytest
 
+SHORTENED = 'from mmdense.utils.slow_imports import shorten_imports; shorten_imports()'
 
-def run(repo, code: str) -> str:
+
+def run(repo, code: str, shortened: bool = True) -> str:
+    code = f'{SHORTENED}\n{code}' if shortened else code
     return subprocess.check_output([sys.executable, '-c', code], cwd=repo, text=True).strip()
 
 
@@ -57,3 +60,11 @@ print(gc.isenabled(), isinstance(torch.jit.script(torch.nn.Linear(2, 2)), torch.
 def test_a_collector_that_is_off_stays_off(repo):
     code = 'import gc; gc.disable(); import mmdense.models; print(gc.isenabled())'
     assert run(repo, code).splitlines()[-1] == 'False'
+
+
+def test_other_programs_are_left_alone(repo):
+    """``import mmdense`` changes no import of theirs."""
+    code = (
+        'import sys; before = list(sys.meta_path); import mmdense; print(sys.meta_path == before)'
+    )
+    assert run(repo, code, shortened=False) == 'True'
