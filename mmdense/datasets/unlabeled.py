@@ -93,6 +93,9 @@ class UnlabeledDataset(BaseDataset):
         '.gif',
         '.ppm',
         '.pgm',
+        '.avif',
+        '.heic',
+        '.heif',
     )
 
     def __init__(

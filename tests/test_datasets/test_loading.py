@@ -1,18 +1,21 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import io
 import pickle
+import re
 import subprocess
 import sys
+from contextlib import suppress
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageChops, ImageFile, ImageOps
+from PIL import Image, ImageChops, ImageFile, ImageOps, features
 
 from mmdense.datasets import LoadImage, UnreadableImageError, decode_image
 from mmdense.datasets.transforms import loading
+from mmdense.datasets.transforms.loading import read_size
 from mmdense.utils.errors import InputError
 
 ORIENTATION = 0x0112
@@ -169,6 +172,83 @@ def test_16_bit_ramp_is_scaled_not_clipped(suffix, channels):
     assert img.min() == 0 and img.max() == 255
 
 
+@pytest.mark.parametrize('tile', [None, (16, 16)], ids=['strips', 'tiles'])
+@pytest.mark.parametrize('order', ['<', '>'])
+@pytest.mark.parametrize('layout', ['RGB', 'RGBA', 'planes', 'planes with alpha', 'gray', 'white'])
+def test_16_bit_tiffs(layout, order, tile):
+    """The pixels of tifffile, or a refusal."""
+    tifffile = pytest.importorskip('tifffile')
+    rgb = picture().astype(np.uint16) * 257
+    alpha = np.full_like(rgb[..., :1], 65535)
+    pixels, options = rgb, dict(photometric='rgb', planarconfig='contig')
+    if layout in ('RGBA', 'planes with alpha'):
+        pixels, options = np.dstack([rgb, alpha]), dict(options, extrasamples=['unassalpha'])
+    if 'planes' in layout:
+        pixels, options['planarconfig'] = np.moveaxis(pixels, -1, 0).copy(), 'separate'
+    if layout == 'gray':
+        pixels, options = rgb[..., 0], dict(photometric='minisblack')
+    if layout == 'white':
+        pixels, options = 65535 - rgb[..., 0], dict(photometric='miniswhite')
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, pixels, byteorder=order, tile=tile, metadata=None, **options)
+    expected = picture() if layout not in ('gray', 'white') else np.dstack([picture()[..., 0]] * 3)
+    try:
+        found = decode_image(stream.getvalue())
+    except ValueError as error:  # Pillow has no big-endian ones that are inverted
+        assert layout == 'white' and order == '>' and 'a TIFF of a layout' in str(error)
+    else:
+        assert_close(found[..., ::-1], expected, 0)
+    with pytest.raises(ValueError):
+        decode_image(stream.getvalue()[: len(stream.getvalue()) * 2 // 3])
+
+
+def test_planes_without_tifffile(monkeypatch):
+    tifffile = pytest.importorskip('tifffile')
+    stream, planes = io.BytesIO(), np.zeros((3, 8, 9), np.uint16)
+    tifffile.imwrite(stream, planes, photometric='rgb', planarconfig='separate')
+    assert decode_image(stream.getvalue()).shape == (8, 9, 3)
+    assert read_size(stream.getvalue()) == (9, 8)
+    monkeypatch.setattr(loading, 'tifffile', None)
+    for function in (decode_image, read_size):
+        with pytest.raises(ValueError, match='pip install tifffile'):
+            function(stream.getvalue())
+
+
+@pytest.mark.parametrize(
+    'start, words',
+    [
+        (b'\0\0\0\x1cftypheic\0\0\0\0', 'a HEIC image: pip install pillow-heif'),
+        (b'\0\0\0\x0cjP  \r\n\x87\n', 'a JPEG 2000 image; JPEG, PNG'),
+        (b'\0' * 128 + b'DICM', 'a DICOM file'),
+        (b'II*\0\x08\0\0\0\0\0', 'a TIFF of a layout'),
+        (b'\x93NUMPY\1\0', 'a numpy array'),
+    ],
+)
+def test_formats_that_are_not_read_are_named(start, words):
+    for function in (decode_image, read_size):
+        with pytest.raises(ValueError, match=words):
+            function(start + b'\1' * 200)
+
+
+@pytest.mark.parametrize('suffix', ['avif', 'webp', 'png', 'jpeg', 'tiff', 'gif', 'bmp', 'ppm'])
+def test_the_header_says_what_decoding_gives(suffix):
+    if suffix == 'avif' and not features.check('avif'):
+        pytest.skip('Pillow before 11.3')
+    content = encode(picture(), suffix)
+    assert read_size(content) == (53, 37)
+    assert decode_image(content).shape == (37, 53, 3)
+    if suffix == 'avif':
+        assert_close(decode_image(content)[..., ::-1], picture(), 16)
+        with pytest.raises(ValueError):
+            decode_image(content[:-5])
+    with pytest.raises(ValueError, match='max_pixels=100'):
+        read_size(content, max_pixels=100)
+    with pytest.raises(ValueError, match='32 bits a pixel'):
+        read_size(encode(Image.fromarray(np.zeros((4, 5), np.float32)), 'tiff'))
+    with pytest.raises(ValueError, match='is empty'):
+        read_size(b'')
+
+
 def test_16_bit_pgm():
     ramp = np.linspace(0, 65535, 256).astype('>u2')
     img = decode_image(b'P5 256 1 65535\n' + ramp.tobytes())
@@ -317,9 +397,41 @@ def test_truncated_anywhere(name):
             assert '\n' not in str(e) and 'BytesIO' not in str(e)
         else:  # only a check sum, padding or an end marker is gone
             np.testing.assert_array_equal(img, whole)
-            assert len(content) - length <= 32 and 'jpeg' not in name
+            is_jpeg = name in ('jpeg', 'progressive')
+            assert len(content) - length <= (2 if is_jpeg else 32)
 
     check()
+
+
+@pytest.mark.parametrize('name', ['jpeg', 'progressive', 'restarts', 'gray', 'subsampled'])
+def test_a_jpeg_without_its_end_marker(name, decoder):
+    """All pixels are there. A progressive file that ends between two scans lacks some."""
+    options = dict(
+        progressive=dict(progressive=True),
+        restarts=dict(restart_marker_blocks=4),
+        subsampled=dict(subsampling=2, quality=60),
+    )
+    image = picture() if name != 'gray' else picture()[..., 0]
+    content = encode(image, 'jpeg', **options.get(name, {}))
+    whole = decode_image(content)
+    for lost in (1, 2):
+        # Pillow alone refuses most of them
+        with suppress(*([] if decoder == 'simplejpeg' else [ValueError])):
+            np.testing.assert_array_equal(decode_image(content[:-lost]), whole)
+    scans = [found.start() for found in re.finditer(b'\xff\xda', content)]
+    for at in scans[1:]:
+        with pytest.raises(ValueError):
+            decode_image(content[:at])
+    assert name != 'progressive' or len(scans) > 3
+
+
+def test_it_is_turned_upright_too(decoder):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    content = encode(picture(), 'jpeg', exif=exif)
+    if decoder == 'simplejpeg':
+        np.testing.assert_array_equal(decode_image(content[:-2]), decode_image(content))
+        assert decode_image(content[:-2]).shape == (53, 37, 3)
 
 
 def test_truncated_photograph(data_root, tmp_path):

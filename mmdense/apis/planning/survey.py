@@ -2,7 +2,6 @@
 """Survey what settings depend on: the images, the machine, the algorithm with a backbone."""
 
 import inspect
-import io
 import os
 import os.path as osp
 import re
@@ -14,10 +13,9 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from PIL import Image
 
 from mmdense.datasets import UnlabeledDataset
-from mmdense.datasets.transforms.loading import UnreadableImageError
+from mmdense.datasets.transforms.loading import UnreadableImageError, read_size
 from mmdense.engine.hooks.unreadable_images import MAX_UNREADABLE
 from mmdense.engine.optimizers.amp_optim_wrapper import find_bfloat16_units
 from mmdense.models.selfsup import Views
@@ -125,11 +123,10 @@ def _read_sides(dataset: UnlabeledDataset, indices: Iterable[int]) -> Tuple[List
     for index in indices:
         try:
             name, content = dataset.read(index)
-            with Image.open(io.BytesIO(content)) as image:  # the header alone
-                sides.append(min(image.size))
+            sides.append(min(read_size(content)))
         except UnreadableImageError as error:
             reasons.append(str(error))
-        except Exception as error:  # a broken header makes Pillow raise anything
+        except ValueError as error:
             reasons.append(f'cannot read image {name}: {error}')
     return sides, reasons
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.fileio import get
-from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError, features
 
 from mmdense.registry import TRANSFORMS
 from mmdense.utils.checks import check_counts
@@ -20,8 +20,36 @@ try:  # the libjpeg-turbo of OpenCV and Pillow, called with less around it: the 
 except ImportError:
     simplejpeg = None
 
+try:  # TIFFs that Pillow reads wrongly
+    import tifffile
+except ImportError:
+    tifffile = None
+
+try:  # photographs of phones
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+except ImportError:
+    register_heif_opener = None
+
 # Raster formats only: Pillow's full list has parsers (EPS) that start other programs.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')
+_FORMATS += ('AVIF',) if features.check('avif') else ()  # since Pillow 11.3
+_FORMATS += ('HEIF',) if register_heif_opener else ()
+
+# Formats that are not read, by what a file has at its beginning.
+_OTHER_FORMATS = {
+    rb'....ftyp(avif|avis)': 'an AVIF image, which Pillow reads from version 11.3 on: update it',
+    rb'....ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)': 'a HEIC image: pip install pillow-heif',
+    rb'\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51': 'a JPEG 2000 image',
+    rb'.{128}DICM': 'a DICOM file',
+    rb'II\*\x00|MM\x00\*|II\+\x00|MM\x00\+': 'a TIFF of a layout that Pillow does not read, or cut short',
+    rb'8BPS': 'a Photoshop file',
+    rb'SIMPLE  =': 'a FITS file',
+    rb'\x93NUMPY': 'a numpy array',
+    rb'\x00\x00\x01\x00': 'an icon',
+}
+_READ = 'JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, and AVIF and HEIC with newer packages, are read'
 
 # Limits on what a file may declare, before anything is decoded.
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes a file for a bomb
@@ -159,7 +187,9 @@ class LoadImage(BaseTransform):
 def decode_image(
     content: bytes, min_side: Optional[int] = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Decode a JPEG, PNG, WebP, BMP, TIFF, GIF or PPM file to pixels.
+    """Decode a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, AVIF or HEIC file to pixels.
+
+    AVIF needs Pillow 11.3, HEIC the package pillow-heif.
 
     - Grey and palette images become three channels.
     - CMYK: inverted where an Adobe marker says so; ICC profiles are not applied.
@@ -178,34 +208,65 @@ def decode_image(
 
     Raises:
         ValueError: With the reason in one line. A truncated file raises unless all its pixels are
-            there (a PNG without its last chunk).
+            there (a PNG without its last chunk; with simplejpeg, a JPEG without its end marker).
     """
-    if not content:
-        raise ValueError('the file is empty')
-    try:
+    with _one_line_errors(content, max_pixels):
         pixels = _decode_plain_jpeg(content, min_side, max_pixels)
         if pixels is not None:
             return pixels
         with _strict_pillow(max_pixels):
-            image = Image.open(io.BytesIO(content), formats=_FORMATS)  # reads the header alone
-            _check_size(image, content, max_pixels)
+            image = _open(content, max_pixels)
             orientation = _orientation(image)
             if image.format == 'JPEG' and image.mode in ('L', 'RGB'):
                 pixels = _decode_jpeg(content, image.size, min_side)
+                if pixels is None:
+                    pixels = _decode_jpeg(_end_jpeg(content), image.size, min_side)
                 if pixels is not None:
                     upright = _UPRIGHT_PIXELS.get(orientation)
                     return pixels if upright is None else upright(pixels)
+            if _has_planes_of_16_bits(image):
+                return _decode_planes(content)
             image.load()
             image = _to_rgb(image)
             if orientation in _UPRIGHT:
                 image = image.transpose(_UPRIGHT[orientation])
             pixels = np.frombuffer(image.tobytes('raw', 'BGR'), np.uint8)
             return pixels.reshape(image.height, image.width, 3).copy()  # the buffer is read-only
+
+
+def read_size(content: bytes, max_pixels: int = MAX_PIXELS) -> Tuple[int, int]:
+    """Return the width and the height of an image by its header alone.
+
+    Args:
+        content (bytes): The complete file.
+        max_pixels (int): Argument of :class:`LoadImage`.
+
+    Raises:
+        ValueError: As :func:`decode_image`, where the header tells.
+    """
+    with _one_line_errors(content, max_pixels), _strict_pillow(max_pixels):
+        image = _open(content, max_pixels)
+        _check_mode(image)
+        if _has_planes_of_16_bits(image) and tifffile is None:
+            _decode_planes(content)  # says what to do
+        return image.size
+
+
+def _open(content: bytes, max_pixels: int) -> Image.Image:
+    image = Image.open(io.BytesIO(content), formats=_FORMATS)  # reads the header alone
+    _check_size(image, content, max_pixels)
+    return image
+
+
+@contextmanager
+def _one_line_errors(content: bytes, max_pixels: int) -> Iterator[None]:
+    """Turn any error of a decoder into a ValueError of one line."""
+    if not content:
+        raise ValueError('the file is empty')
+    try:
+        yield
     except UnidentifiedImageError:
-        start = bytes(content[:16])
-        raise ValueError(
-            f'not an image, or only the start of one; it begins with {start}'
-        ) from None
+        raise ValueError(_describe_unknown(content)) from None
     except Image.DecompressionBombError:
         raise ValueError(
             f'its size exceeds max_pixels={max_pixels} of LoadImage: a decompression bomb, or an '
@@ -328,18 +389,100 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert a decoded image of any mode of Pillow to mode RGB."""
     if image.mode == 'RGB':
         return image
-    sixteen_bit = image.mode.startswith('I;16') or (
-        # older Pillows open 16-bit gray so
-        image.mode == 'I' and image.format in ('PNG', 'PPM')
-    )
-    if sixteen_bit:
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
-    if image.mode in ('I', 'F'):
-        raise ValueError(f'{image.format} with 32 bits a pixel; 8 and 16 bits can be read')
+    if _is_gray_of_16_bits(image):
+        pixels = np.asarray(image)
+        if image.format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC) == 0:  # 0 is white
+            pixels = 65535 - pixels
+        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert('RGB')
+    _check_mode(image)
     if image.mode == 'CMYK' and image.format in ('JPEG', 'MPO') and 'adobe' not in image.info:
         image = ImageChops.invert(image)  # Pillow treats every CMYK JPEG as Adobe's
     image.info.pop('transparency', None)  # alpha is dropped
     return image.convert('RGB')
+
+
+def _is_gray_of_16_bits(image: Image.Image) -> bool:
+    return image.mode.startswith('I;16') or (
+        # older Pillows open 16-bit gray so
+        image.mode == 'I' and image.format in ('PNG', 'PPM')
+    )
+
+
+def _check_mode(image: Image.Image) -> None:
+    if image.mode in ('I', 'F') and not _is_gray_of_16_bits(image):
+        raise ValueError(f'{image.format} with 32 bits a pixel; 8 and 16 bits can be read')
+
+
+def _has_planes_of_16_bits(image: Image.Image) -> bool:
+    """Return whether a TIFF has each color in a plane of its own, of 16 bits and uncompressed:
+    Pillow takes their bytes for values of 8 bits."""
+    if image.format != 'TIFF' or not image.mode.startswith('RGB'):
+        return False
+    tags = image.tag_v2
+    planes = tags.get(_PLANES) == 2 and tags.get(_COMPRESSION, 1) == 1
+    return planes and tags.get(_BITS, (8,))[0] == 16
+
+
+def _decode_planes(content: bytes) -> np.ndarray:
+    """Decode what :func:`_has_planes_of_16_bits`; BGR.
+
+    Raises:
+        ValueError: tifffile is not there, or the file is cut short.
+    """
+    if tifffile is None:
+        raise ValueError('a TIFF with 16 bits in separate planes: pip install tifffile')
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages[0]
+        ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts)]
+        if max(ends) > len(content):
+            raise ValueError(f'the file is cut short: {len(content):,} of {max(ends):,} bytes')
+        planes = page.asarray()[2::-1]  # without alpha
+    return np.ascontiguousarray((planes >> 8).astype(np.uint8).transpose(1, 2, 0))
+
+
+# tags of TIFF
+_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES = 258, 259, 262, 284
+
+
+def _end_jpeg(content: bytes) -> bytes:
+    """Add the end marker that some cameras leave out; b'' where a file is not to be completed.
+
+    What is cut in the midst of a scan is found by the strict decoder. A progressive file that lacks
+    complete scans is not: it must have all bits of all coefficients.
+    """
+    whole = simplejpeg is not None and not content.endswith(b'\xff\xd9')
+    if not whole or not _has_all_coefficients(content):
+        return b''
+    return content + (b'\xd9' if content.endswith(b'\xff') else b'\xff\xd9')
+
+
+def _has_all_coefficients(content: bytes) -> bool:
+    """Return whether the scans of a JPEG have the last bits of all coefficients of all colors."""
+    left: dict = {}  # by color, the coefficients that are not complete
+    at = 2
+    marker = re.compile(rb'\xff([^\x00\x01\xd0-\xd8\xff])')  # a segment follows
+    while True:
+        found = marker.search(content, at)
+        if found is None:
+            return bool(left) and not any(left.values())
+        body = content[found.end() + 2 : found.end() + 64]
+        if found.group(1) in (b'\xc0', b'\xc1', b'\xc2'):
+            left = {body[6 + 3 * i]: set(range(64)) for i in range(body[5])}
+        elif found.group(1) == b'\xda':
+            number = body[0]
+            first, last, bits = body[1 + 2 * number : 4 + 2 * number]
+            for i in range(number):
+                if bits & 15 == 0:  # also in a sequential file, which has all in one scan
+                    left.get(body[1 + 2 * i], set()).difference_update(range(first, last + 1))
+        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2], 'big')
+
+
+def _describe_unknown(content: bytes) -> str:
+    """Say which format a file has that is not read."""
+    for start, name in _OTHER_FORMATS.items():
+        if re.match(start, content[:400], re.DOTALL):
+            return f'{name}; {_READ}'
+    return f'not an image, or only the start of one; it begins with {bytes(content[:16])}'
 
 
 def _orientation(image: Image.Image) -> int:
