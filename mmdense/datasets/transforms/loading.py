@@ -43,7 +43,7 @@ _OTHER_FORMATS = {
     rb'....ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)': 'a HEIC image: pip install pillow-heif',
     rb'\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51': 'a JPEG 2000 image',
     rb'.{128}DICM': 'a DICOM file',
-    rb'II\*\x00|MM\x00\*|II\+\x00|MM\x00\+': 'a TIFF of a layout that Pillow does not read, or cut short',
+    rb'II\*\x00|MM\x00\*|II\+\x00|MM\x00\+': 'a TIFF of a layout that is not read, or cut short',
     rb'8BPS': 'a Photoshop file',
     rb'SIMPLE  =': 'a FITS file',
     rb'\x93NUMPY': 'a numpy array',
