@@ -172,7 +172,7 @@ def in_own_process(function, *args, seconds=None):
 
 
 def _send(sender, group, function, *args):
-    with suppress(PermissionError):  # the caller is of another session
+    with suppress(PermissionError):  # the caller is of another group of processes
         os.setpgid(0, group)
     sender.send(function(*args))
 
