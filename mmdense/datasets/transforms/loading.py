@@ -34,7 +34,8 @@ except ImportError:
 
 # Raster formats only: Pillow's full list has parsers (EPS) that start other programs.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')
-_FORMATS += ('AVIF',) if features.check('avif') else ()  # since Pillow 11.3
+_AVIF = 'avif' in features.modules and features.check('avif')  # since Pillow 11.3
+_FORMATS += ('AVIF',) if _AVIF else ()
 _FORMATS += ('HEIF',) if register_heif_opener else ()
 
 # Formats that are not read, by what a file has at its beginning.
