@@ -18,6 +18,7 @@ three copy is counted, so that a small file cannot fill the memory by copying
 the same thing again and again.
 """
 
+import _compat_pickle
 import argparse
 import collections
 import datetime
@@ -40,6 +41,7 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 _REFUSED = {
     *getattr(sys, 'stdlib_module_names', ()),  # since Python 3.10
     *sys.builtin_module_names,
+    *(name.split('.')[0] for name in _compat_pickle.IMPORT_MAPPING),  # Python 2's
     *(path.stem for path in pathlib.Path(sysconfig.get_path('stdlib')).iterdir()),
     *('torch', 'torchvision', 'numpy', 'pip', 'pkg_resources', 'setuptools', 'yaml', 'joblib'),
     *('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'mmdense', 'dill', 'cloudpickle'),

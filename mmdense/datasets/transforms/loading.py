@@ -279,8 +279,9 @@ def _one_line_errors(content: bytes, max_pixels: int) -> Iterator[None]:
         raise ValueError(_one_line(e)) from None
 
 
-def _read(path: str, backend_args: Optional[dict]) -> bytes:
-    if backend_args is None and '://' not in path:  # MMEngine's choice of a backend takes longer
+def _read(path, backend_args: Optional[dict]) -> bytes:
+    # MMEngine's choice of a backend takes longer
+    if backend_args is None and '://' not in str(path):
         with open(path, 'rb') as f:
             return f.read()
     return get(path, backend_args)

@@ -61,6 +61,8 @@ _RESIZE = dict(
     bilinear=torch._C._nn._upsample_bilinear2d_aa, bicubic=torch._C._nn._upsample_bicubic2d_aa
 )
 
+_rand_crop_params = vars(_RandomResizedCrop)['rand_crop_params'].func
+
 # types that no transform can change in place
 _CONSTANT = (str, int, float, tuple, type(None))
 
@@ -102,9 +104,6 @@ class RandomResizedCrop(_RandomResizedCrop):
 
     keeps_view_box = True
 
-    # without mmcv's cache of draws, which takes longer than they do
-    rand_crop_params = vars(_RandomResizedCrop)['rand_crop_params'].func
-
     def __init__(self, *args, min_overlap: float = 0.0, backend: str = 'torch', **kwargs) -> None:
         super().__init__(*args, backend=backend, **kwargs)
         check_fractions(min_overlap=min_overlap)
@@ -127,6 +126,17 @@ class RandomResizedCrop(_RandomResizedCrop):
         results['img'] = self._resize(img[top : top + h, left : left + w])
         results['img_shape'] = results['img'].shape[:2]
         return results
+
+    def rand_crop_params(self, img: np.ndarray) -> Tuple[int, int, int, int]:
+        """Draw a crop as mmpretrain's class does, without mmcv's cache of draws, which is slow.
+
+        Args:
+            img (np.ndarray): H×W×C.
+
+        Returns:
+            tuple[int, int, int, int]: Offsets from the top and from the left, height, width.
+        """
+        return _rand_crop_params(self, img)
 
     def _resize(self, img: np.ndarray) -> np.ndarray:
         if self.backend == 'torch':
