@@ -342,8 +342,8 @@ class UnlabeledDataset(BaseDataset):
             return results
         path, reason = unreadable[0]
         raise DataError(
-            f'cannot read image {path} ({reason}), nor any of {len(unreadable) - 1} others tried '
-            f'in its place, of {len(self)} from {self.source}'
+            f'cannot read image {path} ({reason}), nor any of {len(unreadable) - 1} others tried, '
+            f'of {len(self)} from {self.source}'
         )
 
     def read(self, idx: int) -> Tuple[str, bytes]:

@@ -104,7 +104,7 @@ def test_in_a_worker(train, earlier, tmp_path):
     )
     assert code == 1
     assert line.startswith(f'mmdense: error: cannot read image {folder}')
-    assert 'Traceback' not in line and len(line) < 450
+    assert 'Traceback' not in line and len(line) < 400
 
 
 @pytest.mark.parametrize(
