@@ -128,26 +128,20 @@ def _compare(found: Recognised, checkpoint: str, prefix: Optional[str]) -> str:
         CheckpointError: The file lacks tensors of that network; or nothing is known of its network.
     """
     network = find_network(found.backbone, found.meta if prefix is None else None)
-    number, nothing = (
-        f'{checkpoint}: {len(found.backbone)} tensors of {found}',
-        'nothing was written',
-    )
+    number = f'{checkpoint}: {len(found.backbone)} tensors of {found}'
     if network is None:
-        if (
-            prefix is None
-            and not found.meta.get('mmdense')
-            and not architecture(found.backbone).kind
-        ):
+        known = found.meta.get('mmdense') or architecture(found.backbone).kind
+        if prefix is None and not known:
             raise CheckpointError(
-                f'{number}: no network is known that has such tensors, so {nothing}. --prefix '
-                "PREFIX takes the part below it, --prefix '' takes all of them as they are"
+                f'{number}: no network is known that has such tensors, so nothing was written. '
+                "--prefix PREFIX takes the part below it, --prefix '' takes all of them as they are"
             )
         return 'not compared with a network'
     if network.missed:
         missed = network.missed
         raise CheckpointError(
             f'{number}, {len(missed)} missed. A {network.name} has also {", ".join(missed[:3])}'
-            f'{", …" if len(missed) > 3 else ""}: {nothing}; use a complete file'
+            f'{", …" if len(missed) > 3 else ""}: nothing was written; use a complete file'
         )
     other = f', {len(network.resized)} of another size than those of {network.name}'
     return f'0 missed{other if network.resized else ""}'

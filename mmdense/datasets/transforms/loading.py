@@ -3,7 +3,7 @@
 
 import io
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Iterator, Optional, Tuple
 
 import cv2
@@ -312,14 +312,22 @@ def _check_size(image: Image.Image, content: bytes, max_pixels: int) -> None:
 
 def _count_scans(content: bytes) -> int:
     """Count the scans of a JPEG, without those of a thumbnail or of a video behind its end."""
-    at, scans = 2, 0
-    marker = re.compile(rb'\xff([^\x00\x01\xd0-\xd8\xff])')  # a segment follows
+    return sum(marker == 0xDA for marker, _ in _walk_segments(content))
+
+
+def _walk_segments(content: bytes) -> Iterator[Tuple[int, bytes]]:
+    """Yield the marker of each segment of a JPEG until its end, and the start of what is in it."""
+    at = 2
     while True:
-        found = marker.search(content, at)
+        found = _SEGMENT.search(content, at)
         if found is None or found.group(1) == b'\xd9':
-            return scans
-        scans += found.group(1) == b'\xda'
-        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2], 'big')
+            return
+        at = found.end()
+        yield found.group(1)[0], content[at + 2 : at + 64]
+        at += int.from_bytes(content[at : at + 2], 'big')
+
+
+_SEGMENT = re.compile(rb'\xff([^\x00\x01\xd0-\xd8\xff])')  # the marker before a segment
 
 
 def _decode_plain_jpeg(
@@ -452,31 +460,27 @@ def _end_jpeg(content: bytes) -> bytes:
     What is cut in the midst of a scan is found by the strict decoder. A progressive file that lacks
     complete scans is not: it must have all bits of all coefficients.
     """
-    whole = simplejpeg is not None and not content.endswith(b'\xff\xd9')
-    if not whole or not _has_all_coefficients(content):
+    if simplejpeg is None or content.endswith(b'\xff\xd9'):
         return b''
-    return content + (b'\xd9' if content.endswith(b'\xff') else b'\xff\xd9')
+    with suppress(IndexError, ValueError):  # of a broken segment, which is left to Pillow
+        if _has_all_coefficients(content):
+            return content + (b'\xd9' if content.endswith(b'\xff') else b'\xff\xd9')
+    return b''
 
 
 def _has_all_coefficients(content: bytes) -> bool:
     """Return whether the scans of a JPEG have the last bits of all coefficients of all colors."""
     left: dict = {}  # by color, the coefficients that are not complete
-    at = 2
-    marker = re.compile(rb'\xff([^\x00\x01\xd0-\xd8\xff])')  # a segment follows
-    while True:
-        found = marker.search(content, at)
-        if found is None:
-            return bool(left) and not any(left.values())
-        body = content[found.end() + 2 : found.end() + 64]
-        if found.group(1) in (b'\xc0', b'\xc1', b'\xc2'):
+    for marker, body in _walk_segments(content):
+        if marker in (0xC0, 0xC1, 0xC2):
             left = {body[6 + 3 * i]: set(range(64)) for i in range(body[5])}
-        elif found.group(1) == b'\xda':
+        elif marker == 0xDA:
             number = body[0]
             first, last, bits = body[1 + 2 * number : 4 + 2 * number]
             for i in range(number):
                 if bits & 15 == 0:  # also in a sequential file, which has all in one scan
                     left.get(body[1 + 2 * i], set()).difference_update(range(first, last + 1))
-        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2], 'big')
+    return bool(left) and not any(left.values())
 
 
 def _describe_unknown(content: bytes) -> str:
