@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageFile, ImageOps
 
 from mmdense.datasets import LoadImage, UnreadableImageError, decode_image
-from mmdense.datasets.transforms import loading
-from mmdense.datasets.transforms.loading import read_size
+from mmdense.datasets.transforms import bands, loading
+from mmdense.datasets.transforms.loading import read_header
 from mmdense.utils.errors import InputError
 
 ORIENTATION = 0x0112
@@ -207,9 +207,9 @@ def test_planes_without_tifffile(monkeypatch):
     stream, planes = io.BytesIO(), np.zeros((3, 8, 9), np.uint16)
     tifffile.imwrite(stream, planes, photometric='rgb', planarconfig='separate')
     assert decode_image(stream.getvalue()).shape == (8, 9, 3)
-    assert read_size(stream.getvalue()) == (9, 8)
-    monkeypatch.setattr(loading, 'tifffile', None)
-    for function in (decode_image, read_size):
+    assert read_header(stream.getvalue()) == (9, 8, 3, 16)
+    monkeypatch.setattr(bands, 'tifffile', None)
+    for function in (decode_image, read_header):
         with pytest.raises(ValueError, match='pip install tifffile'):
             function(stream.getvalue())
 
@@ -221,11 +221,11 @@ def test_planes_without_tifffile(monkeypatch):
         (b'\0\0\0\x0cjP  \r\n\x87\n', 'a JPEG 2000 image; JPEG, PNG'),
         (b'\0' * 128 + b'DICM', 'a DICOM file'),
         (b'II*\0\x08\0\0\0\0\0', 'a TIFF of a layout'),
-        (b'\x93NUMPY\1\0', 'a numpy array'),
+        (b'\x93NUMPY\1\0', 'EOF: reading array header|cannot|Header'),
     ],
 )
 def test_formats_that_are_not_read_are_named(start, words):
-    for function in (decode_image, read_size):
+    for function in (decode_image, read_header):
         with pytest.raises(ValueError, match=words):
             function(start + b'\1' * 200)
 
@@ -235,18 +235,18 @@ def test_the_header_says_what_decoding_gives(suffix):
     if suffix == 'avif' and not loading._AVIF:
         pytest.skip('Pillow before 11.3')
     content = encode(picture(), suffix)
-    assert read_size(content) == (53, 37)
+    assert read_header(content)[:2] == (53, 37)
     assert decode_image(content).shape == (37, 53, 3)
     if suffix == 'avif':
         assert_close(decode_image(content)[..., ::-1], picture(), 16)
         with pytest.raises(ValueError):
             decode_image(content[:-5])
     with pytest.raises(ValueError, match='max_pixels=100'):
-        read_size(content, max_pixels=100)
+        read_header(content, max_pixels=100)
     with pytest.raises(ValueError, match='32 bits a pixel'):
-        read_size(encode(Image.fromarray(np.zeros((4, 5), np.float32)), 'tiff'))
+        read_header(encode(Image.fromarray(np.zeros((4, 5), np.float32)), 'tiff'))
     with pytest.raises(ValueError, match='is empty'):
-        read_size(b'')
+        read_header(b'')
 
 
 def test_16_bit_pgm():
@@ -521,7 +521,7 @@ def test_load_image_is_found_in_the_scope():
     out = subprocess.run(
         [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, check=True
     )
-    assert 'LoadImage(backend_args=None, min_side=None)' in out.stdout
+    assert 'LoadImage(backend_args=None, min_side=None, ' in out.stdout
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmdense.datasets import UnlabeledDataset
-from mmdense.datasets.transforms.loading import UnreadableImageError, read_size
+from mmdense.datasets.transforms.loading import UnreadableImageError, read_header
 from mmdense.engine.hooks.unreadable_images import MAX_UNREADABLE
 from mmdense.engine.optimizers.amp_optim_wrapper import find_bfloat16_units
 from mmdense.models.selfsup import Views
@@ -123,7 +123,7 @@ def _read_sides(dataset: UnlabeledDataset, indices: Iterable[int]) -> Tuple[List
     for index in indices:
         try:
             name, content = dataset.read(index)
-            sides.append(min(read_size(content)))
+            sides.append(min(read_header(content)))
         except UnreadableImageError as error:
             reasons.append(str(error))
         except ValueError as error:

@@ -4,7 +4,7 @@
 import io
 import re
 from contextlib import contextmanager, suppress
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -15,15 +15,27 @@ from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError, features
 from mmdense.registry import TRANSFORMS
 from mmdense.utils.checks import check_counts
 
+from .bands import (
+    NUMPY,
+    TIFF,
+    UPRIGHT,
+    ValueRange,
+    check_bands,
+    check_dtype,
+    check_value_range,
+    decode_array,
+    decode_tiff,
+    describe_dtype,
+    has_tifffile,
+    scale_values,
+    select_channels,
+    turn_upright,
+)
+
 try:  # the libjpeg-turbo of OpenCV and Pillow, called with less around it: the same pixels
     import simplejpeg
 except ImportError:
     simplejpeg = None
-
-try:  # TIFFs that Pillow reads wrongly
-    import tifffile
-except ImportError:
-    tifffile = None
 
 try:  # photographs of phones
     from pillow_heif import register_heif_opener
@@ -47,10 +59,13 @@ _OTHER_FORMATS = {
     rb'II\*\x00|MM\x00\*|II\+\x00|MM\x00\+': 'a TIFF of a layout that is not read, or cut short',
     rb'8BPS': 'a Photoshop file',
     rb'SIMPLE  =': 'a FITS file',
-    rb'\x93NUMPY': 'a numpy array',
     rb'\x00\x00\x01\x00': 'an icon',
 }
-_READ = 'JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, and AVIF and HEIC with newer packages, are read'
+_READ = (
+    'JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, .npy, and AVIF and HEIC with newer packages, are read'
+)
+
+_JPEG = b'\xff\xd8'
 
 # Limits on what a file may declare, before anything is decoded.
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes a file for a bomb
@@ -78,16 +93,6 @@ _UPRIGHT = {
     7: Image.TRANSVERSE,
     8: Image.ROTATE_90,
 }
-_UPRIGHT_PIXELS = {
-    2: lambda img: cv2.flip(img, 1),
-    3: lambda img: cv2.flip(img, -1),
-    4: lambda img: cv2.flip(img, 0),
-    5: cv2.transpose,
-    6: lambda img: cv2.rotate(img, cv2.ROTATE_90_CLOCKWISE),
-    7: lambda img: cv2.flip(cv2.transpose(img), -1),
-    8: lambda img: cv2.rotate(img, cv2.ROTATE_90_COUNTERCLOCKWISE),
-}
-
 _REDUCED = {
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
@@ -126,7 +131,7 @@ class LoadImage(BaseTransform):
 
     **Added Keys:**
 
-    - ``img`` (np.ndarray): (H, W, 3) uint8, BGR, upright.
+    - ``img`` (np.ndarray): (H, W, C) uint8, upright; BGR with 3 channels.
     - ``img_shape``, ``ori_shape`` (tuple[int, int]): (H, W).
 
     Args:
@@ -142,6 +147,15 @@ class LoadImage(BaseTransform):
             18 bytes a pixel. Sides above 65,535 pixels are always refused, and
             images above 16.8 megapixels with less than a byte for 512 pixels.
             Defaults to 178,956,970, as Pillow.
+        value_range (tuple, optional): For files of more than 8 bits, the values that become 0
+            and 255, those beyond are cut: two numbers such as (0, 4096) for 12 bits, or
+            percentiles of each image, ('1%', '99%'). Defaults to None: 16 bits in full,
+            (0, 65536).
+        channels (int): C: 3, 1 for gray, or as many bands as the files have, in their order.
+            Defaults to 3.
+
+    Raises:
+        InputError: An argument is out of its range.
     """
 
     def __init__(
@@ -149,15 +163,19 @@ class LoadImage(BaseTransform):
         backend_args: Optional[dict] = None,
         min_side: Optional[int] = None,
         max_pixels: int = MAX_PIXELS,
+        value_range: Optional[ValueRange] = None,
+        channels: int = 3,
     ) -> None:
         if not (backend_args is None or isinstance(backend_args, dict)):
             raise TypeError(f'backend_args must be a dict or None, got {backend_args!r}')
         if min_side is not None:
             check_counts(min_side=min_side)
-        check_counts(max_pixels=max_pixels)
+        check_counts(max_pixels=max_pixels, channels=channels)
         self.backend_args = backend_args
         self.min_side = min_side
         self.max_pixels = max_pixels
+        self.value_range = check_value_range(value_range)
+        self.channels = channels
 
     def transform(self, results: dict) -> dict:
         """Add ``img``, ``img_shape`` and ``ori_shape`` to ``results``.
@@ -173,7 +191,7 @@ class LoadImage(BaseTransform):
             except OSError as e:
                 raise UnreadableImageError(path, e.strerror or _one_line(e)) from None
         try:
-            img = decode_image(content, self.min_side, self.max_pixels)
+            img = self.decode(content)
         except ValueError as e:
             raise UnreadableImageError(path, str(e)) from None
         results['img'] = img
@@ -181,20 +199,36 @@ class LoadImage(BaseTransform):
         results['ori_shape'] = img.shape[:2]
         return results
 
+    def decode(self, content: bytes) -> np.ndarray:
+        """Decode a file by :func:`decode_image` with the settings of this transform."""
+        return decode_image(
+            content, self.min_side, self.max_pixels, self.value_range, self.channels
+        )
+
     def __repr__(self) -> str:
-        return f'{type(self).__name__}(backend_args={self.backend_args}, min_side={self.min_side})'
+        return (
+            f'{type(self).__name__}(backend_args={self.backend_args}, min_side={self.min_side}, '
+            f'value_range={self.value_range}, channels={self.channels})'
+        )
 
 
 def decode_image(
-    content: bytes, min_side: Optional[int] = None, max_pixels: int = MAX_PIXELS
+    content: bytes,
+    min_side: Optional[int] = None,
+    max_pixels: int = MAX_PIXELS,
+    value_range: Optional[ValueRange] = None,
+    channels: int = 3,
 ) -> np.ndarray:
-    """Decode a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, AVIF or HEIC file to pixels.
+    """Decode a JPEG, PNG, WebP, BMP, TIFF, GIF, PPM, AVIF, HEIC or .npy file to pixels.
 
     AVIF needs Pillow 11.3, HEIC the package pillow-heif.
 
     - Grey and palette images become three channels.
     - CMYK: inverted where an Adobe marker says so; ICC profiles are not applied.
-    - 16-bit: the high byte, so that the full range is scaled to 0..255.
+    - 16-bit: the high byte, so that the full range is scaled to 0..255, or ``value_range``.
+    - Other numbers than 8 and 16 bits without a sign: by ``value_range`` alone. Numbers that are
+      not finite become 0.
+    - .npy: H×W, H×W×C or C×H×W.
     - Alpha is dropped, not composited, as OpenCV and mmcv do.
     - EXIF orientation is applied.
     - Animations and multi-page files: the first frame.
@@ -203,18 +237,27 @@ def decode_image(
         content (bytes): The complete file.
         min_side (int, optional): Argument of :class:`LoadImage`.
         max_pixels (int): Argument of :class:`LoadImage`.
+        value_range (tuple, optional): Argument of :class:`LoadImage`.
+        channels (int): Argument of :class:`LoadImage`.
 
     Returns:
-        np.ndarray: (H, W, 3) uint8, BGR, writable.
+        np.ndarray: (H, W, C) uint8, writable; BGR with 3 channels.
 
     Raises:
         ValueError: With the reason in one line. A truncated file raises unless all its pixels are
             there (a PNG without its last chunk; with simplejpeg, a JPEG without its end marker).
     """
     with _one_line_errors(content, max_pixels):
-        pixels = _decode_plain_jpeg(content, min_side, max_pixels)
+        pixels = _decode_plain_jpeg(content, min_side, max_pixels) if channels == 3 else None
         if pixels is not None:
             return pixels
+        if channels != 3 and content.startswith(_JPEG):
+            pixels = decode_image(content, min_side, max_pixels)
+            return select_channels(pixels[..., ::-1], channels)
+        of_values = channels != 3 or value_range is not None and not content.startswith(_JPEG)
+        if of_values or _needs_values(content):
+            values = _decode_values(content, max_pixels, channels)
+            return select_channels(scale_values(values, value_range), channels)
         with _strict_pillow(max_pixels):
             image = _open(content, max_pixels)
             orientation = _orientation(image)
@@ -223,10 +266,10 @@ def decode_image(
                 if pixels is None:
                     pixels = _decode_jpeg(_end_jpeg(content), image.size, min_side)
                 if pixels is not None:
-                    upright = _UPRIGHT_PIXELS.get(orientation)
+                    upright = UPRIGHT.get(orientation)
                     return pixels if upright is None else upright(pixels)
             if _has_planes_of_16_bits(image):
-                return _decode_planes(content)
+                return select_channels(scale_values(decode_tiff(content, max_pixels, 3), None), 3)
             image.load()
             image = _to_rgb(image)
             if orientation in _UPRIGHT:
@@ -235,22 +278,55 @@ def decode_image(
             return pixels.reshape(image.height, image.width, 3).copy()  # the buffer is read-only
 
 
-def read_size(content: bytes, max_pixels: int = MAX_PIXELS) -> Tuple[int, int]:
-    """Return the width and the height of an image by its header alone.
+class Header(NamedTuple):
+    """Describe an image by its header.
+
+    Attributes:
+        width (int): Pixels.
+        height (int): Pixels.
+        channels (int): Colors or bands, alpha included; 1 of a palette's.
+        bits (int): Bits of one value.
+    """
+
+    width: int
+    height: int
+    channels: int
+    bits: int
+
+
+def read_header(
+    content: bytes,
+    max_pixels: int = MAX_PIXELS,
+    value_range: Optional[ValueRange] = None,
+    channels: int = 3,
+) -> Header:
+    """Read the size of an image by its header alone, where that tells.
 
     Args:
         content (bytes): The complete file.
         max_pixels (int): Argument of :class:`LoadImage`.
+        value_range (tuple, optional): Argument of :class:`LoadImage`.
+        channels (int): Argument of :class:`LoadImage`.
 
     Raises:
         ValueError: As :func:`decode_image`, where the header tells.
     """
-    with _one_line_errors(content, max_pixels), _strict_pillow(max_pixels):
-        image = _open(content, max_pixels)
-        _check_mode(image)
-        if _has_planes_of_16_bits(image) and tifffile is None:
-            _decode_planes(content)  # says what to do
-        return image.size
+    with _one_line_errors(content, max_pixels):
+        if not _needs_values(content):
+            with _strict_pillow(max_pixels):
+                image = _open(content, max_pixels)
+                bits, bands = _value_bits(image, content), _count_bands(image, channels)
+                if bits > 16 and value_range is None:
+                    raise ValueError(describe_dtype(f'{image.format} with {bits} bits a pixel'))
+                if not (_has_planes_of_16_bits(image) and not has_tifffile()):
+                    check_bands(bands, channels)
+                    return Header(*image.size, bands, bits)
+        values = _decode_values(content, max_pixels, channels)
+        if value_range is None:
+            check_dtype(values)
+        check_bands(values.shape[2], channels)
+        height, width, bands = values.shape
+        return Header(width, height, bands, 8 * values.dtype.itemsize)
 
 
 def _open(content: bytes, max_pixels: int) -> Image.Image:
@@ -400,11 +476,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == 'RGB':
         return image
     if _is_gray_of_16_bits(image):
-        pixels = np.asarray(image)
-        if image.format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC) == 0:  # 0 is white
-            pixels = 65535 - pixels
-        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert('RGB')
-    _check_mode(image)
+        return Image.fromarray(scale_values(_gray_values(image), None)).convert('RGB')
+    if image.mode in ('I', 'F'):
+        raise ValueError(describe_dtype(f'{image.format} with 32 bits a pixel'))
     if image.mode == 'CMYK' and image.format in ('JPEG', 'MPO') and 'adobe' not in image.info:
         image = ImageChops.invert(image)  # Pillow treats every CMYK JPEG as Adobe's
     image.info.pop('transparency', None)  # alpha is dropped
@@ -418,9 +492,14 @@ def _is_gray_of_16_bits(image: Image.Image) -> bool:
     )
 
 
-def _check_mode(image: Image.Image) -> None:
-    if image.mode in ('I', 'F') and not _is_gray_of_16_bits(image):
-        raise ValueError(f'{image.format} with 32 bits a pixel; 8 and 16 bits can be read')
+def _gray_values(image: Image.Image) -> np.ndarray:
+    """Return the values H×W of an image of one channel with more than 8 bits."""
+    values = np.asarray(image)
+    if _is_gray_of_16_bits(image):
+        values = values.astype(np.uint16)
+    if image.format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC) == 0:  # 0 is white
+        values = 65535 - values if values.dtype == np.uint16 else -values
+    return values
 
 
 def _has_planes_of_16_bits(image: Image.Image) -> bool:
@@ -433,25 +512,78 @@ def _has_planes_of_16_bits(image: Image.Image) -> bool:
     return planes and tags.get(_BITS, (8,))[0] == 16
 
 
-def _decode_planes(content: bytes) -> np.ndarray:
-    """Decode what :func:`_has_planes_of_16_bits`; BGR.
+def _value_bits(image: Image.Image, content: bytes) -> int:
+    """Return the bits of one value in a file, which Pillow may reduce to 8."""
+    if _is_gray_of_16_bits(image):
+        return 16
+    if image.mode in ('I', 'F'):
+        return 32
+    if image.format == 'PNG':
+        return max(content[24], 8)  # of the chunk IHDR
+    if image.format == 'TIFF':
+        return max(8, *image.tag_v2.get(_BITS, (8,)))
+    return 8
+
+
+def _count_bands(image: Image.Image, channels: int) -> int:
+    """Return the bands of a file: all of a TIFF's, of which Pillow may open some; and its pages,
+    where these are as many as the channels that are read."""
+    if image.format != 'TIFF':
+        return len(image.getbands())
+    bands = image.tag_v2.get(_SAMPLES, 1)
+    pages = bands == 1 and channels not in (1, 3) and getattr(image, 'n_frames', 1) == channels
+    return channels if pages else bands
+
+
+def _needs_values(content: bytes) -> bool:
+    """Return whether a file is an array, or a TIFF that Pillow cannot open."""
+    if content.startswith(NUMPY):
+        return True
+    if not has_tifffile() or content[:4] not in TIFF:
+        return False
+    try:
+        Image.open(io.BytesIO(content), formats=['TIFF'])
+    except UnidentifiedImageError:
+        return True
+    return False
+
+
+def _decode_values(content: bytes, max_pixels: int, channels: int) -> np.ndarray:
+    """Decode a file to its own values, upright.
+
+    Returns:
+        np.ndarray: (H, W, C) of the file's type; colors as RGB, alpha and further bands behind
+        them.
 
     Raises:
-        ValueError: tifffile is not there, or the file is cut short.
+        ValueError: Where a package is missing, or the file is cut short.
     """
-    if tifffile is None:
-        raise ValueError('a TIFF with 16 bits in separate planes: pip install tifffile')
-    with tifffile.TiffFile(io.BytesIO(content)) as file:
-        page = file.pages[0]
-        ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts)]
-        if max(ends) > len(content):
-            raise ValueError(f'the file is cut short: {len(content):,} of {max(ends):,} bytes')
-        planes = page.asarray()[2::-1]  # without alpha
-    return np.ascontiguousarray((planes >> 8).astype(np.uint8).transpose(1, 2, 0))
+    if content.startswith(NUMPY):
+        return decode_array(content, max_pixels)
+    with _strict_pillow(max_pixels):
+        if _needs_values(content):
+            return decode_tiff(content, max_pixels, channels)
+        image = _open(content, max_pixels)
+        orientation, bits = _orientation(image), _value_bits(image, content)
+        bands = _count_bands(image, channels)
+        if image.format == 'TIFF' and (bands > len(image.getbands()) or bits > 8 and bands > 1):
+            return decode_tiff(content, max_pixels, channels)
+        image.load()
+        if bits > 8 and image.format in ('PNG', 'PPM') and len(image.getbands()) > 1:
+            values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+            if values.ndim == 3:  # BGR, and alpha
+                values[..., :3] = values[..., 2::-1].copy()
+        elif bits > 8:
+            values = _gray_values(image)
+        else:
+            if image.mode not in ('L', 'RGB', 'RGBA'):
+                image = image.convert('L') if image.mode in ('1', 'LA', 'La') else _to_rgb(image)
+            values = np.asarray(image)
+    return turn_upright(values.reshape(*values.shape[:2], -1), orientation)
 
 
 # tags of TIFF
-_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES = 258, 259, 262, 284
+_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANES = 258, 259, 262, 277, 284
 
 
 def _end_jpeg(content: bytes) -> bytes:
