@@ -1,12 +1,14 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """A data set of images without labels, from a folder, a zip, an LMDB, a list or a COCO json."""
 
-import io
-import json
+import fnmatch
+import glob
 import os
 import os.path as osp
 import random
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+import re
+from collections import Counter
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mmengine.dataset import BaseDataset
 from mmengine.fileio import get
@@ -17,6 +19,7 @@ from mmdense.utils.checks import check_whole
 from mmdense.utils.errors import DataError, MissingImagesError
 from mmdense.utils.randomness import seeded
 
+from .image_lists import describe_list, read_image_list
 from .storage import LmdbStorage, ZipStorage, open_storage
 from .transforms.loading import UnreadableImageError
 from .workers import init_worker
@@ -32,11 +35,13 @@ class UnlabeledDataset(BaseDataset):
     links, for files that end in one of ``extensions`` in upper or lower case. Names that begin with
     a dot are left out, and a folder that links lead to twice is searched once. The order is that of
     the sorted paths, on every file system. Several folders are one data set (COCO+ is
-    ``data_prefix=['train2017', 'unlabeled2017']``).
+    ``data_prefix=['train2017', 'unlabeled2017']``); each of them may also be one image or a pattern
+    such as ``'*/rgb'``. What a run or a report of mmdense or MMEngine wrote is left out: folders
+    below that are called ``work_dirs`` or hold checkpoints, and the pictures of a page.
 
     With ``ann_file`` the images are those it names, in its order, relative to
-    ``data_root/data_prefix``: the lines of a ``.txt``, or the ``file_name`` of each of the
-    ``images`` of a COCO ``.json``.
+    ``data_root/data_prefix``: the lines of a ``.txt``, or the entries of a ``.json``, in the
+    formats that :func:`~mmdense.datasets.image_lists.read_image_list` documents.
 
     Each folder may be a zip, or an LMDB whose keys are the files' paths, or a folder in one
     (``coco.zip/train2017``), with the same images in the same order. ``ann_file`` may be in one,
@@ -58,6 +63,9 @@ class UnlabeledDataset(BaseDataset):
         pipeline (Sequence[dict | Callable]): Transforms; the first is
             ``LoadImage``. Defaults to an empty tuple.
         extensions (Sequence[str]): The endings of images' names.
+        exclude (Sequence[str]): Images to leave out: patterns as of a shell, of the path below the
+            folder, of a folder's name or path, or of a file's name: ``'masks'``,
+            ``'*/masks/*.png'``, ``'*_mask.png'``. Defaults to ().
         recursive (bool): Whether to search sub-folders. Defaults to True.
         indices (int | Sequence[int], optional): Number of images to use from the
             start, or indices of images. Defaults to None, all.
@@ -68,8 +76,12 @@ class UnlabeledDataset(BaseDataset):
         max_refetch (int): Number of other images to try in place of an unreadable
             one before an error. Defaults to 100.
 
+    Attributes:
+        own_folders (list[str]): Folders of runs that were left out.
+        unread (Counter): Number of files by the ending of a format that is not read.
+
     Raises:
-        TypeError: A path, ``data_prefix`` or ``extensions`` has the wrong type.
+        TypeError: A path, ``data_prefix``, ``extensions`` or ``exclude`` has the wrong type.
         InputError: ``max_refetch`` is not a whole number of at least 0.
         DataError: There is no such folder or file, or no image in it.
 
@@ -105,6 +117,7 @@ class UnlabeledDataset(BaseDataset):
         data_prefix: Union[_PathLike, Sequence[_PathLike], dict] = '',
         pipeline: Sequence = (),
         extensions: Sequence[str] = EXTENSIONS,
+        exclude: Sequence[str] = (),
         recursive: bool = True,
         indices: Optional[Union[int, Sequence[int]]] = None,
         serialize_data: bool = True,
@@ -125,6 +138,10 @@ class UnlabeledDataset(BaseDataset):
             raise DataError(f'ann_file must be a .txt list or a COCO .json, got {ann_file}')
         check_whole(0, max_refetch=max_refetch)
         self.extensions = _extensions(extensions)
+        self.exclude = _patterns(exclude)
+        self._excluded = _match_any(self.exclude)
+        self.own_folders: List[str] = []
+        self.unread: Counter = Counter()
         self.recursive = recursive
         self._storages: List[Union[ZipStorage, LmdbStorage]] = []
         super().__init__(
@@ -173,15 +190,14 @@ class UnlabeledDataset(BaseDataset):
 
         It has ``stored``, the image's location, if that is in a zip or an LMDB.
         """
-        self._storages = []
+        self._storages, self.own_folders, self.unread = [], [], Counter()
         if not self.ann_file:
             stored: Dict[str, Optional[tuple]] = {}  # once, where one folder is below another
             for folder in _as_list(self.data_prefix['img_path']):
                 stored.update(self._search(folder))
             images = sorted(stored.items())
         else:
-            is_json = self.ann_file.lower().endswith('.json')
-            images = self._look_up(self._read_json() if is_json else self._read_list())
+            images = self._look_up(self._read_names())
         return [
             dict(img_path=path) if at is None else dict(img_path=path, stored=at)
             for path, at in images
@@ -194,20 +210,41 @@ class UnlabeledDataset(BaseDataset):
         elif osp.isdir(folder):
             stored = {
                 osp.join(parent, name): None
-                for parent, names in _walk(folder, self.recursive)
+                for parent, names in self._walk(folder)
                 for name in names
                 if name.lower().endswith(self.extensions)
             }
+        elif osp.isfile(folder) and folder.lower().endswith(self.extensions):
+            return {folder: None}
+        elif glob.has_magic(folder) and not osp.exists(folder):
+            stored = self._search_pattern(folder)
         else:
             what = 'does not exist'
             if osp.exists(folder):
                 what = 'is not a folder, nor a zip or an LMDB'
-                if folder.lower().endswith(self.extensions):
-                    what = 'is not a folder but one image: give its folder'
             raise DataError(f'image folder {folder} {what}; looked for {self.source}')
         if not stored:
-            raise DataError(f'no image found in {self._searched(folder)}')
+            others = ''
+            if self.unread:
+                others = f'; it has {self.describe_unread()}'
+            raise DataError(f'no image found in {self._searched(folder)}{others}')
         return stored
+
+    def _search_pattern(self, pattern: str) -> Dict[str, Optional[tuple]]:
+        stored: Dict[str, Optional[tuple]] = {}
+        paths = sorted(glob.glob(pattern, recursive=True))
+        if not paths:
+            raise DataError(f'no file or folder fits the pattern {pattern}')
+        for path in paths:
+            ending = path.lower().endswith(self.extensions)
+            if osp.isdir(path) or ending or path.lower().endswith('.zip'):
+                stored.update(self._search(path))
+        return stored
+
+    def describe_unread(self) -> str:
+        """Return in words how many files of formats that are not read there are."""
+        counts = ', '.join(f'{n:,} {ending}' for ending, n in self.unread.most_common(3))
+        return f'{counts}, which {"is" if sum(self.unread.values()) == 1 else "are"} not read'
 
     def _search_storage(self, path, storage, folder: str) -> Dict[str, Optional[tuple]]:
         start = f'{folder}/' if folder else ''
@@ -222,17 +259,66 @@ class UnlabeledDataset(BaseDataset):
             )
         self._storages.append(storage)
         number = len(self._storages) - 1
+        listed = [item for item in below if self._is_listed(item[0][len(start) :])]
+        self.unread.update(filter(None, (self._find_unread(name) for name, _ in listed)))
         return {
             f'{storage.path}/{name}': (number, location)
-            for name, location in below
-            if name.lower().endswith(self.extensions) and self._is_listed(name[len(start) :])
+            for name, location in listed
+            if name.lower().endswith(self.extensions)
         }
 
     def _is_listed(self, name: str) -> bool:
-        """Return whether :func:`_walk` would list a file in a zip; macOS adds a folder to zips."""
+        """Return whether :meth:`_walk` would list a file in a zip; macOS adds a folder to zips."""
         parts = name.split('/')
-        hidden = any((part.startswith('.') and part != '.') or part == '__MACOSX' for part in parts)
-        return not hidden and (self.recursive or len(parts) == 1)
+        hidden = any((part.startswith('.') and part != '.') or part in _ZIP_OWN for part in parts)
+        return not hidden and (self.recursive or len(parts) == 1) and not self._is_excluded(name)
+
+    def _is_excluded(self, name: str) -> bool:
+        """Return whether a pattern of ``exclude`` fits a path, or a part of it."""
+        if self._excluded is None:
+            return False
+        parts = name.split('/')
+        paths = ('/'.join(parts[:n]) for n in range(1, len(parts) + 1))
+        return any(self._excluded(text) for text in (*parts, *paths))
+
+    def _find_unread(self, name: str) -> Optional[str]:
+        """Return the ending of a file of an image format that is not read."""
+        ending = osp.splitext(name)[1].lower()
+        known = ending in _UNREAD or ending in self.EXTENSIONS
+        return ending if known and ending not in self.extensions else None
+
+    def _walk(self, root: str) -> Iterator[Tuple[str, List[str]]]:
+        """Yield (folder, names of its files) of ``root`` and, if ``recursive``, of all below it.
+
+        Links are followed, each real folder is visited once; hidden names, runs and what
+        ``exclude`` fits are left out.
+        """
+
+        def fail(error: OSError) -> None:
+            raise DataError(f'cannot list folder {error.filename}: {error.strerror}')
+
+        visited = {_identity(root)}
+        for parent, folders, names in os.walk(root, followlinks=True, onerror=fail):
+            inner = osp.relpath(parent, root) if parent != root else ''
+            if inner and _is_run(parent, folders, names):
+                self.own_folders.append(parent)
+                folders[:] = []
+                continue
+            start = f'{inner}/' if inner else ''
+            below = []
+            for name in sorted(folders) if self.recursive else ():
+                identity = _identity(osp.join(parent, name))
+                if name.startswith('.') or identity in visited or self._is_excluded(start + name):
+                    continue
+                visited.add(identity)
+                below.append(name)
+            folders[:] = below  # os.walk continues with these
+            own = _own_pictures(parent, names)
+            names = [n for n in names if not n.startswith('.') and n not in own]
+            if self._excluded is not None:
+                names = [name for name in names if not self._is_excluded(start + name)]
+            self.unread.update(filter(None, map(self._find_unread, names)))
+            yield parent, names
 
     def _look_up(self, names: List[str]) -> List[Tuple[str, Optional[tuple]]]:
         folder = self.data_prefix['img_path']
@@ -252,59 +338,48 @@ class UnlabeledDataset(BaseDataset):
                     images[i] = f'{root}{name}', (0, entries.get(name))
         # One missing image is replaced; if all are missing, the prefix is wrong. Paths on another
         # backend ('s3://…') are not checked.
-        if not any(
-            '://' in path or (osp.exists(path) if stored is None else stored[1] is not None)
-            for path, stored in images
-        ):
+        if not any(map(self._exists, images)):
+            images = self._add_endings(images)  # lists of Pascal VOC have none
+        if not any(map(self._exists, images)):
             raise MissingImagesError(
                 f'none of the {len(images)} images in {self.ann_file} exists; the first '
                 f'was looked for at {images[0][0]}; check data_root and data_prefix'
             )
         return images
 
-    def _read_annotations(self) -> str:
+    @staticmethod
+    def _exists(image: Tuple[str, Optional[tuple]]) -> bool:
+        path, stored = image
+        return '://' in path or (osp.exists(path) if stored is None else stored[1] is not None)
+
+    def _add_endings(
+        self, images: List[Tuple[str, Optional[tuple]]]
+    ) -> List[Tuple[str, Optional[tuple]]]:
+        """Return images on disk with the first of ``extensions`` that makes each a file."""
+        found = []
+        for path, stored in images:
+            paths = (path + ending for ending in self.extensions if stored is None)
+            found.append((next(filter(osp.isfile, paths), path), stored))
+        return found
+
+    def _read_names(self) -> List[str]:
         found = None if osp.isfile(self.ann_file) else open_storage(self.ann_file)
-        if found is None:
-            with open(self.ann_file, 'rb') as f:
-                content = f.read()
-        else:
-            storage, name = found
-            try:
+        try:
+            if found is None:
+                with open(self.ann_file, 'rb') as f:
+                    content = f.read()
+            else:
+                storage, name = found
                 content = storage.read(name, storage.entries().get(name))
-            except UnreadableImageError as e:
-                raise OSError(e.reason) from None
-        return content.decode('utf-8-sig')
-
-    def _read_list(self) -> List[str]:
-        try:
-            paths = [line.strip() for line in io.StringIO(self._read_annotations(), newline=None)]
-        except (OSError, UnicodeDecodeError) as e:
-            raise DataError(f'cannot read the image list {self.ann_file}: {e}') from None
-        paths = [path for path in paths if path]
-        if not paths:
-            raise DataError(
-                f'the image list {self.ann_file} is empty; looked for one path on each line'
-            )
-        return paths
-
-    def _read_json(self) -> List[str]:
-        try:
-            content = json.loads(self._read_annotations())
-        except (OSError, ValueError) as e:
-            raise DataError(f'cannot read the COCO json {self.ann_file}: {e}') from None
-        images = content.get('images') if isinstance(content, dict) else None
-        if images == []:
-            raise DataError(f'{self.ann_file} is empty: its list "images" has no entry')
-        if not (isinstance(images, list) and images):
-            found = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise DataError(
-                f'{self.ann_file} is no COCO json of images: looked for a list "images" with at '
-                f'least one entry, found {found}'
-            )
-        for i, image in enumerate(images):
-            if not (isinstance(image, dict) and isinstance(image.get('file_name'), str)):
-                raise DataError(f'{self.ann_file}: images[{i}] has no "file_name": {image!r:.80}')
-        return [image['file_name'] for image in images]
+        except (OSError, UnreadableImageError) as e:
+            reason = e.reason if isinstance(e, UnreadableImageError) else e.strerror
+            what = describe_list(self.ann_file)
+            raise DataError(f'cannot read the {what} {self.ann_file}: {reason}') from None
+        names = read_image_list(content, self.ann_file)
+        kept = [name for name in names if not self._is_excluded(name)]
+        if names and not kept:
+            raise DataError(f'exclude={list(self.exclude)} leaves no image of {self.ann_file}')
+        return kept
 
     def __iter__(self) -> Iterator[dict]:
         # Python's default would not end: beyond the last index are the numbers of the next epoch
@@ -386,25 +461,50 @@ class UnlabeledDataset(BaseDataset):
         yield from [other for other in others if other != idx % number][: self.max_refetch]
 
 
-def _walk(folder: str, recursive: bool) -> Iterator[Tuple[str, List[str]]]:
-    """Yield (folder, names of its files) of ``folder`` and, if ``recursive``, of all below it.
+# What zips have beside the images that were put into them, and what runs are written to.
+_ZIP_OWN = ('__MACOSX', 'work_dirs')
+# What `mmdense show` writes beside its page.
+_PICTURES = re.compile(r'(features|similarity|groups|correspondence_\d+)\.png')
+# Image formats that are not read.
+_UNREAD = frozenset(
+    ('.jp2', '.j2k', '.jpx', '.jxl', '.tga', '.ico', '.psd', '.svg', '.exr', '.hdr')
+    + ('.dng', '.cr2', '.cr3', '.nef', '.arw', '.rw2', '.orf', '.raf', '.raw')  # of cameras
+    + ('.dcm', '.dicom', '.nii', '.fits', '.fit', '.nd2', '.czi', '.svs', '.npy', '.npz', '.mat')
+)
 
-    Links are followed, each real folder is visited once, and hidden names are left out.
-    """
 
-    def fail(error: OSError) -> None:
-        raise DataError(f'cannot list folder {error.filename}: {error.strerror}')
+def _is_run(folder: str, folders: List[str], names: List[str]) -> bool:
+    """Return whether mmdense or MMEngine wrote a folder."""
+    return (
+        osp.basename(folder) == 'work_dirs' or 'last_checkpoint' in names or 'vis_data' in folders
+    )
 
-    visited = {_identity(folder)}
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=fail):
-        below = []
-        for name in sorted(folders) if recursive else ():
-            identity = _identity(osp.join(parent, name))
-            if not name.startswith('.') and identity not in visited:
-                visited.add(identity)
-                below.append(name)
-        folders[:] = below  # os.walk continues with these
-        yield parent, [name for name in names if not name.startswith('.')]
+
+def _own_pictures(folder: str, names: List[str]) -> List[str]:
+    """Return the names of the pictures of a page of `mmdense show` in a folder."""
+    if 'index.html' not in names:
+        return []
+    try:
+        with open(osp.join(folder, 'index.html'), encoding='utf-8', errors='replace') as f:
+            if 'content="mmdense' not in f.read(1000):
+                return []
+    except OSError:
+        return []
+    return [name for name in names if _PICTURES.fullmatch(name)]
+
+
+def _patterns(exclude: Sequence[str]) -> Tuple[str, ...]:
+    if isinstance(exclude, str) or not all(isinstance(one, str) and one for one in exclude):
+        raise TypeError(f"exclude must be a list of patterns such as ['masks'], got {exclude!r}")
+    return tuple(exclude)
+
+
+def _match_any(patterns: Sequence[str]) -> Optional[Callable[[str], Any]]:
+    """Return a function that tells whether a path fits one of some patterns, None without one."""
+    if not patterns:
+        return None
+    cleaned = (one.strip('/').replace('**/', '*').replace('/**', '/*') for one in patterns)
+    return re.compile('|'.join(fnmatch.translate(one) for one in cleaned)).match
 
 
 def _identity(folder: str) -> Tuple[int, int]:

@@ -3,6 +3,7 @@ import json
 import os
 import random
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -268,8 +269,8 @@ def test_missing_and_empty_folders(tmp_path):
     touch(tmp_path / 'file.jpg')
     with pytest.raises(DataError, match='image folder .*/none does not exist; looked for'):
         UnlabeledDataset(data_root=tmp_path / 'none')
-    with pytest.raises(DataError, match='image folder .*/file.jpg is not a folder'):
-        UnlabeledDataset(data_root=tmp_path / 'file.jpg')
+    with pytest.raises(DataError, match='image folder .*/a.txt is not a folder, nor a zip'):
+        UnlabeledDataset(data_root=tmp_path / 'labels/a.txt')
     for name in ('empty', 'labels'):
         pattern = f'no image found in .*/{name} .with sub-folders, files ending in .jpg .jpeg'
         with pytest.raises(DataError, match=pattern) as e:
@@ -284,10 +285,13 @@ def test_missing_and_empty_folders(tmp_path):
         ('a.txt', ' \n\n', 'image list .*a.txt is empty'),
         ('a.txt', 'x.jpg\ny.jpg', 'none of the 2 images in .* exists; .* looked for at .*x.jpg'),
         ('a.txt', b'\xff\xfe\x00', 'cannot read the image list .*a.txt'),
-        ('a.json', '', 'cannot read the COCO json .*a.json'),
-        ('a.json', '{"images": [', 'cannot read the COCO json .*a.json'),
-        ('a.json', '[1]', 'a.json is no COCO json of images: .* found list'),
-        ('a.json', '{"data_list": []}', r"looked for a list \"images\".*found \['data_list'\]"),
+        ('a.json', '', 'cannot read the json .*a.json'),
+        ('a.json', '{"images": [', 'cannot read the json .*a.json'),
+        ('a.json', '3', 'a.json names no images: .* found int'),
+        ('a.json', '[1]', r'a.json: \[0\] has no "file_name" or other path of an image: 1'),
+        ('a.json', '[]', 'a.json is empty: its list has no entry'),
+        ('a.json', '{"items": []}', r"looked for a list \"images\".*found \['items'\]"),
+        ('a.json', '{"data_list": []}', 'a.json is empty: its list "data_list" has no entry'),
         ('a.json', '{"images": []}', 'a.json is empty: its list "images" has no entry'),
         ('a.json', '{"images": {"a": 1}}', 'looked for a list "images"'),
         (
@@ -295,7 +299,7 @@ def test_missing_and_empty_folders(tmp_path):
             '{"images": [{"file_name": "a"}, {"id": 1}]}',
             r'images\[1\] has no "file_name"',
         ),
-        ('a.json', '{"images": ["a.jpg"]}', r'images\[0\] has no "file_name"'),
+        ('a.json', '{"images": [[1]]}', r'images\[0\] has no "file_name"'),
         ('a.csv', 'x.jpg', 'ann_file must be a .txt list or a COCO .json, got .*a.csv'),
     ],
 )
@@ -305,6 +309,124 @@ def test_wrong_annotation_files(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message) as e:
         UnlabeledDataset(data_root=tmp_path, ann_file=name)
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'name, content',
+    [
+        ('mmpretrain.txt', 'b/2.jpg 0\na/1.png 12\n'),
+        ('csv.txt', 'b/2.jpg,0\na/1.png,1\n'),
+        ('comment.txt', '# of Monday\nb/2.jpg\n\na/1.png\n'),
+        ('voc.txt', 'b/2\na/1\n'),
+        ('yolo.txt', './b/2.jpg\n./a/1.png\n'),
+        ('coco.json', {'images': [{'file_name': 'b/2.jpg'}, {'file_name': 'a/1.png'}]}),
+        (
+            'lvis.json',
+            {'images': [{'coco_url': 'http://x/y/b/2.jpg'}, {'coco_url': 'http://x/a/1.png'}]},
+        ),
+        (
+            'mmengine.json',
+            {'metainfo': {}, 'data_list': [{'img_path': 'b/2.jpg'}, {'img_path': 'a/1.png'}]},
+        ),
+        ('paths.json', ['b/2.jpg', 'a/1.png']),
+        ('detectron2.json', [{'file_name': 'b/2.jpg', 'height': 3}, {'file_name': 'a/1.png'}]),
+        ('filename.json', [{'filename': 'b/2.jpg'}, {'filename': 'a/1.png'}]),
+    ],
+)
+def test_lists_of_other_packages(tmp_path, name, content):
+    touch(tmp_path / 'a/1.png')
+    touch(tmp_path / 'b/2.jpg')
+    text = content if isinstance(content, str) else json.dumps(content)
+    (tmp_path / name).write_text(text)
+    dataset = UnlabeledDataset(data_root=tmp_path, ann_file=name)
+    found = [os.path.relpath(path, tmp_path) for path in paths(dataset)]
+    assert found == ['b/2.jpg', 'a/1.png']
+    dataset = UnlabeledDataset(data_root=tmp_path, ann_file=name, exclude=['a'])
+    assert [os.path.relpath(path, tmp_path) for path in paths(dataset)][:1] == ['b/2.jpg']
+
+
+@pytest.mark.parametrize(
+    'exclude, left',
+    [
+        (['ann_dir'], ['a_mask.png', 'img_dir/train/1.jpg', 'img_dir/val/2.jpg', 'x/masks/3.png']),
+        (['ann_dir/*', 'x'], ['a_mask.png', 'img_dir/train/1.jpg', 'img_dir/val/2.jpg']),
+        (['img_dir/val/', 'ann_dir/'], ['a_mask.png', 'img_dir/train/1.jpg', 'x/masks/3.png']),
+        (['*.png'], ['img_dir/train/1.jpg', 'img_dir/val/2.jpg']),
+        (['**/masks/**', 'ann_dir', '*_mask.png'], ['img_dir/train/1.jpg', 'img_dir/val/2.jpg']),
+        (['train'], ['a_mask.png', 'img_dir/val/2.jpg', 'x/masks/3.png']),
+        (['masks*'], None),
+        (['nothing'], None),
+    ],
+)
+def test_exclude(tmp_path, exclude, left):
+    names = ['img_dir/train/1.jpg', 'img_dir/val/2.jpg', 'ann_dir/train/1.png', 'x/masks/3.png']
+    names.append('a_mask.png')
+    for name in names:
+        touch(tmp_path / 'photos' / name)
+    if left is None:
+        left = [name for name in sorted(names) if exclude == ['nothing'] or 'masks' not in name]
+    with zipfile.ZipFile(tmp_path / 'photos.zip', 'w') as z:
+        for name in names:
+            z.writestr(name, b'x')
+    for root in ('photos', 'photos.zip'):
+        dataset = UnlabeledDataset(data_root=tmp_path / root, exclude=exclude)
+        assert [os.path.relpath(path, tmp_path / root) for path in paths(dataset)] == left
+
+
+def test_what_runs_wrote_is_left_out(tmp_path):
+    for name in (
+        *('1.jpg', 'night/2.jpg', 'work_dirs/show/features.png', 'out/3/epoch.png'),
+        *('out/last_checkpoint', '20260101_000000/vis_data/vis_image/x.png', 'features.png'),
+        *(
+            'pages/features.png',
+            'pages/correspondence_12.png',
+            'pages/photo.png',
+            'docs/index.html',
+        ),
+    ):
+        touch(tmp_path / name)
+    (tmp_path / 'docs/features.png').write_bytes(b'')  # of somebody else's page
+    (tmp_path / 'pages/index.html').write_text('<meta name="generator" content="mmdense 9">')
+    dataset = UnlabeledDataset(data_root=tmp_path)
+    assert [os.path.relpath(path, tmp_path) for path in paths(dataset)] == [
+        *('1.jpg', 'docs/features.png', 'features.png', 'night/2.jpg', 'pages/photo.png'),
+    ]
+    found = {os.path.relpath(path, tmp_path) for path in dataset.own_folders}
+    assert found == {'work_dirs', 'out', '20260101_000000'}
+    # the folder that is named is searched, whatever it is called
+    assert len(UnlabeledDataset(data_root=tmp_path / 'work_dirs')) == 1
+    assert len(UnlabeledDataset(data_root=tmp_path / 'out')) == 1
+
+
+def test_files_and_patterns(tmp_path):
+    for name in ('a/rgb/1.jpg', 'a/depth/1.png', 'b/rgb/2.jpg', 'b/notes.txt', 'c.png'):
+        touch(tmp_path / name)
+
+    def found(*prefixes):
+        dataset = UnlabeledDataset(data_root=tmp_path, data_prefix=list(prefixes))
+        return [os.path.relpath(path, tmp_path) for path in paths(dataset)]
+
+    assert found('*/rgb') == ['a/rgb/1.jpg', 'b/rgb/2.jpg']
+    assert found('c.png', 'a/rgb/1.jpg') == ['a/rgb/1.jpg', 'c.png']
+    assert found('**/*.png') == ['a/depth/1.png', 'c.png']
+    assert found('b/*', 'c.png') == ['b/rgb/2.jpg', 'c.png']
+    with pytest.raises(DataError, match=r'no file or folder fits the pattern .*/x\*'):
+        found('x*')
+    touch(tmp_path / '[x]/3.jpg')  # the name of a folder, and no pattern
+    assert found('[x]') == ['[x]/3.jpg']
+
+
+def test_formats_that_are_not_read_are_counted(tmp_path):
+    for name in ('1.jp2', '2.JP2', 'raw/3.dng', 'labels/4.txt'):
+        touch(tmp_path / name)
+    with pytest.raises(DataError, match='no image found .*; it has 2 .jp2, 1 .dng, which are not'):
+        UnlabeledDataset(data_root=tmp_path)
+    touch(tmp_path / '4.jpg')
+    assert UnlabeledDataset(data_root=tmp_path).unread == {'.jp2': 2, '.dng': 1}
+    assert UnlabeledDataset(data_root=tmp_path, extensions=['.jp2']).unread == {
+        '.dng': 1,
+        '.jpg': 1,
+    }
 
 
 def test_missing_annotation_file(tmp_path):
