@@ -3,7 +3,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from mmengine.logging import print_log
 from mmengine.model import update_init_info
@@ -24,6 +24,7 @@ from .architectures import (
     translate_layers,
 )
 from .formats import Recognised, check_finite, recognise
+from .input_channels import adapt_weight, check_way, find_other_input
 
 
 # Some backbones (mmpretrain's ResNet, which zeroes the last BatchNorm of every
@@ -66,6 +67,13 @@ class SelfSupPretrained:
         new (Sequence[str]): Names of further layers of a backbone, or of parameters, that begin
             anew where the file has nothing of them: 'rfp_conv' stands for every layer of this
             name. Defaults to ().
+        in_channels (str, optional): Way to adapt the first convolution where the model takes
+            images of another number of channels: 'sum', 'repeat' or 'mean', see
+            :func:`~mmdense.checkpoints.input_channels.adapt_weight`. The log says so. Defaults to
+            None: such a file is refused.
+
+    Raises:
+        InputError: ``in_channels`` is no such way.
     """
 
     def __init__(
@@ -74,7 +82,10 @@ class SelfSupPretrained:
         prefix: Optional[str] = None,
         map_location: str = 'cpu',
         new: Sequence[str] = (),
+        in_channels: Optional[str] = None,
     ) -> None:
+        check_way(in_channels)
+        self.in_channels = in_channels
         self.checkpoint = checkpoint
         self.prefix = prefix
         self.map_location = map_location
@@ -108,6 +119,7 @@ class SelfSupPretrained:
             prefix=self.prefix,
             map_location=self.map_location,
             new=self.new,
+            in_channels=self.in_channels,
         )
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=f'SelfSupPretrained: {self.checkpoint}')
@@ -119,6 +131,8 @@ class SelfSupPretrained:
         text += f': {count_by_part(match.left)})' if match.left else ')'
         if match.new:
             text += f'; {len(match.new)} layers begin anew: {", ".join(match.new)}'
+        for key, (before, channels) in match.adapted.items():
+            text += f'; {key} adapted from {before} to {channels} channels ({self.in_channels})'
         print_log(text, logger='current')
 
     def match(self, module: nn.Module, found: Optional[Recognised] = None) -> 'Match':
@@ -147,9 +161,13 @@ class SelfSupPretrained:
             wanted = {k: v for k, v in wanted.items() if not _is_below(k, new)}
             stages = {key.split('.')[0] for key in wanted}
             offered = {k: v for k, v in given.items() if k.split('.')[0] in stages}
+        adapted = {}
+        for key, channels in find_other_input(offered, wanted).items() if self.in_channels else ():
+            adapted[key] = offered[key].size(1), channels
+            offered[key] = adapt_weight(offered[key], channels, self.in_channels)
         left = [key for key in given if key not in offered]
         left += [] if hasattr(module, 'as_new_run') else found.dropped
-        match = Match(found, wanted, offered, left, new=new)
+        match = Match(found, wanted, offered, left, new=new, adapted=adapted)
         match.problem = self._describe_problem(module, match)
         return match
 
@@ -180,7 +198,15 @@ class SelfSupPretrained:
         if not problems:
             return ''
         name = type(module).__name__
-        if hasattr(module, 'as_new_run'):
+        others = find_other_input(offered, wanted)
+        if others and not match.missing and not match.extra:
+            key, channels = next(iter(others.items()))
+            reason = (
+                f' {key} takes images of {offered[key].size(1)} channels in the file, of '
+                f"{channels} in the model: in_channels='repeat' (or 'sum', 'mean') of "
+                'SelfSupPretrained adapts it.'
+            )
+        elif hasattr(module, 'as_new_run'):
             reason = _other_settings(module, found)
         else:
             reason = _likely_reason(wanted, found.backbone)
@@ -210,6 +236,7 @@ class Match:
     left: List[str]
     problem: str = ''
     new: List[str] = field(default_factory=list)
+    adapted: Dict[str, Tuple[int, int]] = field(default_factory=dict)
 
     @property
     def missing(self) -> List[str]:

@@ -17,6 +17,7 @@ from mmdense.utils.memory import keep_freed_memory
 from mmdense.utils.mmengine_patches import format_configs_once, set_config_file
 from mmdense.utils.slow_imports import keep_imports
 
+from .channels import check_channels
 from .hooks import check_enough_images
 from .launch import add_common_arguments, build_runner, merge_common_arguments
 from .optimizers.amp_optim_wrapper import describe_slow_bfloat16
@@ -142,6 +143,7 @@ def build_training(runner: Runner) -> None:
     """
     loop = runner.train_loop
     check_enough_images(loop.dataloader)
+    check_channels(runner.model, loop.dataloader.dataset)
     if loop.max_iters < 1:
         raise ValueError(f'train_cfg gives {loop.max_iters} iterations: there is nothing to do')
     if isinstance(loop, IterBasedTrainLoop):

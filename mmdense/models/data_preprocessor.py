@@ -1,9 +1,13 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Optional, Sequence
+
+import torch
 from mmpretrain.models import SelfSupDataPreprocessor as _SelfSupDataPreprocessor
 from torch import Tensor
 
 from mmdense.datasets.transforms.batched import apply_batch
 from mmdense.registry import MODELS
+from mmdense.utils.errors import InputError
 
 
 @MODELS.register_module()
@@ -13,20 +17,47 @@ class SelfSupDataPreprocessor(_SelfSupDataPreprocessor):
     does not wait for the device.
 
     Args:
+        mean (Sequence[float], optional): Mean of each channel in 0..255, or one for all.
+        std (Sequence[float], optional): Standard deviation, likewise.
         non_blocking (bool): Whether copies from pinned memory are
             asynchronous. Defaults to True.
-        **kwargs: Of mmpretrain's.
+        **kwargs: Of mmpretrain's. ``to_rgb`` is for images of 3 channels; others keep the order of
+            their channels.
+
+    Raises:
+        InputError: There are not as many of ``std`` as of ``mean``.
     """
 
-    def __init__(self, *args, non_blocking: bool = True, **kwargs) -> None:
-        super().__init__(*args, non_blocking=non_blocking, **kwargs)
+    def __init__(
+        self,
+        mean: Optional[Sequence[float]] = None,
+        std: Optional[Sequence[float]] = None,
+        non_blocking: bool = True,
+        **kwargs,
+    ) -> None:
+        pixels = [values and torch.tensor(values).view(-1, 1, 1) for values in (mean, std)]
+        if len(mean or ()) != len(std or ()):
+            raise InputError(f'data_preprocessor has mean={mean} and std={std}: as many of each')
+        other = len(mean or ()) not in (0, 1, 3)  # MMEngine takes no such number
+        given = {} if other else dict(mean=mean, std=std)
+        super().__init__(**given, non_blocking=non_blocking, **kwargs)
+        if other:
+            self._enable_normalize = True
+            for name, values in zip(('mean', 'std'), pixels):
+                self.register_buffer(name, values, persistent=False)
+
+    @property
+    def channels(self) -> Optional[int]:
+        """Return the number of channels that ``mean`` and ``std`` are for, None for any."""
+        count = len(self.mean) if self._enable_normalize else 1
+        return None if count == 1 else count
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Move, finish and normalise a batch.
 
         Args:
-            data (dict): ``inputs``, a list of views N×3×H×W uint8, BGR, or one
-                such tensor; ``data_samples``, N.
+            data (dict): ``inputs``, a list of views N×C×H×W uint8, BGR with 3 channels,
+                or one such tensor; ``data_samples``, N.
             training (bool): Not used.
 
         Returns:
@@ -43,7 +74,7 @@ class SelfSupDataPreprocessor(_SelfSupDataPreprocessor):
         return dict(inputs=finished[0] if single else finished, data_samples=samples)
 
     def _normalise(self, view: Tensor) -> Tensor:
-        if self._channel_conversion:
+        if self._channel_conversion and view.size(1) == 3:
             # not by an index, as mmpretrain's: the host would wait for the copy of it
             view = view.flip(1)
         view = view.float()

@@ -19,7 +19,7 @@ from mmdense.datasets.transforms.loading import UnreadableImageError, read_heade
 from mmdense.engine.hooks.unreadable_images import MAX_UNREADABLE
 from mmdense.engine.optimizers.amp_optim_wrapper import find_bfloat16_units
 from mmdense.models.selfsup import Views
-from mmdense.models.utils import map_channels
+from mmdense.models.utils import input_channels, map_channels
 from mmdense.registry import MODELS
 from mmdense.utils.collect_env import cpu_cores
 from mmdense.utils.errors import DataError, InputError, MissingImagesError
@@ -318,7 +318,7 @@ def _try_backbone(backbone: torch.nn.Module, size: int, stages: int) -> Tuple[fl
 
     backbone.train()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        maps = backbone(torch.zeros(images, 3, size, size))
+        maps = backbone(torch.zeros(images, input_channels(backbone), size, size))
     sum(map_.sum() for map_ in maps[-stages:]).backward()
     trained = [p for p in backbone.parameters() if p.requires_grad]
     unused = sum(p.numel() for p in trained if p.grad is None)

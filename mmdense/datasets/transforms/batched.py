@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from .photometric import COLOUR, LUMA, Operation, blur_radius, colour_matrix
+from .photometric import COLOUR, LUMA, OF_COLORS, Operation, blur_radius, colour_matrix
 
 
 @torch.no_grad()
@@ -21,15 +21,18 @@ def apply_batch(images: Tensor, operations: Sequence[Sequence[Optional[Operation
     """Apply each image's operations to a batch, on its device, without waiting for it.
 
     Args:
-        images (Tensor): N×3×H×W uint8, BGR.
+        images (Tensor): N×C×H×W uint8, BGR with 3 channels.
         operations (Sequence[Sequence[Operation | None]]): N lists, each in order. They may differ
             in all but the size of their results.
 
     Returns:
-        Tensor: N×3×H×W float32, whole numbers in 0..255.
+        Tensor: N×C×H×W float32, whole numbers in 0..255.
     """
     images = images.float()
+    colored = images.size(1) == 3
     for step in zip_longest(*operations):
+        if not colored:
+            step = [None if one and one[0] in OF_COLORS else one for one in step]
         names = {operation[0] for operation in step if operation}
         if names.intersection(COLOUR):
             images = _colours(images, step)
@@ -55,6 +58,12 @@ def _colours(images: Tensor, step: Sequence[Optional[Operation]]) -> Tensor:
     ]
     # one transfer for all
     table = _to(np.stack([np.append(matrix, share) for matrix, share in parts]), images)
+    if images.size(1) != 3:  # brightness and contrast: all channels alike
+        factor, offset, share = (table[:, i].view(-1, 1, 1, 1) for i in (0, 3, 12))
+        if any(operation and operation[0] == 'contrast' for operation in step):
+            mean = images.mean((1, 2, 3), keepdim=True)
+            offset = offset + share * mean.add(0.5).floor()
+        return (images * factor + (offset + 1e-4)).floor_().clamp_(0, 255)
     matrix, share = table[:, :12].view(-1, 3, 4), table[:, 12]
     matrix, offset = matrix.split([3, 1], dim=2)
     if any(operation and operation[0] == 'contrast' for operation in step):
@@ -112,7 +121,7 @@ def _cut_patches(images: Tensor, values: np.ndarray) -> Tensor:
     top, left = _to(values[:, 1:], images, torch.long).view(len(values), 2, 1, -1, 1).unbind(1)
     span = torch.arange(size, device=images.device)
     image = torch.arange(len(images), device=images.device).view(-1, 1, 1, 1)
-    # N×size×patches×size×3
+    # N×size×patches×size×C
     patches = images.permute(0, 2, 3, 1)[image, top + span.view(-1, 1, 1), left + span]
     return patches.permute(0, 4, 1, 2, 3).flatten(3)
 

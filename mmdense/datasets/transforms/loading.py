@@ -329,6 +329,24 @@ def read_header(
         return Header(width, height, bands, 8 * values.dtype.itemsize)
 
 
+def read_values(content: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a file to its own values, upright: those of all bands, and not scaled.
+
+    Args:
+        content (bytes): The complete file.
+        max_pixels (int): Argument of :class:`LoadImage`.
+
+    Returns:
+        np.ndarray: (H, W, C) of the file's type; colors as RGB, alpha and further bands behind
+        them.
+
+    Raises:
+        ValueError: As :func:`decode_image`.
+    """
+    with _one_line_errors(content, max_pixels):
+        return _decode_values(content, max_pixels, 3)
+
+
 def _open(content: bytes, max_pixels: int) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=_FORMATS)  # reads the header alone
     _check_size(image, content, max_pixels)
@@ -549,15 +567,7 @@ def _needs_values(content: bytes) -> bool:
 
 
 def _decode_values(content: bytes, max_pixels: int, channels: int) -> np.ndarray:
-    """Decode a file to its own values, upright.
-
-    Returns:
-        np.ndarray: (H, W, C) of the file's type; colors as RGB, alpha and further bands behind
-        them.
-
-    Raises:
-        ValueError: Where a package is missing, or the file is cut short.
-    """
+    """Decode as :func:`read_values`; ``channels`` says whether pages are bands."""
     if content.startswith(NUMPY):
         return decode_array(content, max_pixels)
     with _strict_pillow(max_pixels):

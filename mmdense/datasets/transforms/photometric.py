@@ -8,6 +8,9 @@ drawn in one place, and the two ways differ in rounding alone.
 
 The papers' code ran torchvision's transforms on Pillow images. These do the same: values are
 truncated to whole numbers after every operation, grayscale is ITU-R 601, and hue turns in HSV.
+
+Images of other than three channels have no colors: saturation, hue and grayscale leave them as they
+are, and contrast takes the mean of all channels for the luma.
 """
 
 from typing import List, Optional, Sequence, Tuple, Union
@@ -24,12 +27,13 @@ Operation = Tuple[str, Union[float, tuple]]
 
 LUMA = np.array([0.114, 0.587, 0.299], np.float32)  # of B, G and R
 COLOUR = ('brightness', 'contrast', 'saturation', 'grayscale')
+OF_COLORS = ('saturation', 'grayscale', 'hue')  # of images of three channels alone
 
 
 class Photometric(BaseTransform):
     """Draw operations and apply or defer them: the base of the transforms in this file.
 
-    **Required Keys:** ``img`` (np.ndarray): H×W×3 uint8, BGR; ``deferred``
+    **Required Keys:** ``img`` (np.ndarray): H×W×C uint8, BGR with 3 channels; ``deferred``
     (list, optional)
 
     **Modified Keys:** ``img``, or ``deferred``
@@ -166,19 +170,23 @@ def apply_operation(img: np.ndarray, name: str, value: float) -> np.ndarray:
     """Apply one operation to one image.
 
     Args:
-        img (np.ndarray): H×W×3 uint8, BGR; left as it is.
+        img (np.ndarray): H×W×C uint8, BGR with 3 channels; left as it is.
         name (str): 'brightness', 'contrast', 'saturation', 'grayscale',
             'hue', 'blur' or 'solarize'.
         value (float): Respectively factor, factor, factor, unused, turns, sigma in
             pixels, threshold.
 
     Returns:
-        np.ndarray: H×W×3 uint8.
+        np.ndarray: H×W×C uint8.
     """
+    colored = img.shape[2] == 3
+    if name in OF_COLORS and not colored:
+        return img
     if name in COLOUR:
         matrix, share = colour_matrix(name, value)
         if share:
-            matrix[:, 3] += share * int(cv2.mean(cv2.cvtColor(img, cv2.COLOR_BGR2GRAY))[0] + 0.5)
+            mean = cv2.mean(cv2.cvtColor(img, cv2.COLOR_BGR2GRAY))[0] if colored else img.mean()
+            matrix[:, 3] += share * int(mean + 0.5)
         # OpenCV rounds; a bit less than one half, so that whole numbers stay
         matrix[:, 3] -= 0.4999
         if name in ('brightness', 'contrast'):
@@ -193,10 +201,10 @@ def apply_operation(img: np.ndarray, name: str, value: float) -> np.ndarray:
         hsv += turn
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)
     if name == 'blur':
-        return _blur(img, value)
+        return _blur(img, value).reshape(img.shape)  # OpenCV drops a single channel
     if name == 'solarize':
         bright = cv2.threshold(img, np.ceil(value) - 1, 255, cv2.THRESH_BINARY)[1]
-        return cv2.bitwise_xor(img, bright)
+        return cv2.bitwise_xor(img, bright.reshape(img.shape)).reshape(img.shape)
     raise KeyError(name)
 
 

@@ -200,7 +200,8 @@ class RandomFlip(_RandomFlip):
         if not _FLIPPED_TOO.isdisjoint(results):
             super()._flip(results)
         # mmcv returns an array with negative strides, which slows every later step
-        results['img'] = cv2.flip(img, _CV2_FLIP[results['flip_direction']])
+        flipped = cv2.flip(img, _CV2_FLIP[results['flip_direction']])
+        results['img'] = flipped.reshape(img.shape)  # OpenCV drops a single channel
 
     def transform(self, results: dict) -> dict:
         """Flip ``img`` and ``view_box``, or neither."""

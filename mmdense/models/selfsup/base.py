@@ -113,9 +113,10 @@ class SelfSupervisor:
         backbone (dict, optional): The backbone.
         neck (dict, optional): The neck.
         head (dict, optional): The head.
-        pretrained (str, optional): Checkpoint of any source whose backbone to start from. To
-            continue from a checkpoint of the complete algorithm, use ``load_from`` of
-            tools/train.py, or
+        pretrained (str | dict, optional): Checkpoint of any source whose backbone to start from,
+            or arguments of :class:`~mmdense.checkpoints.SelfSupPretrained`, such as
+            ``dict(checkpoint=..., in_channels='repeat')``. To continue from a checkpoint of the
+            complete algorithm, use ``load_from`` of tools/train.py, or
             ``init_cfg=dict(type='Pretrained', _scope_='mmdense', checkpoint=...)``.
         data_preprocessor (dict, optional): Defaults to
             :class:`mmdense.models.SelfSupDataPreprocessor`.
@@ -148,7 +149,7 @@ class SelfSupervisor:
         backbone: Optional[dict] = None,
         neck: Optional[dict] = None,
         head: Optional[dict] = None,
-        pretrained: Optional[str] = None,
+        pretrained: Union[None, str, dict] = None,
         data_preprocessor: Optional[dict] = None,
         channels_last: bool = True,
         compile: Union[bool, dict] = False,
@@ -158,8 +159,8 @@ class SelfSupervisor:
         if pretrained is not None:
             if not isinstance(backbone, dict):
                 raise InputError('pretrained needs a backbone that is built here, from a dict')
-            fill = dict(type='mmdense.SelfSupPretrained', checkpoint=pretrained)
-            backbone = dict(backbone, init_cfg=fill)
+            fill = pretrained if isinstance(pretrained, dict) else dict(checkpoint=pretrained)
+            backbone = dict(backbone, init_cfg=dict(fill, type='mmdense.SelfSupPretrained'))
         if data_preprocessor is None or isinstance(data_preprocessor, dict):
             # The complete name: the look-up must not depend on the default scope.
             data_preprocessor = dict(data_preprocessor or {})
@@ -249,7 +250,7 @@ class SelfSupervisor:
         return self.get_submodule(self.product)
 
     def extract_feat(self, inputs: Tensor) -> Tuple[Tensor, ...]:
-        """Return the product's maps of N×3×H×W images."""
+        """Return the product's maps of N×C×H×W images."""
         return self.get_product()(inputs)
 
     def check_views(self, inputs: List[Tensor]) -> None:

@@ -16,7 +16,7 @@ from .geometry import (
     view_boxes,
     visible_share,
 )
-from .map_channels import map_channels
+from .map_channels import input_channels, map_channels
 from .patches import split_patches
 from .shuffled_bn import shuffled_forward
 from .similarity import match_entropy, negative_similarity
@@ -34,6 +34,7 @@ __all__ = [
     'gather_rows',
     'in_float32',
     'is_flipped',
+    'input_channels',
     'map_channels',
     'match_locations',
     'match_entropy',

@@ -7,6 +7,18 @@ from torch import nn
 from mmdense.utils.errors import InputError
 
 
+def input_channels(network: nn.Module) -> int:
+    """Return the channels of the images that a network takes, by its first convolution.
+
+    Args:
+        network (nn.Module): A backbone; one without a convolution is taken for 3.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
+
+
 @torch.no_grad()
 def map_channels(backbone: nn.Module, size: int = 64) -> Tuple[int, ...]:
     """Infer the channels of each map of a backbone by a trial run.
@@ -24,7 +36,7 @@ def map_channels(backbone: nn.Module, size: int = 64) -> Tuple[int, ...]:
     training = [module.training for module in backbone.modules()]
     parameter = next(backbone.parameters())
     backbone.eval()  # BatchNorm's statistics stay as they are
-    maps = backbone(parameter.new_zeros(1, 3, size, size))
+    maps = backbone(parameter.new_zeros(1, input_channels(backbone), size, size))
     for module, mode in zip(backbone.modules(), training):
         module.training = mode
     maps = maps if isinstance(maps, (list, tuple)) else (maps,)
