@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Pretrain on images: plan, write the config, train, or continue what is there."""
 
+import glob
 import io
 import logging
 import os
@@ -14,7 +15,7 @@ import sys
 from argparse import Namespace
 from contextlib import redirect_stdout, suppress
 from importlib.util import find_spec
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -41,7 +42,8 @@ from mmdense.apis.planning import (
     survey_machine,
     time_steps,
 )
-from mmdense.apis.planning.survey import find_backbone
+from mmdense.apis.planning.survey import find_backbone, shorten_paths
+from mmdense.apis.planning.view_settings import find_step
 from mmdense.checkpoints import latest_complete_checkpoint
 from mmdense.engine import ProgressBarHook
 from mmdense.engine.launch import train
@@ -55,7 +57,8 @@ from mmdense.utils.slow_imports import keep_imports
 # options of the command line, in the order in which commands are printed
 _OPTIONS = (
     *('method', 'backbone', 'epochs', 'out', 'init', 'batch_size', 'workers', 'gpus', 'size'),
-    *('seed', 'prefix', 'labels', 'ignore_label', 'custom_imports'),
+    *('seed', 'prefix', 'exclude', 'value_range', 'in_channels'),
+    *('labels', 'ignore_label', 'custom_imports'),
 )
 
 
@@ -63,25 +66,35 @@ class Request(NamedTuple):
     """Hold what a user asks for.
 
     Attributes:
-        images (str): A folder, a zip, an LMDB, a COCO json or a list.
+        images (str | tuple[str]): Images of :func:`~mmdense.apis.planning.survey_images`.
         options (Options): Options of the planner.
         out (str, optional): Folder of the run. Defaults to ``work_dirs/METHOD_IMAGES``.
         prefix (str, optional): The folder that a json's paths are relative to.
     """
 
-    images: str
+    images: Union[str, Tuple[str, ...]]
     options: Options
     out: Optional[str] = None
     prefix: Optional[str] = None
+
+    @property
+    def paths(self) -> List[str]:
+        """Return the paths of the images, with a pattern where a shell has replaced it."""
+        return shorten_paths([self.images] if isinstance(self.images, str) else self.images)
 
     @property
     def folder(self) -> str:
         """Return the absolute path of the folder of the run."""
         if self.out is not None:
             return osp.abspath(osp.expanduser(self.out))
-        name = osp.basename(osp.abspath(self.images))
-        if not osp.isdir(self.images):
+        path = self.paths[0]
+        while glob.has_magic(osp.basename(path)) and not osp.exists(path):  # the folder before it
+            path = osp.dirname(path)
+        name = osp.basename(osp.abspath(path))
+        if not osp.isdir(path):
             name = osp.splitext(name)[0]
+        if len(self.paths) > 1:
+            name += f'_and_{len(self.paths) - 1}_more'
         return osp.abspath(osp.join('work_dirs', f'{self.options.method}_{name}'))
 
     @property
@@ -138,7 +151,7 @@ def plan_run(request: Request) -> Plan:
         MMDenseError: When the images or the options cannot be used, in one line.
     """
     keep_imports()
-    return make_plan(request.images, request.options, request.prefix)
+    return make_plan(request.paths, request.options, request.prefix)
 
 
 def forecast_run(request: Request, plan: Plan) -> Forecast:
@@ -328,7 +341,7 @@ def format_command(request: Request, without: Sequence[str] = (), resume: bool =
     """
     options = explicit_options(request).items()
     words = [format_option(name, value) for name, value in options if name not in without]
-    parts = ['mmdense', 'pretrain', shlex.quote(request.images), *words]
+    parts = ['mmdense', 'pretrain', *map(shlex.quote, request.paths), *words]
     return ' '.join(parts + ['--resume'] * resume)
 
 
@@ -368,7 +381,10 @@ def _read_run(request: Request) -> Optional[Config]:
 def _has_images(request: Request, cfg: Config) -> bool:
     with one_line_errors(*CONFIG_ERRORS):
         dataset = cfg.train_dataloader.dataset
-        return osp.abspath(request.images) in (dataset.get('data_root'), dataset.get('ann_file'))
+        paths = [osp.abspath(osp.expanduser(path)) for path in request.paths]
+        if isinstance(dataset.get('data_prefix'), list):
+            return sorted(dataset.data_prefix) == sorted(paths)
+        return paths in ([dataset.get('data_root')], [dataset.get('ann_file')])
 
 
 def _same_method(request: Request, cfg: Config) -> bool:
@@ -386,7 +402,8 @@ def _same_backbone(request: Request, cfg: Config) -> bool:
 
 def _same_init(request: Request, cfg: Config) -> bool:
     init = request.options.init
-    source = cfg.get('load_from') or cfg.model.get('pretrained') or ''
+    source = cfg.get('load_from') or cfg.model.get('pretrained') or cfg.model.get('init_cfg') or ''
+    source = source if isinstance(source, str) else source.checkpoint
     if source in (init, osp.abspath(osp.expanduser(init))):
         return True
     with suppress(InputError):  # no name of a recipe
@@ -417,6 +434,20 @@ def _same_imports(request: Request, cfg: Config) -> bool:
     return set(request.options.custom_imports) <= set(cfg.custom_imports['imports'])
 
 
+def _same_loading(name: str, key: str) -> Callable[[Request, Config], bool]:
+    """Return a function that compares an option with an argument of ``LoadImage``."""
+
+    def compare(request: Request, cfg: Config) -> bool:
+        step = find_step(cfg.train_dataloader.dataset.pipeline, 'LoadImage')
+        return step.config.get(key) == getattr(request.options, name)
+
+    return compare
+
+
+def _same_exclude(request: Request, cfg: Config) -> bool:
+    return cfg.train_dataloader.dataset.exclude == list(request.options.exclude)
+
+
 def _same_value(name: str, key: str) -> Callable[[Request, Config], bool]:
     """Return a function that compares an option with a value of the config."""
 
@@ -443,4 +474,7 @@ _AGREES: Dict[str, Callable[[Request, Config], bool]] = dict(
     ignore_label=_same_value('ignore_label', 'default_hooks.evaluation.data.ignore_index'),
     custom_imports=_same_imports,
     prefix=_same_prefix,
+    exclude=_same_exclude,
+    value_range=_same_loading('value_range', 'value_range'),
+    in_channels=_same_loading('in_channels', 'channels'),
 )

@@ -1,7 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Build backbones and algorithms from any checkpoint file."""
 
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 from mmengine.config import Config
@@ -10,6 +10,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.models import ResNet
 from torch import Tensor, nn
 
+from mmdense.datasets import LoadImage
 from mmdense.models.utils.batch_norm import _norms
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError, InputError
@@ -29,15 +30,17 @@ class Backbones(NamedTuple):
         pretrained (nn.Module): The backbone with the weights of the file.
         random (nn.Module): The backbone with random ones, see
             :func:`~mmdense.models.utils.batch_norm.calibrate`.
-        preprocessor (nn.Module): mmpretrain's, which turns N×3×H×W uint8, BGR,
+        preprocessor (nn.Module): Data preprocessor that turns N×C×H×W uint8, BGR with 3 channels,
             into the input of the backbone.
         about (str): The network, and the source of that knowledge.
+        load (LoadImage): Reads images as the training did.
     """
 
     pretrained: nn.Module
     random: nn.Module
     preprocessor: nn.Module
     about: str
+    load: LoadImage
 
 
 def load_backbones(
@@ -90,11 +93,12 @@ def load_backbones(
     random.eval()
     for norm in _norms(random):
         nn.init.ones_(norm.weight)
-    preprocessor = _build_preprocessor(model.get('data_preprocessor') or IMAGENET_PIXELS)
+    load, pixels = _read_loading(found.meta)
+    preprocessor = _build_preprocessor(pixels or model.get('data_preprocessor') or IMAGENET_PIXELS)
     kind = type(random).__name__
     if isinstance(random, ResNet):
         kind += f'-{random.depth}'
-    return Backbones(pretrained, random, preprocessor, f'{kind} by {source}')
+    return Backbones(pretrained, random, preprocessor, f'{kind} by {source}', load)
 
 
 def _guess_config(tensors: Dict[str, Tensor], name: str) -> dict:
@@ -115,7 +119,18 @@ def _guess_config(tensors: Dict[str, Tensor], name: str) -> dict:
 def _build_preprocessor(settings: dict) -> nn.Module:
     """Build mmpretrain's data preprocessor with the normalisation of another one's settings."""
     pixels = {k: settings[k] for k in ('mean', 'std', 'to_rgb', 'bgr_to_rgb') if k in settings}
-    return MODELS.build(dict(pixels, type='mmpretrain.SelfSupDataPreprocessor'))
+    return MODELS.build(dict(pixels, type='mmdense.SelfSupDataPreprocessor'))
+
+
+def _read_loading(meta: dict) -> Tuple[LoadImage, Optional[dict]]:
+    """Return what reads images as the training of a checkpoint did, and its mean and std where
+    these are of other than three channels."""
+    own = meta.get('mmdense')
+    images = own.get('images') if isinstance(own, dict) else None
+    images = images if isinstance(images, dict) else {}
+    load = LoadImage(channels=images.get('channels', 3), value_range=images.get('value_range'))
+    pixels = {name: images[name] for name in ('mean', 'std') if name in images}
+    return load, pixels or None
 
 
 def load_algorithm(

@@ -201,9 +201,10 @@ class SelfSupPretrained:
         others = find_other_input(offered, wanted)
         if others and not match.missing and not match.extra:
             key, channels = next(iter(others.items()))
+            best, *rest = ('sum', 'repeat', 'mean') if channels == 1 else ('repeat', 'sum', 'mean')
             reason = (
                 f' {key} takes images of {offered[key].size(1)} channels in the file, of '
-                f"{channels} in the model: in_channels='repeat' (or 'sum', 'mean') of "
+                f'{channels} in the model: in_channels={best!r} (or {rest[0]!r}, {rest[1]!r}) of '
                 'SelfSupPretrained adapts it.'
             )
         elif hasattr(module, 'as_new_run'):

@@ -21,7 +21,10 @@ def add_plan(command) -> None:
 
 def _add_settings(command) -> None:
     command.add_argument(
-        'images', type=_parse_path, help='a folder, a zip, an LMDB, or a COCO json'
+        'images',
+        nargs='+',
+        type=_parse_path,
+        help='folders, zips, LMDBs, images; or one COCO json or list',
     )
     add = command.add_argument
     names = ', '.join(methods())
@@ -59,6 +62,22 @@ def _add_settings(command) -> None:
         help="the folder that a json's paths are relative to",
     )
     add(
+        '--exclude',
+        nargs='+',
+        action='extend',
+        type=_parse_path,
+        metavar='PATTERN',
+        help="images to leave out, such as masks or '*_mask.png'; default: label maps",
+    )
+    add(
+        '--value-range',
+        nargs=2,
+        type=_parse_value,
+        metavar=('LOW', 'HIGH'),
+        help='what is black and white in images of more than 8 bits: 0 4096, or 1%% 99%%',
+    )
+    add('--in-channels', type=_parse_count, metavar='N', help='bands of the images; default: 3')
+    add(
         '--custom-imports',
         nargs='+',
         action='extend',
@@ -87,6 +106,16 @@ def _parse_seed(text: str) -> int:
     if value >= 2**32:  # NumPy's
         raise argparse.ArgumentTypeError(f'must be below 2**32, got {text}')
     return value
+
+
+def _parse_value(text: str):
+    if text.endswith('%'):
+        return text
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+_parse_value.__name__ = 'number or percentile'
 
 
 def _parse_path(text: str) -> str:
@@ -156,9 +185,9 @@ def _read_request(args: Namespace):
     from mmdense.apis.planning import Options
     from mmdense.apis.pretraining import Request
 
-    given = dict(vars(args), custom_imports=tuple(args.custom_imports))
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(args).items()}
     options = Options(**{name: given[name] for name in Options._fields if name in given})
-    return Request(args.images, options, args.out, args.prefix)
+    return Request(tuple(args.images), options, args.out, args.prefix)
 
 
 def _print_message(args: Namespace, text: str) -> None:

@@ -1,11 +1,19 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Optional
+
 from mmengine.registry import DefaultScope
 from torch.utils.data import DataLoader
 
-from mmdense.datasets import UnlabeledDataset, default_collate
+from mmdense.datasets import LoadImage, UnlabeledDataset, default_collate
 
 
-def image_loader(folder: str, size: int, batch_size: int = 16, num_workers: int = 0) -> DataLoader:
+def image_loader(
+    folder: str,
+    size: int,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    load: Optional[LoadImage] = None,
+) -> DataLoader:
     """Build a loader of a folder's images, all of one size, in order.
 
     The short side is scaled and the center cut out, as in the published evaluation. An image that
@@ -17,22 +25,24 @@ def image_loader(folder: str, size: int, batch_size: int = 16, num_workers: int 
         size (int): Side of the square in pixels.
         batch_size (int): Images of a batch. Defaults to 16.
         num_workers (int): Processes that load. Defaults to 0, this process.
+        load (LoadImage, optional): Reads the images. Defaults to ``LoadImage()``.
 
     Returns:
-        DataLoader: Batches for a data preprocessor, ``inputs`` N×3×size×size
-        uint8, BGR.
+        DataLoader: Batches for a data preprocessor, ``inputs`` N×C×size×size
+        uint8, BGR with 3 channels.
     """
+    load = load or LoadImage()
     pipeline = [
-        dict(type='mmdense.LoadImage'),
+        load,
         dict(
             type='mmpretrain.ResizeEdge',
             scale=size,
             edge='short',
             interpolation='bicubic',
-            backend='pillow',
+            backend='pillow' if load.channels == 3 else 'cv2',
         ),
         dict(type='mmpretrain.CenterCrop', crop_size=size),
-        dict(type='mmpretrain.PackInputs', meta_keys=('img_path', 'sample_idx')),
+        dict(type='mmdense.PackInputs', meta_keys=('img_path', 'sample_idx')),
     ]
     with DefaultScope.overwrite_default_scope('mmdense'):
         dataset = UnlabeledDataset(data_root=folder, pipeline=pipeline)

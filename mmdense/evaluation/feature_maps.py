@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -10,12 +10,15 @@ from mmdense.datasets import LoadImage, UnreadableImageError
 from mmdense.utils.errors import DataError, InputError
 
 
-def read_images(paths: Sequence[str], size: int) -> List[np.ndarray]:
+def read_images(
+    paths: Sequence[str], size: int, load: Optional[LoadImage] = None
+) -> List[np.ndarray]:
     """Read image files, upright, in their own aspect ratios.
 
     Args:
         paths (Sequence[str]): The files.
         size (int): What the longer side is scaled to, in pixels.
+        load (LoadImage, optional): Reads them. Defaults to ``LoadImage()``.
 
     Returns:
         List[np.ndarray]: Each H×W×3 uint8, RGB.
@@ -26,7 +29,7 @@ def read_images(paths: Sequence[str], size: int) -> List[np.ndarray]:
     images = []
     for path in paths:
         try:
-            image = LoadImage().transform(dict(img_path=path))['img']
+            image = (load or LoadImage()).transform(dict(img_path=path))['img']
         except UnreadableImageError as error:
             raise DataError(str(error)) from None
         images.append(fit_image(image, size))
@@ -37,30 +40,40 @@ def fit_image(image: np.ndarray, size: int) -> np.ndarray:
     """Scale an image.
 
     Args:
-        image (np.ndarray): H×W×3 uint8, BGR.
+        image (np.ndarray): H×W×C uint8, BGR with 3 channels.
         size (int): What the longer side becomes, in pixels.
 
     Returns:
-        np.ndarray: H'×W'×3 uint8, RGB.
+        np.ndarray: H'×W'×C uint8, RGB with 3 channels.
     """
+    scale = size / max(image.shape[:2])
+    shape = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    if image.shape[2] != 3:
+        bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(image, 2, 0)]
+        return np.stack([np.asarray(band.resize(shape, Image.BICUBIC)) for band in bands], 2)
     image = Image.fromarray(np.ascontiguousarray(image[..., ::-1]))
-    scale = size / max(image.size)
-    shape = [max(1, round(side * scale)) for side in image.size]
     return np.asarray(image.resize(shape, Image.BICUBIC))
+
+
+def as_colors(image: np.ndarray) -> np.ndarray:
+    """Return an image H×W×C as a picture H×W×3: of other than three channels the first ones."""
+    channels = image.shape[2]
+    return image if channels == 3 else image[..., [min(i, channels - 1) for i in range(3)]]
 
 
 def to_inputs(images: Sequence[np.ndarray], preprocessor: nn.Module) -> List[Tensor]:
     """Return images as a backbone takes them.
 
     Args:
-        images (Sequence[np.ndarray]): Each H×W×3 uint8, RGB.
+        images (Sequence[np.ndarray]): Each H×W×C uint8, RGB with 3 channels.
         preprocessor (nn.Module): Of :class:`Backbones`.
 
     Returns:
-        List[Tensor]: Each 1×3×H×W.
+        List[Tensor]: Each 1×C×H×W.
     """
-    bgr = [torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) for image in images]
-    return [preprocessor(dict(inputs=x[None], data_samples=None))['inputs'] for x in bgr]
+    images = [image[..., ::-1] if image.shape[2] == 3 else image for image in images]
+    planes = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in images]
+    return [preprocessor(dict(inputs=x[None], data_samples=None))['inputs'] for x in planes]
 
 
 @torch.no_grad()

@@ -41,7 +41,10 @@ class _Labelled:
             order of the paths.
         test (List[LabelledImage]): Images that classifiers are measured on.
         num_classes (int): K.
+        load (LoadImage): Reads the images.
     """
+
+    load = LoadImage()
 
     def _set(self, train: List[LabelledImage], test: Optional[List[LabelledImage]]) -> None:
         """Sort the images; without ``test`` take every fourth image of ``train``."""
@@ -60,13 +63,13 @@ class _Labelled:
         self.train, self.test = train, sorted(test)
 
     def read(self, image: LabelledImage) -> Tuple[np.ndarray, Any]:
-        """Return the pixels, H×W×3 uint8, BGR, and the label.
+        """Return the pixels, H×W×C uint8, BGR with 3 channels, and the label.
 
         Raises:
             DataError: When one of them cannot be read, or they do not fit.
         """
         try:
-            pixels = LoadImage().transform(dict(img_path=image.path))['img']
+            pixels = self.load.transform(dict(img_path=image.path))['img']
         except UnreadableImageError as error:
             raise DataError(str(error)) from None
         return pixels, self._label(image, pixels.shape[:2])

@@ -32,12 +32,12 @@ def test_large_maps_are_pooled():
 def test_files_folders_and_what_cannot_be_read(images, tmp_path):
     broken = tmp_path / 'broken.jpg'
     broken.write_bytes(b'no image')
-    found, names, remarks = load_images([images, f'{images}/03.jpg', broken], 2, 64)
+    found, names, remarks = load_images([images, f"{images}/03.jpg", broken], 2, 64, LoadImage())
     assert [Path(name).name for name in names] == ['00.jpg', '15.jpg', '03.jpg']
     assert {image.shape for image in found} == {(48, 64, 3)}
     assert len(remarks) == 1 and 'broken.jpg' in remarks[0]
     with pytest.raises(MMDenseError, match='broken.jpg'):
-        load_images([broken], 2, 64)
+        load_images([broken], 2, 64, LoadImage())
 
 
 def test_page_and_pictures(prototypes_checkpoint, images, tmp_path):

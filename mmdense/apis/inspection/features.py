@@ -1,14 +1,13 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Check the features that a checkpoint's backbone computes of images."""
 
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmdense.apis.inspection.tensors import Note
-from mmdense.checkpoints.io import cached_path
 
 _NETWORKS = ('pretrained', 'random')
 
@@ -37,13 +36,18 @@ def feature_health(
     Raises:
         DataError: When there are no images, or fewer than two can be read.
     """
-    images = _read_images(folder, num_images, size)
-    values, channels = _measure_spread(checkpoint, prefix, images)
+    from mmdense.checkpoints.backbones import load_backbones
+    from mmdense.checkpoints.io import cached_path
+
+    local = cached_path(checkpoint) if '://' in checkpoint else checkpoint  # it was read already
+    backbones = load_backbones(local, prefix)
+    images = _read_images(folder, num_images, size, backbones.load)
+    values, channels = _measure_spread(backbones, images)
     return _tabulate(values, channels), _judge(values['pretrained'], len(images))
 
 
-def _read_images(folder: str, num_images: int, size: int) -> List[Tensor]:
-    """Read images from all over a folder, each 1×3×H×W uint8.
+def _read_images(folder: str, num_images: int, size: int, load: Any) -> List[Tensor]:
+    """Read images from all over a folder, each 1×C×H×W uint8.
 
     Raises:
         DataError: When fewer than two can be read.
@@ -54,7 +58,7 @@ def _read_images(folder: str, num_images: int, size: int) -> List[Tensor]:
     from mmdense.datasets.image_loader import image_loader
     from mmdense.utils.errors import DataError
 
-    dataset = image_loader(folder, size).dataset
+    dataset = image_loader(folder, size, load=load).dataset
     chosen = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).round().int()
     images = []
     for batch in DataLoader(Subset(dataset, chosen.tolist()), 1, collate_fn=default_collate):
@@ -66,16 +70,13 @@ def _read_images(folder: str, num_images: int, size: int) -> List[Tensor]:
 
 
 def _measure_spread(
-    checkpoint: str, prefix: Optional[str], images: List[Tensor]
+    backbones: Any, images: List[Tensor]
 ) -> Tuple[Dict[str, Dict[str, float]], int]:
     """Return ``std`` and ``rank`` by network and kind of features, and the number of channels."""
-    from mmdense.checkpoints.backbones import load_backbones
     from mmdense.evaluation.collapse import spread
     from mmdense.evaluation.feature_maps import stage_maps
     from mmdense.models.utils.batch_norm import calibrate
 
-    local = cached_path(checkpoint) if '://' in checkpoint else checkpoint  # it was read already
-    backbones = load_backbones(local, prefix)
     inputs = [backbones.preprocessor(dict(inputs=x, data_samples=None))['inputs'] for x in images]
     calibrate(backbones.random, inputs)
     values: Dict[str, Dict[str, float]] = {}

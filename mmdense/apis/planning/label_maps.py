@@ -9,7 +9,7 @@ from typing import Callable, Dict, List, NamedTuple, Sequence, Set, Tuple
 
 import numpy as np
 
-from mmdense.datasets.transforms.loading import read_values
+from mmdense.datasets.transforms.loading import UnreadableImageError, read_values
 
 _LOSSLESS = ('.png', '.bmp', '.tif', '.tiff', '.gif', '.pgm', '.ppm')
 _MOST = 64  # files that are decoded
@@ -47,6 +47,8 @@ def find_label_maps(names: Sequence[str], read: Callable[[int], bytes]) -> Label
         names (Sequence[str]): Paths of the images below the folder that is searched, with ``/``.
         read (Callable[[int], bytes]): Returns the content of the i-th.
     """
+    if not any(name.lower().endswith(_LOSSLESS) for name in names):
+        return LabelMaps([], 0, [], 0)
     groups = _group_files(names)
     suspects = _select_suspects(groups, read)
     if not suspects:
@@ -109,7 +111,7 @@ def _select_suspects(groups: Dict[_Key, List[int]], read: Callable[[int], bytes]
         for n in chosen:
             try:
                 looks.append(looks_like_labels(read_values(read(members[n]))))
-            except ValueError:  # a file that cannot be read; others say so
+            except (ValueError, UnreadableImageError):  # others say so
                 continue
             if not looks[-1]:
                 break

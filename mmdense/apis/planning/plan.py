@@ -1,6 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import os.path as osp
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Sequence, Union
 
 from mmengine.runner import CheckpointLoader
 
@@ -39,11 +39,13 @@ class Plan(NamedTuple):
     method: Method
 
 
-def make_plan(images: str, options: Options, prefix: Optional[str] = None) -> Plan:
+def make_plan(
+    images: Union[str, Sequence[str]], options: Options, prefix: Optional[str] = None
+) -> Plan:
     """Survey the images and the machine, and derive all settings.
 
     Args:
-        images (str): A folder, a zip, an LMDB, a COCO json or a list.
+        images (str | Sequence[str]): Images of :func:`survey_images`.
         options (Options): What the user decides. ``init`` may be a path, a URL,
             or a name of ``mmdense list``; ``labels`` a path of :func:`survey_labels`.
         prefix (str, optional): The folder of :func:`survey_images`.
@@ -54,10 +56,12 @@ def make_plan(images: str, options: Options, prefix: Optional[str] = None) -> Pl
     method = find_method(options.method, options.custom_imports)
     if options.size is not None and options.size < 32:
         raise InputError(f'--size {options.size}: the last map is 1/32 of the views, at least 32')
-    if prefix and not options.labels and not names_images(images):
-        where = osp.abspath(osp.expanduser(images))
+    paths = [images] if isinstance(images, str) else list(images)
+    if prefix and not options.labels and not any(map(names_images, paths)):
+        where = osp.abspath(osp.expanduser(paths[0]))
         raise InputError(f'--prefix {prefix} is for a json or a list of images, {where} is neither')
-    found = survey_images(images, prefix)
+    value_range, channels = options.value_range, options.in_channels
+    found = survey_images(paths, prefix, options.exclude, value_range, channels)
     if options.init:
         options = _inspect_init(options, method.kind)
     if options.labels:
@@ -67,7 +71,10 @@ def make_plan(images: str, options: Options, prefix: Optional[str] = None) -> Pl
         raise InputError(f'--ignore-label {options.ignore_label} is for the label maps of --labels')
     usual = largest_size(read_views(method.recipe.train_pipeline))
     size = options.size or choose_size(found.side, usual)
-    machine, network = survey_machine(), survey_network(method.recipe, options.backbone, size)
+    machine, network = (
+        survey_machine(),
+        survey_network(method.recipe, options.backbone, size, channels),
+    )
     base = method.base(found.count)
     plan = Plan(found, machine, network, base, options, [], method)
     return _with_settings(plan)

@@ -11,9 +11,11 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from mmengine.config import Config
 
+from mmdense.datasets.transforms.bands import ValueRange
 from mmdense.engine.training import loss_scale
 from mmdense.models.selfsup import RunFacts, Setting
 from mmdense.models.selfsup.momentum import power_of_two
+from mmdense.utils.checks import is_number
 from mmdense.utils.errors import DataError, InputError
 
 from .labels import Labels
@@ -51,6 +53,9 @@ class Options(NamedTuple):
         labels (str | Labels, optional): Labelled images: the path, then what
             :func:`survey_labels` found.
         ignore_label (int, optional): Number of pixels in label maps that do not count.
+        exclude (tuple[str], optional): Patterns of images to leave out.
+        value_range (tuple, optional): ``value_range`` of :class:`~mmdense.datasets.LoadImage`.
+        in_channels (int, optional): Channels of the images.
         custom_imports (tuple[str]): Modules to import.
         init_whole (bool): Whether ``init`` fills the complete algorithm.
         init_shapes (dict): Shape of every tensor of the algorithm in ``init``.
@@ -67,6 +72,9 @@ class Options(NamedTuple):
     init: Optional[str] = None
     labels: Union[None, str, Labels] = None
     ignore_label: Optional[int] = None
+    exclude: Optional[Tuple[str, ...]] = None
+    value_range: Optional[ValueRange] = None
+    in_channels: Optional[int] = None
     custom_imports: Tuple[str, ...] = ()
     init_whole: bool = True
     init_shapes: Mapping[str, Tuple[int, ...]] = {}
@@ -195,6 +203,7 @@ def derive_settings(
     _check_processes(images, machine, options.gpus)
     rows = [
         Setting('images', f'{images.count:,}', _describe_images(images), _dataset_config(images)),
+        *_decide_loading(images, recipe, options),
         _decide_backbone(options, network, recipe),
         *_decide_init(options),
         *_decide_views(images, recipe, options),
@@ -218,7 +227,7 @@ def _check_processes(images: Images, machine: Machine, gpus: int) -> None:
     if count < FEWEST_IMAGES * gpus:
         each = f' for each of {gpus} processes' if gpus > 1 else ''
         raise DataError(
-            f'{_format_count(count, "image")} in {_images_path(images)}: at least '
+            f'{_format_count(count, "image")} in {images.path}: at least '
             f'{FEWEST_IMAGES} are needed{each}, and hundreds for features worth having'
         )
     if machine.device == 'cuda' and gpus > machine.gpus:
@@ -240,21 +249,43 @@ def _select_differing(config: Dict[str, Any], known: Dict[str, Any]) -> Dict[str
     return {key: value for key, value in config.items() if differs(key, value)}
 
 
-def _images_path(images: Images) -> str:
-    return images.dataset.get('ann_file') or images.dataset['data_root']
-
-
 def _describe_images(images: Images) -> str:
-    about = (
-        f'{_images_path(images)}; the shorter side is {images.side} px (median of {images.sampled})'
-    )
+    about = f'{images.path}; the shorter side is {images.side} px (median of {images.sampled})'
     if images.unreadable:
         about += f'; {images.unreadable} of these cannot be read'
-    return about
+    return '; '.join([about, *images.messages])
 
 
 def _dataset_config(images: Images) -> Dict[str, Any]:
     return {f'train_dataloader.dataset.{key}': value for key, value in images.dataset.items()}
+
+
+def _decide_loading(images: Images, recipe: Config, options: Options) -> List[Setting]:
+    """Return the range of values and the channels that images are read with."""
+    load = find_step(recipe.train_pipeline, 'LoadImage')
+    value_range, reason = options.value_range, EXPLICIT
+    if value_range is None and images.narrow is not None:
+        value_range, reason = images.narrow.value_range, str(images.narrow)
+    channels = options.in_channels
+    if load is None and (value_range or channels):
+        raise InputError(
+            'the recipe has no LoadImage of mmdense, which --value-range and --in-channels set'
+        )
+    rows = []
+    if value_range is not None:
+        low, high = (f'{n:,}' if is_number(n) else n for n in value_range)
+        config = {f'{load.place}.value_range': tuple(value_range)}
+        rows.append(Setting('value range', f'{low} to {high}', reason, config))
+    if channels is not None:
+        config = {f'{load.place}.channels': channels}
+        reason = EXPLICIT
+        if images.pixels is not None:
+            mean, std = images.pixels
+            config.update({'model.data_preprocessor.mean': mean})
+            config.update({'model.data_preprocessor.std': std})
+            reason += '; mean and std are those of a sample'
+        rows.append(Setting('channels', str(channels), reason, config))
+    return rows
 
 
 def _format_batch(batch: int, gpus: int) -> str:
@@ -268,7 +299,7 @@ def _decide_backbone(options: Options, network: Network, recipe: Config) -> Sett
         delete = network.backbone.get('_delete_')
         pairs = {'model.backbone': network.backbone} if delete else {}
         config = pairs or {f'model.backbone.{k}': v for k, v in network.backbone.items()}
-        reason = EXPLICIT
+        reason = EXPLICIT if options.backbone else reason
         usual = (recipe.model.get('neck') or {}).get('in_channels', network.in_channels)
         if network.in_channels != usual:
             config['model.neck.in_channels'] = network.in_channels
@@ -282,10 +313,17 @@ def _decide_backbone(options: Options, network: Network, recipe: Config) -> Sett
 def _decide_init(options: Options) -> List[Setting]:
     if not options.init:
         return []
-    key, part = 'load_from', 'complete algorithm'
-    if not options.init_whole:
-        key, part = 'model.pretrained', 'backbone alone'
-    return [Setting('init', options.init, f'fills the {part}, strictly', {key: options.init})]
+    part = 'complete algorithm' if options.init_whole else 'backbone alone'
+    if options.in_channels is None:
+        config = {'load_from' if options.init_whole else 'model.pretrained': options.init}
+        return [Setting('init', options.init, f'fills the {part}, strictly', config)]
+    way = 'sum' if options.in_channels == 1 else 'repeat'
+    fill = dict(checkpoint=options.init, in_channels=way)
+    config = {'model.pretrained': fill}
+    if options.init_whole:
+        config = {'model.init_cfg': dict(fill, type='Pretrained', _scope_='mmdense')}
+    reason = f'fills the {part}, strictly; a first convolution of other channels is adapted ({way})'
+    return [Setting('init', options.init, reason, config)]
 
 
 def _decide_views(images: Images, recipe: Config, options: Options) -> List[Setting]:

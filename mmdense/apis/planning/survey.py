@@ -1,21 +1,28 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Survey what settings depend on: the images, the machine, the algorithm with a backbone."""
 
+import glob
 import inspect
 import os
 import os.path as osp
 import re
+from contextlib import suppress
 from copy import deepcopy
 from difflib import get_close_matches
+from itertools import islice
 from statistics import median
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from mmdense.datasets import UnlabeledDataset
+from mmdense.datasets import LoadImage, UnlabeledDataset
+from mmdense.datasets.storage import open_storage
+from mmdense.datasets.transforms.bands import ValueRange
 from mmdense.datasets.transforms.loading import UnreadableImageError, read_header
+from mmdense.datasets.value_range import UsedRange, find_narrow_range
 from mmdense.engine.hooks.unreadable_images import MAX_UNREADABLE
 from mmdense.engine.optimizers.amp_optim_wrapper import find_bfloat16_units
 from mmdense.models.selfsup import Views
@@ -24,6 +31,7 @@ from mmdense.registry import MODELS
 from mmdense.utils.collect_env import cpu_cores
 from mmdense.utils.errors import DataError, InputError, MissingImagesError
 
+from .label_maps import find_label_maps
 from .view_settings import read_views, trained_views
 
 SMALL = 20_000  # images at most that the config for few images is for
@@ -39,13 +47,29 @@ class Images(NamedTuple):
         side (int): Median of the shorter sides in pixels, of a sample.
         unreadable (int): Number of images of ``sampled`` that could not be read.
         sampled (int): The size of the sample.
+        messages (tuple[str]): What was left out, or looks wrong, in one line each.
+        narrow (UsedRange, optional): Values of 16-bit images, where these would leave few gray
+            levels.
+        pixels (tuple, optional): Mean and standard deviation of each channel after loading, in
+            0..255, of a sample; for other than three channels.
     """
 
-    dataset: Dict[str, str]
+    dataset: Dict[str, Any]
     count: int
     side: int
     unreadable: int = 0
     sampled: int = 1
+    messages: Tuple[str, ...] = ()
+    narrow: Optional[UsedRange] = None
+    pixels: Optional[Tuple[List[float], List[float]]] = None
+
+    @property
+    def path(self) -> str:
+        """Return the folder or file that was given, or the first and the number of others."""
+        folders = self.dataset.get('data_prefix')
+        if not isinstance(folders, list):
+            return self.dataset.get('ann_file') or self.dataset['data_root']
+        return folders[0] if len(folders) == 1 else f'{folders[0]} and {len(folders) - 1} more'
 
 
 class Machine(NamedTuple):
@@ -86,26 +110,41 @@ class Network(NamedTuple):
     all_used: bool = True
 
 
-def survey_images(path: str, prefix: Optional[str] = None) -> Images:
+def survey_images(
+    images: Union[str, Sequence[str]],
+    root: Optional[str] = None,
+    exclude: Optional[Sequence[str]] = None,
+    value_range: Optional[ValueRange] = None,
+    channels: Optional[int] = None,
+) -> Images:
     """Count images, and read the size of some.
 
     Args:
-        path (str): A folder, a zip, an LMDB, a COCO ``.json`` or a list ``.txt``.
-        prefix (str, optional): The folder that a json's or a list's paths are relative to. By
+        images (str | Sequence[str]): A folder, a zip, an LMDB, a COCO ``.json`` or a list ``.txt``;
+            or several folders, archives, files and patterns.
+        root (str, optional): The folder that a json's or a list's paths are relative to. By
             default it is looked for where COCO has it.
+        exclude (Sequence[str], optional): Patterns of
+            :class:`~mmdense.datasets.UnlabeledDataset`. Defaults to None: label maps beside their
+            images are left out.
+        value_range (tuple, optional): Argument of :class:`~mmdense.datasets.LoadImage`.
+        channels (int, optional): Likewise; with it ``.npy`` are images too. Defaults to None, 3.
 
     Raises:
         DataError: When there are no images, none that can be read, or more that cannot be read
-            than training allows.
+            than training allows; or ``exclude`` fits none.
     """
-    arguments, dataset = open_images(osp.abspath(osp.expanduser(path)), prefix)
-    count = len(dataset)
+    given = [images] if isinstance(images, (str, os.PathLike)) else images
+    paths = [osp.abspath(osp.expanduser(path)) for path in shorten_paths(given)]
+    arguments, dataset, messages = _leave_out(paths, root, exclude, channels)
+    path, count = ' '.join(paths[:3]) + ' …' * (len(paths) > 3), len(dataset)
+    load = LoadImage(value_range=value_range, channels=channels or 3)
     step = max(1, count // _SAMPLE)
     indices = range(0, count, step)[:_SAMPLE]
-    sides, reasons = _read_sides(dataset, indices)
+    sides, reasons = _read_sides(dataset, indices, load)
     if sides and reasons and count <= SMALL:  # count them before training, not in it
         indices = range(count)
-        sides, reasons = _read_sides(dataset, indices)
+        sides, reasons = _read_sides(dataset, indices, load)
         if len(reasons) > MAX_UNREADABLE * count:
             raise DataError(
                 f'{len(reasons)} of {count} images of {path} cannot be read, more than '
@@ -114,16 +153,129 @@ def survey_images(path: str, prefix: Optional[str] = None) -> Images:
             )
     if not sides:
         raise DataError(f'none of {len(reasons)} images tried of {path} can be read: {reasons[0]}')
-    return Images(arguments, count, int(median(sides)), len(reasons), len(indices))
+    found = Images(arguments, count, int(median(sides)), len(reasons), len(indices), messages)
+    sample = _Sample(dataset, range(0, count, step)[:_SAMPLE])
+    if value_range is None:
+        found = found._replace(narrow=find_narrow_range(sample.contents(bits=16)))
+    if load.channels != 3:
+        if found.narrow is not None:
+            load = LoadImage(value_range=found.narrow.value_range, channels=load.channels)
+        found = found._replace(pixels=_measure_pixels(sample.contents(), load))
+    return found
 
 
-def _read_sides(dataset: UnlabeledDataset, indices: Iterable[int]) -> Tuple[List[int], List[str]]:
+def shorten_paths(paths: Sequence[str]) -> List[str]:
+    """Return paths, with a pattern in place of all files of one format in a folder: a shell has
+    made them of the pattern."""
+    paths = [os.fspath(path) for path in paths]
+    if len(paths) < 4 or not all(osp.isfile(path) for path in paths):
+        return paths
+    patterns = {
+        osp.join(glob.escape(osp.dirname(path)), f'*{osp.splitext(path)[1]}') for path in paths
+    }
+    found = sorted(path for pattern in patterns for path in glob.glob(pattern))
+    return sorted(patterns) if found == sorted(paths) else paths
+
+
+def _leave_out(
+    paths: List[str],
+    root: Optional[str],
+    exclude: Optional[Sequence[str]],
+    channels: Optional[int],
+) -> Tuple[dict, UnlabeledDataset, Tuple[str, ...]]:
+    """Open a data set without label maps, or without what ``exclude`` fits.
+
+    Returns:
+        tuple: Its arguments, the data set, and what was left out in words.
+    """
+    more = {}
+    if channels is not None:
+        more['extensions'] = [*UnlabeledDataset.EXTENSIONS, '.npy']
+    arguments, dataset = open_images(paths, root, **more)
+    if more and not any(name.endswith('.npy') for name in _names(dataset)):
+        del arguments['extensions']
+    messages = []
+    if exclude:
+        complete = len(dataset)
+        arguments['exclude'] = list(exclude)
+        dataset = UnlabeledDataset(**arguments)
+        left = complete - len(dataset)
+        if left == 0:
+            raise DataError(f'--exclude {" ".join(exclude)} fits none of the {complete:,} images')
+        messages.append(f'{left:,} left out by --exclude')
+    elif exclude is None and not dataset.ann_file:
+        maps = find_label_maps(_names(dataset), lambda i: dataset.read(i)[1])
+        if maps.exclude and maps.count < len(dataset):
+            arguments['exclude'] = maps.exclude
+            dataset = UnlabeledDataset(**arguments)
+            messages.append(f'{maps.count:,} label maps are left out: {_shorten(maps.exclude)}')
+        if maps.suspects:
+            messages.append(
+                f'{maps.suspect_count:,} look like label maps (few colors; '
+                f'{_shorten(maps.suspects)}): --exclude PATTERN leaves them out'
+            )
+    if dataset.own_folders:
+        folders = [osp.relpath(folder, paths[0]) for folder in dataset.own_folders]
+        messages.append(f'what a run wrote is left out: {_shorten(folders)}')
+    if dataset.unread:
+        messages.append(f'there are {dataset.describe_unread()}')
+    return arguments, dataset, tuple(messages)
+
+
+def _names(dataset: UnlabeledDataset) -> List[str]:
+    """Return the paths of the images below the folders that were searched."""
+    folders = dataset.data_prefix['img_path']
+    folders = folders if isinstance(folders, list) else [folders]
+    starts = tuple(f'{folder.rstrip("/")}/' for folder in folders)
+    names = []
+    for i in range(len(dataset)):
+        path = dataset.get_data_info(i)['img_path']
+        start = next((start for start in starts if path.startswith(start)), '')
+        names.append(path[len(start) :] if start else osp.basename(path))
+    return names
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+
+
+class _Sample:
+    """Read images of a sample once more."""
+
+    def __init__(self, dataset: UnlabeledDataset, indices: Iterable[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def contents(self, bits: int = 0) -> Iterator[bytes]:
+        """Yield the readable files, or those of so many bits a value."""
+        for index in self.indices:
+            with suppress(UnreadableImageError, ValueError):
+                content = self.dataset.read(index)[1]
+                if not bits or read_header(content, channels=None).bits == bits:
+                    yield content
+
+
+def _measure_pixels(contents: Iterable[bytes], load: LoadImage) -> Tuple[List[float], List[float]]:
+    """Return the mean and the standard deviation of each channel of at most 16 images."""
+    sums, squares, count = np.zeros(load.channels), np.zeros(load.channels), 0
+    for content in islice(contents, 16):
+        with suppress(ValueError):
+            rows = load.decode(content).reshape(-1, load.channels).astype(np.float64)
+            sums, squares = sums + rows.sum(0), squares + (rows**2).sum(0)
+            count += len(rows)
+    mean = sums / max(count, 1)
+    std = np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 1))
+    return mean.round(2).tolist(), std.round(2).tolist()
+
+
+def _read_sides(
+    dataset: UnlabeledDataset, indices: Iterable[int], load: LoadImage
+) -> Tuple[List[int], List[str]]:
     """Return the shorter sides of images by their headers, and why others cannot be read."""
     sides, reasons = [], []
     for index in indices:
         try:
             name, content = dataset.read(index)
-            sides.append(min(read_header(content)))
+            sides.append(min(load.read_header(content)[:2]))
         except UnreadableImageError as error:
             reasons.append(str(error))
         except ValueError as error:
@@ -136,22 +288,34 @@ def names_images(path: str) -> bool:
     return path.lower().endswith(('.json', '.txt')) and not osp.isdir(path)
 
 
-def open_images(path: str, prefix: Optional[str]) -> Tuple[dict, UnlabeledDataset]:
-    """Open the data set of a path; return its arguments and the data set."""
-    if not names_images(path):
-        if not osp.exists(path) and '.zip/' not in path and '.lmdb/' not in path:
-            raise DataError(f'{path} does not exist: give a folder, a zip, an LMDB or a COCO json')
-        arguments = dict(data_root=path, data_prefix='')
+def open_images(
+    paths: Union[str, Sequence[str]], prefix: Optional[str], **more
+) -> Tuple[dict, UnlabeledDataset]:
+    """Open the data set of some paths; return its arguments, with ``more``, and the data set."""
+    paths = [paths] if isinstance(paths, str) else list(paths)
+    lists = [path for path in paths if names_images(path)]
+    if lists and len(paths) > 1:
+        raise DataError(f'{lists[0]} is a list of images: give it alone, without {paths[:2]}')
+    for path in paths:
+        _check_kind(path)
+    if not lists:
+        arguments = dict(data_root=paths[0], data_prefix='', **more)
+        if len(paths) > 1 or glob.has_magic(paths[0]) or osp.isfile(paths[0]):
+            arguments.update(data_root='', data_prefix=paths)
+        if len(paths) == 1 and open_storage(paths[0]) is not None:
+            arguments.update(data_root=paths[0], data_prefix='')
         return arguments, UnlabeledDataset(**arguments)
+    path = paths[0]
     folder = osp.dirname(path)
     split = osp.splitext(osp.basename(path))[0].rsplit('_', 1)[-1]  # instances_train2017.json
     parent = osp.dirname(folder)
     guesses = [folder, osp.join(folder, 'images'), osp.join(folder, split)]
     guesses += [osp.join(parent, split), osp.join(parent, 'images'), parent]
+    guesses.append(osp.join(osp.dirname(parent), 'JPEGImages'))  # of ImageSets/Main/train.txt
     if prefix:
         guesses = [osp.abspath(osp.expanduser(prefix))]
     for guess in guesses:
-        arguments = dict(data_root='', ann_file=path, data_prefix=guess)
+        arguments = dict(data_root='', ann_file=path, data_prefix=guess, **more)
         try:
             return arguments, UnlabeledDataset(**arguments)
         except MissingImagesError:
@@ -161,6 +325,25 @@ def open_images(path: str, prefix: Optional[str]) -> Tuple[dict, UnlabeledDatase
         f'none of the images that {path} names exists below {looked}: --prefix says which folder '
         'its paths are relative to'
     )
+
+
+_TEXTS = ('.csv', '.tsv', '.jsonl', '.ndjson', '.yaml', '.yml', '.xml', '.lst', '.parquet', '.pkl')
+
+
+def _check_kind(path: str) -> None:
+    """Refuse what does not exist, and files that name images in a format that is not read."""
+    inside = '.zip/' in path or '.lmdb/' in path
+    if not (osp.exists(path) or inside or glob.has_magic(path) or names_images(path)):
+        raise DataError(
+            f'{path} does not exist: give a folder, images, a zip, an LMDB or a COCO json'
+        )
+    if osp.isfile(path) and path.lower().endswith(_TEXTS):
+        with open(path, 'rb') as file:
+            first = file.readline(80).decode('utf-8', 'replace').strip()
+        raise DataError(
+            f'{path} is no list of images that is read: give a .txt with one path on each line, or '
+            f'a .json; it begins with {first!r}'
+        )
 
 
 def survey_machine() -> Machine:
@@ -260,18 +443,23 @@ def _kind_name(config: dict) -> str:
     return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1].lower()
 
 
-def survey_network(recipe_config: Config, name: Optional[str], size: int) -> Network:
+def survey_network(
+    recipe_config: Config, name: Optional[str], size: int, in_channels: Optional[int] = None
+) -> Network:
     """Build an algorithm with a backbone, and try it.
 
     Args:
         recipe_config (Config): Config of :func:`read_recipe`.
         name (str, optional): Name for :func:`find_backbone`; None for the recipe's backbone.
         size (int): Side of the views in pixels.
+        in_channels (int, optional): Channels of the images. Defaults to the backbone's, 3.
 
     Raises:
         InputError: When there is no such backbone, or the algorithm cannot take it.
     """
     backbone = find_backbone(name, recipe_config.model.backbone) if name else {}
+    if in_channels is not None:
+        backbone['in_channels'] = in_channels
     name = name or backbone_name(recipe_config.model.backbone)
     config = Config(dict(model=recipe_config.model.to_dict()))
     kind = config.model.type

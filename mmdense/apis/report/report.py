@@ -16,8 +16,9 @@ from mmdense.checkpoints.backbones import load_backbones
 from mmdense.checkpoints.model_config import find_foreign_type
 from mmdense.datasets import LoadImage, UnreadableImageError
 from mmdense.datasets.transforms.batched import apply_batch
+from mmdense.engine.channels import find_loader
 from mmdense.evaluation.collapse import THRESHOLDS
-from mmdense.evaluation.feature_maps import fit_image, stage_maps, to_inputs
+from mmdense.evaluation.feature_maps import as_colors, fit_image, stage_maps, to_inputs
 from mmdense.models.utils.batch_norm import calibrate
 from mmdense.registry import DATASETS
 from mmdense.utils.errors import DataError
@@ -394,7 +395,8 @@ def _read_image(dataset: Any, index: int) -> Tuple[str, np.ndarray]:
         info = dict(img_path=path, img_bytes=content)
     else:
         info = dict(img_path=dataset.get_data_info(index)['img_path'])
-    return info['img_path'], LoadImage().transform(info)['img']
+    load = find_loader(dataset) or LoadImage()
+    return info['img_path'], load.transform(info)['img']
 
 
 def _read_images(dataset: Any, size: int = 384) -> Tuple[List[np.ndarray], List[str]]:
@@ -460,7 +462,7 @@ def sample_views(run: RunLog, dataset: Any) -> List[Sample]:
         samples.append(
             Sample(
                 _short_name(path),
-                data_uri(image, 80),
+                data_uri(as_colors(image), 80),
                 width,
                 height,
                 [data_uri(_pixels(view), 80) for view in views],
@@ -474,12 +476,13 @@ def sample_views(run: RunLog, dataset: Any) -> List[Sample]:
 
 
 def _pixels(view: Any) -> np.ndarray:
-    """Turn 3×H×W or patches G×3×H×W, BGR, into H×W×3, RGB."""
+    """Turn C×H×W or patches G×C×H×W, BGR with 3 channels, into a picture H×W×3, RGB."""
     if view.dim() == 4:
         side = int(len(view) ** 0.5)
         rows = [np.concatenate(list(map(_pixels, row)), axis=1) for row in view.split(side)]
         return np.concatenate(rows, axis=0)
-    return view.round().clamp(0, 255).byte().flip(0).permute(1, 2, 0).numpy()
+    pixels = view.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return as_colors(pixels[..., ::-1] if pixels.shape[2] == 3 else pixels)
 
 
 class Features(NamedTuple):
@@ -500,7 +503,7 @@ def checkpoint_features(
 
     Args:
         run (RunLog): A run, from :func:`read_run`.
-        images (Sequence[np.ndarray]): Images, each H×W×3 uint8, RGB.
+        images (Sequence[np.ndarray]): Images, each H×W×C uint8, RGB with 3 channels.
         notes (List[str]): Notes of the report; a checkpoint that cannot be used adds a line.
 
     Returns:

@@ -75,7 +75,12 @@ def show(
     content = read_checkpoint(checkpoint)
     found = recognise(content, name=checkpoint)
     backbones = load_backbones(checkpoint, config=config)
-    images, names, messages = load_images(paths, number, size)
+    if backbones.load.channels != 3:
+        raise InputError(
+            f'{checkpoint} takes images of {backbones.load.channels} channels: pictures are drawn '
+            'of images with 3 alone; `mmdense check FILE --images FOLDER` measures its features'
+        )
+    images, names, messages = load_images(paths, number, size, backbones.load)
     slotcon = _load_prototypes(content, checkpoint, config, messages)
     measured = _measure(backbones, images, size)
 
@@ -196,7 +201,7 @@ def _draw_prototypes(
 
 
 def load_images(
-    paths: Sequence[str], number: int, size: int
+    paths: Sequence[str], number: int, size: int, load: LoadImage
 ) -> Tuple[List[np.ndarray], List[str], List[str]]:
     """Read images from files, folders and archives.
 
@@ -204,6 +209,7 @@ def load_images(
         paths (Sequence[str]): The paths of :func:`show`.
         number (int): Number of images of each folder or archive.
         size (int): Longer side in pixels that images are scaled to.
+        load (LoadImage): Reads the images.
 
     Returns:
         tuple: Images, H×W×3 uint8, RGB; their paths; and a message for each file that cannot be
@@ -216,7 +222,7 @@ def load_images(
 
     def add(info: Dict[str, Any]) -> bool:
         try:
-            image = LoadImage().transform(info)['img']
+            image = load.transform(info)['img']
         except UnreadableImageError as error:
             messages.append(str(error))
             return False

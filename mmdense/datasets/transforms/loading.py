@@ -205,6 +205,10 @@ class LoadImage(BaseTransform):
             content, self.min_side, self.max_pixels, self.value_range, self.channels
         )
 
+    def read_header(self, content: bytes) -> 'Header':
+        """Read the size of an image by :func:`read_header` with the settings of this transform."""
+        return read_header(content, self.max_pixels, self.value_range, self.channels)
+
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(backend_args={self.backend_args}, min_side={self.min_side}, '
@@ -298,7 +302,7 @@ def read_header(
     content: bytes,
     max_pixels: int = MAX_PIXELS,
     value_range: Optional[ValueRange] = None,
-    channels: int = 3,
+    channels: Optional[int] = 3,
 ) -> Header:
     """Read the size of an image by its header alone, where that tells.
 
@@ -306,7 +310,7 @@ def read_header(
         content (bytes): The complete file.
         max_pixels (int): Argument of :class:`LoadImage`.
         value_range (tuple, optional): Argument of :class:`LoadImage`.
-        channels (int): Argument of :class:`LoadImage`.
+        channels (int, optional): Argument of :class:`LoadImage`; None for any.
 
     Raises:
         ValueError: As :func:`decode_image`, where the header tells.
@@ -315,16 +319,16 @@ def read_header(
         if not _needs_values(content):
             with _strict_pillow(max_pixels):
                 image = _open(content, max_pixels)
-                bits, bands = _value_bits(image, content), _count_bands(image, channels)
+                bits, bands = _value_bits(image, content), _count_bands(image, channels or 3)
                 if bits > 16 and value_range is None:
                     raise ValueError(describe_dtype(f'{image.format} with {bits} bits a pixel'))
                 if not (_has_planes_of_16_bits(image) and not has_tifffile()):
-                    check_bands(bands, channels)
+                    check_bands(bands, channels or bands)
                     return Header(*image.size, bands, bits)
-        values = _decode_values(content, max_pixels, channels)
+        values = _decode_values(content, max_pixels, channels or 3)
         if value_range is None:
             check_dtype(values)
-        check_bands(values.shape[2], channels)
+        check_bands(values.shape[2], channels or values.shape[2])
         height, width, bands = values.shape
         return Header(width, height, bands, 8 * values.dtype.itemsize)
 

@@ -11,13 +11,14 @@ from mmdense.checkpoints.model_config import saved_backbone_config
 from mmdense.registry import HOOKS
 from mmdense.utils.errors import MMDenseError
 
+from ..channels import find_loader
 from ..events import log_event
 
 
 @HOOKS.register_module()
 class BackboneExportHook(Hook):
     """Name the product of the run in every checkpoint, and write the product alone when
-    training ends.
+    training ends. Both say how images were loaded: other channels than three, a range of values.
 
     During the run it keeps the product as ``snapshots/epoch_N.pth``, weights in half precision:
     only the last few checkpoints stay, and ``mmdense report`` shows how features develop.
@@ -38,7 +39,9 @@ class BackboneExportHook(Hook):
         programs expect."""
         model = get_ori_model(runner.model)
         if hasattr(model, 'product'):
-            checkpoint['meta']['mmdense'] = describe_product(model)
+            checkpoint['meta']['mmdense'] = dict(
+                describe_product(model), **_describe_loading(runner)
+            )
             checkpoint['state_dict'] = _contiguous(checkpoint['state_dict'])
 
     def after_train_epoch(self, runner) -> None:
@@ -81,8 +84,21 @@ class BackboneExportHook(Hook):
         if half:  # statistics may be out of the range of float16
             tensors = {k: v.half() if v.dim() > 1 else v for k, v in tensors.items()}
         about = {k: v for k, v in describe_product(model).items() if k != 'product'}
+        about.update(_describe_loading(runner))
         save_backbone(tensors, path, epoch=epoch, iter=step, **about, **more)
         return True
+
+
+def _describe_loading(runner) -> dict:
+    """Return how images were loaded and normalised, where that is not as usual."""
+    load = find_loader(runner.train_dataloader.dataset)
+    if load is None or (load.channels, load.value_range) == (3, None):
+        return {}
+    images: dict = dict(channels=load.channels, value_range=load.value_range)
+    if load.channels != 3:
+        pixels = get_ori_model(runner.model).data_preprocessor
+        images.update({name: getattr(pixels, name).flatten().tolist() for name in ('mean', 'std')})
+    return dict(images=images)
 
 
 def _contiguous(tensors: dict) -> dict:

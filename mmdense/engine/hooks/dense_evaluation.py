@@ -6,12 +6,14 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.utils import get_ori_model
 
+from mmdense.datasets import LoadImage
 from mmdense.evaluation import evaluate_features
 from mmdense.evaluation.dense_features import check_arguments
 from mmdense.registry import DATASETS, HOOKS
 from mmdense.utils.checks import check_counts
 from mmdense.utils.errors import MMDenseError
 
+from ..channels import find_loader
 from ..events import log_event
 
 
@@ -70,7 +72,10 @@ class DenseEvaluationHook(Hook):
         self.tried = False
 
     def before_train(self, runner: Runner) -> None:
-        """Evaluate the weights that a new run starts from."""
+        """Read labelled images as the others; evaluate the weights that a new run starts from."""
+        load = find_loader(runner.train_dataloader.dataset)
+        if load is not None:  # in full size, where labels are
+            self.data.load = LoadImage(value_range=load.value_range, channels=load.channels)
         if runner.iter == 0:
             self._evaluate(runner, 0)
 
