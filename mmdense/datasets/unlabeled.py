@@ -244,7 +244,10 @@ class UnlabeledDataset(BaseDataset):
     def describe_unread(self) -> str:
         """Return in words how many files of formats that are not read there are."""
         counts = ', '.join(f'{n:,} {ending}' for ending, n in self.unread.most_common(3))
-        return f'{counts}, which {"is" if sum(self.unread.values()) == 1 else "are"} not read'
+        text = f'{counts}, which {"is" if sum(self.unread.values()) == 1 else "are"} not read'
+        if '.npy' in self.unread:
+            text += ' (.npy is, with the channels of the images: --in-channels)'
+        return text
 
     def _search_storage(self, path, storage, folder: str) -> Dict[str, Optional[tuple]]:
         start = f'{folder}/' if folder else ''

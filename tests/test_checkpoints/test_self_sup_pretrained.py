@@ -7,7 +7,7 @@ from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 
 from mmdense.checkpoints import read_checkpoint, recognise, save_backbone
-from mmdense.utils.errors import CheckpointError
+from mmdense.utils.errors import CheckpointError, InputError
 
 
 def build(package, **cfg):
@@ -307,3 +307,40 @@ def test_what_is_no_model_says_so(tmp_path):
             recognise(content, name='file.pth')
     with pytest.raises(CheckpointError, match="nothing below 'neck'"):
         recognise(dict(state_dict={'backbone.a': torch.ones(1)}), prefix='neck')
+
+
+@pytest.mark.parametrize('channels', [1, 4, 8])
+@pytest.mark.parametrize('way', ['sum', 'repeat', 'mean'])
+def test_other_input_channels(full_checkpoint, channels, way):
+    path, backbone = full_checkpoint
+    fill = dict(type='mmdense.SelfSupPretrained', checkpoint=path, in_channels=way)
+    net = build('mmpretrain', in_channels=channels, init_cfg=fill)
+    weight, before = net.state_dict()['conv1.weight'], backbone['conv1.weight']
+    for name, value in net.state_dict().items():
+        assert name == 'conv1.weight' or torch.equal(value, backbone[name])
+    if way == 'sum':
+        gray = torch.randn(2, 1, 32, 32)
+        old = torch.nn.functional.conv2d(gray.expand(-1, 3, -1, -1), before)
+        new = torch.nn.functional.conv2d(gray.expand(-1, channels, -1, -1), weight)
+        torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-4)
+    elif way == 'repeat':
+        assert torch.equal(weight[:, 0], before[:, 0] * (3 / channels))
+        assert channels < 4 or torch.equal(weight[:, 3], weight[:, 0])
+    elif channels > 3:
+        assert torch.equal(weight[:, :3], before)
+        torch.testing.assert_close(weight[:, -1], before.mean(1))
+    else:
+        torch.testing.assert_close(weight[:, 0], before.mean(1))
+    assert net.init_cfg['in_channels'] == way
+
+
+def test_the_remedy_for_other_input_channels(full_checkpoint):
+    path, _ = full_checkpoint
+    fill = dict(type='mmdense.SelfSupPretrained', checkpoint=path)
+    for channels, way in ((1, 'sum'), (4, 'repeat')):
+        message = f'of 3 channels in the file, of {channels} in the model: in_channels={way!r}'
+        with pytest.raises(CheckpointError, match=message):
+            build('mmpretrain', in_channels=channels, init_cfg=fill)
+        build('mmpretrain', in_channels=channels, init_cfg=dict(fill, in_channels=way))
+    with pytest.raises(InputError, match="in_channels must be 'sum', 'repeat' or 'mean'"):
+        build('mmpretrain', init_cfg=dict(fill, in_channels='add'))

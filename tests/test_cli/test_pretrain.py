@@ -13,17 +13,24 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import psutil
 import pytest
 import torch
 from mmengine.config import Config
-from tiny_algorithms import algorithms_of, tiny_form
+from mmpretrain.models import ResNet
+from mmpretrain.registry import MODELS
+from tiny_algorithms import algorithms_of, first_where, tiny_form
 
 from mmdense.apis.planning import METHODS
 from mmdense.apis.report.report import write_report
 from mmdense.cli import main
+from mmdense.engine.launch import train
+from mmdense.engine.training import prepare_training, train_parser
 
 EXAMPLE = tiny_form()
+PATCHES = first_where(lambda kind: kind.views.patches)
 OTHER = tiny_form(algorithms_of('momentum')[0]).method
 
 
@@ -285,14 +292,14 @@ def test_plan(call, images, tmp_path):
 @pytest.mark.parametrize(
     'case, message',
     [
-        ('none', 'none does not exist: give a folder, a zip, an LMDB or a COCO json'),
+        ('none', 'none does not exist: give a folder, images, a zip, an LMDB or a COCO json'),
         ('empty', 'no image found in {here}/empty (with sub-folders'),
         ('three', '3 images in {here}/three: at least 8 are needed'),
         ('backbone', "there is no backbone 'resnut50'; the nearest: "),
         ('init', 'missing.pth'),
         ('gpus', '16 images in '),
         ('html.zip', 'is not a folder, nor a zip or an LMDB'),
-        ('one.jpg', 'one.jpg is not a folder but one image: give its folder'),
+        ('one.jpg', '1 image in {here}/one.jpg: at least 8 are needed'),
         ('empty.json', 'empty.json is empty: its list "images" has no entry'),
         ('prefix', '--prefix none is for a json or a list of images, {here}/three is neither'),
         ('labels', 'three is no COCO json with boxes, nor a folder with JPEGImages and Annot'),
@@ -325,6 +332,91 @@ def test_refusals(call, images, tmp_path, command, case, message):
     assert err.startswith('mmdense: error: ') and len(err.splitlines()) == 1
     assert message.format(here=tmp_path) in err
     assert not (tmp_path / 'work_dirs').exists()
+
+
+@pytest.mark.parametrize('bands', [1, 4])
+def test_bands(call, run, tmp_path, bands):
+    """Satellite images of 12 bits, from the folder to the backbone in mmpretrain."""
+    tifffile = pytest.importorskip('tifffile')
+    values = np.random.RandomState(0).randint(0, 4096, (16, 9, 11, bands)).astype(np.float32)
+    for i, small in enumerate(values):
+        image = cv2.resize(small, (80, 72), interpolation=cv2.INTER_CUBIC).clip(0, 4095)
+        tifffile.imwrite(
+            tmp_path / f'{i}.tif',
+            image.astype(np.uint16),
+            photometric='minisblack',
+            **(dict(planarconfig='contig') if bands > 1 else {}),
+        )
+    told = ['--in-channels', bands, '--backbone', 'resnet18', '--epochs', 1, '--batch-size', 4]
+    told += ['--workers', 0, '--method', tiny_form(PATCHES).method, '--out', 'run']
+    code, out, err = call('pretrain', '.', *told)
+    assert code == 0, err
+    assert re.search(r'^value range +0 to 4,096 +16-bit images use', out, re.M), out
+    assert re.search(rf'^channels +{bands} +set explicitly; mean and std', out, re.M), out
+    assert '16-bit images use' not in err  # it is set
+    cfg = Config.fromfile('run/config.py')
+    load = cfg.train_dataloader.dataset.pipeline[0]
+    assert (load.channels, load.value_range) == (bands, (0, 4096))
+    assert len(cfg.model.data_preprocessor.mean) == bands
+    assert call('pretrain', '.', *told, '--resume')[0] == 0
+
+    code, out, _ = call('check', 'run/backbone.pth', '--images', '.')
+    assert code == 0 and re.search('^ +random .*[0-9]', out, re.M), out
+    net = MODELS.build(
+        dict(
+            type='mmpretrain.ResNet',
+            depth=18,
+            in_channels=bands,
+            init_cfg=dict(type='mmdense.SelfSupPretrained', checkpoint='run/backbone.pth'),
+        )
+    )
+    net.init_weights()
+    report = Path(write_report('run')).read_text()
+    assert 'not shown' not in report
+    code, _, err = call('show', 'run/backbone.pth', '.')
+    assert code == 1 and f'takes images of {bands} channels: pictures are drawn' in err
+    # and on from a file of three channels
+    torch.save(ResNet(18).state_dict(), 'rgb.pth')
+    code, out, err = call('plan', '.', *told[:-2], '--init', 'rgb.pth')
+    assert code == 0 and f'is adapted ({"sum" if bands == 1 else "repeat"})' in out, err
+
+
+def test_channels_that_differ(call, images, capsys):
+    code, _, err = call('pretrain', images, '--in-channels', 4)
+    assert code == 1 and 'it has 3 bands, and 4 channels are read' in err
+    # by a config
+    told = [images, '--backbone', 'resnet18', '--epochs', 1, '--workers', 0, '--out', 'run']
+    told += ['--batch-size', 4]
+    code, _, err = call('pretrain', *told)
+    assert code == 0, err
+    for option, message in (
+        ('model.backbone.in_channels=4', 'the images have 3 channels, the backbone takes 4: set'),
+        ('train_dataloader.dataset.pipeline.0.channels=1', 'the images have 1 channels, the back'),
+        ('model.data_preprocessor.mean=[1,2]', 'as many of each'),
+    ):
+        args = train_parser().parse_args(['run/config.py', '--cfg-options', option])
+        with pytest.raises(SystemExit):
+            prepare_training(args)
+        err = capsys.readouterr().err.splitlines()
+        assert message in err[-1] and 'Traceback' not in err
+
+
+def test_a_narrow_range_is_said_in_training(call, tmp_path):
+    """By a config that was written by hand, and not by the planner."""
+    for i in range(16):
+        small = np.random.RandomState(i).randint(0, 255, (9, 11)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / f'{i}.png'), cv2.resize(small, (80, 72)).astype(np.uint16) * 16)
+    told = ['.', '--backbone', 'resnet18', '--epochs', 1, '--workers', 0, '--out', 'run']
+    assert call('pretrain', *told, '--batch-size', 4)[0] == 0
+    config = Path('run/config.py').read_text()
+    assert config.count('value_range') == 1
+    Path('hand.py').write_text(re.sub(r'.*value_range.*\n', '', config).replace("/run'", "/hand'"))
+    train(prepare_training(train_parser().parse_args(['hand.py'])))
+    (log,) = Path('hand').glob('*/*.log')
+    assert re.search(
+        r'WARNING - 16-bit images use \d+ to 4,\d+ .* set value_range=\(0, 4096\) of LoadImage',
+        log.read_text(),
+    )
 
 
 def test_out_that_cannot_be_written(call, images, tmp_path):

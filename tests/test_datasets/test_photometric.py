@@ -351,3 +351,67 @@ def test_wrong_settings(kind, settings):
     with pytest.raises(InputError, match=next(reversed(settings))) as e:
         kind(**settings)
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 8])
+def test_other_channels_than_three(channels):
+    """Each band as alone, on the CPU and in the batch; no saturation, hue and luma."""
+    image = np.random.RandomState(channels).randint(0, 256, (29, 31, channels), np.uint8)
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    for name, value in OPERATIONS:
+        found = apply_operation(image, name, value)
+        assert found.shape == image.shape and found.dtype == np.uint8
+        if name in ('saturation', 'hue', 'grayscale'):
+            assert np.array_equal(found, image)
+        elif name != 'contrast':  # which takes the mean of all channels
+            gray = [
+                apply_operation(image[..., [i]].repeat(3, 2), name, value) for i in range(channels)
+            ]
+            assert np.array_equal(found, np.stack([one[..., 0] for one in gray], 2)), name
+        else:
+            mean = int(image.mean() + 0.5)
+            assert np.abs(found - (value * image + (1 - value) * mean).clip(0, 255)).max() < 1.001
+        batch = apply_batch(planes, [[(name, value)]])[0].permute(1, 2, 0).numpy()
+        assert batch.shape == image.shape and np.abs(batch - found).max() <= 1, name
+
+
+@pytest.mark.parametrize('channels', [1, 4, 8])
+def test_views_of_other_channels(channels, mmdense_scope):
+    jitter = dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    pipeline = [
+        dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.2, 1.0)),
+        dict(type='ColorJitter', **jitter),
+        dict(type='RandomGrayscale', prob=0.5),
+        dict(type='GaussianBlur', prob=0.5),
+        dict(type='Solarize', prob=0.5),
+        dict(type='RandomFlip', prob=0.5),
+    ]
+    image = np.random.RandomState(0).randint(0, 256, (50, 60, channels), np.uint8)
+    for last in ([], [dict(type='JigsawPatches', grid=2, patch_size=16)]):
+        for deferred in (False, True):
+            views = MultiView(
+                [pipeline[:5] + pipeline[5:] * (not deferred) + last], [2], not last, deferred
+            )
+            packed = TRANSFORMS.build(dict(type='PackInputs')).transform(
+                views.transform(dict(img=image, img_path='a'))
+            )
+            data = SelfSupDataPreprocessor(mean=[100.0] * channels, std=[50.0] * channels)(
+                default_collate([packed])
+            )
+            shape = (1, channels, 16, 64) if last else (1, channels, 32, 32)
+            assert [tuple(view.shape) for view in data['inputs']] == [shape] * 2
+
+
+def test_mean_and_std_of_each_channel():
+    values = torch.arange(4.0)
+    pixels = SelfSupDataPreprocessor(
+        mean=values.tolist(), std=(values + 1).tolist(), bgr_to_rgb=True
+    )
+    assert pixels.channels == 4 and 'mean' not in pixels.state_dict()
+    batch = torch.randint(0, 256, (2, 4, 3, 3), dtype=torch.uint8)
+    found = pixels(dict(inputs=[batch], data_samples=None))['inputs'][0]
+    column = values.view(-1, 1, 1)
+    assert torch.equal(found, (batch.float() - column) / (column + 1))  # in the order of the file
+    assert SelfSupDataPreprocessor(mean=[1.0], std=[2.0]).channels is None
+    with pytest.raises(InputError, match='as many of each'):
+        SelfSupDataPreprocessor(mean=[1.0] * 4, std=[1.0])

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity
 
 from mmdense.apis.report.show import cell_similarities, load_images, show, similarity_at
+from mmdense.datasets import LoadImage
 from mmdense.utils.errors import MMDenseError
 
 
@@ -32,7 +33,7 @@ def test_large_maps_are_pooled():
 def test_files_folders_and_what_cannot_be_read(images, tmp_path):
     broken = tmp_path / 'broken.jpg'
     broken.write_bytes(b'no image')
-    found, names, remarks = load_images([images, f"{images}/03.jpg", broken], 2, 64, LoadImage())
+    found, names, remarks = load_images([images, f'{images}/03.jpg', broken], 2, 64, LoadImage())
     assert [Path(name).name for name in names] == ['00.jpg', '15.jpg', '03.jpg']
     assert {image.shape for image in found} == {(48, 64, 3)}
     assert len(remarks) == 1 and 'broken.jpg' in remarks[0]

@@ -69,7 +69,8 @@ def write_report(directory: str, out: Optional[str] = None) -> str:
         views=views,
         features=features,
         photographs=[
-            (name, data_uri(image, 85), image.shape) for name, image in zip(names, images)
+            (name, data_uri(as_colors(image), 85), image.shape)
+            for name, image in zip(names, images)
         ],
         notes=notes,
     )

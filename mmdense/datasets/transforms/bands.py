@@ -91,7 +91,7 @@ def decode_array(content: bytes, max_pixels: int) -> np.ndarray:
     return np.moveaxis(values, 0, 2) if first else values
 
 
-def decode_tiff(content: bytes, max_pixels: int, channels: int) -> np.ndarray:
+def decode_tiff(content: bytes, max_pixels: int, channels: Optional[int]) -> np.ndarray:
     """Decode a TIFF by tifffile to (H, W, C), upright, C all bands of its first page, or its
     pages where these have one band each and are as many as ``channels``.
 
@@ -103,11 +103,15 @@ def decode_tiff(content: bytes, max_pixels: int, channels: int) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         pages = [file.pages[0]]
         page = pages[0]
-        if page.samplesperpixel == 1 and channels not in (1, 3) and len(file.pages) == channels:
+        if (
+            page.samplesperpixel == 1
+            and channels not in (None, 1, 3)
+            and len(file.pages) == channels
+        ):
             pages = list(file.pages)
             if len({(one.shape, one.dtype) for one in pages}) > 1:
                 raise ValueError(f'its {channels} pages are of several sizes or types')
-        if page.photometric == 1 and page.samplesperpixel > 2:  # bands, and no colors
+        if channels and page.photometric == 1 and page.samplesperpixel > 2:  # no colors
             check_bands(page.samplesperpixel, channels, colors=False)
         if page.imagewidth * page.imagelength > max_pixels:
             raise Image.DecompressionBombError

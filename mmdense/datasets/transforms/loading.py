@@ -319,13 +319,13 @@ def read_header(
         if not _needs_values(content):
             with _strict_pillow(max_pixels):
                 image = _open(content, max_pixels)
-                bits, bands = _value_bits(image, content), _count_bands(image, channels or 3)
+                bits, bands = _value_bits(image, content), _count_bands(image, channels)
                 if bits > 16 and value_range is None:
                     raise ValueError(describe_dtype(f'{image.format} with {bits} bits a pixel'))
                 if not (_has_planes_of_16_bits(image) and not has_tifffile()):
                     check_bands(bands, channels or bands)
                     return Header(*image.size, bands, bits)
-        values = _decode_values(content, max_pixels, channels or 3)
+        values = _decode_values(content, max_pixels, channels)
         if value_range is None:
             check_dtype(values)
         check_bands(values.shape[2], channels or values.shape[2])
@@ -348,7 +348,7 @@ def read_values(content: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         ValueError: As :func:`decode_image`.
     """
     with _one_line_errors(content, max_pixels):
-        return _decode_values(content, max_pixels, 3)
+        return _decode_values(content, max_pixels, None)
 
 
 def _open(content: bytes, max_pixels: int) -> Image.Image:
@@ -547,13 +547,15 @@ def _value_bits(image: Image.Image, content: bytes) -> int:
     return 8
 
 
-def _count_bands(image: Image.Image, channels: int) -> int:
+def _count_bands(image: Image.Image, channels: Optional[int]) -> int:
     """Return the bands of a file: all of a TIFF's, of which Pillow may open some; and its pages,
     where these are as many as the channels that are read."""
     if image.format != 'TIFF':
         return len(image.getbands())
     bands = image.tag_v2.get(_SAMPLES, 1)
-    pages = bands == 1 and channels not in (1, 3) and getattr(image, 'n_frames', 1) == channels
+    pages = (
+        bands == 1 and channels not in (None, 1, 3) and getattr(image, 'n_frames', 1) == channels
+    )
     return channels if pages else bands
 
 
@@ -570,8 +572,8 @@ def _needs_values(content: bytes) -> bool:
     return False
 
 
-def _decode_values(content: bytes, max_pixels: int, channels: int) -> np.ndarray:
-    """Decode as :func:`read_values`; ``channels`` says whether pages are bands."""
+def _decode_values(content: bytes, max_pixels: int, channels: Optional[int]) -> np.ndarray:
+    """Decode as :func:`read_values`; ``channels`` are those that are read, None for any."""
     if content.startswith(NUMPY):
         return decode_array(content, max_pixels)
     with _strict_pillow(max_pixels):

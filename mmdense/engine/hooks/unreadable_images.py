@@ -1,7 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Name images that cannot be read, and refuse data sets that are too small."""
 
-from typing import Dict, Optional, Sequence, Set
+from contextlib import suppress
+from typing import Dict, Iterator, Optional, Sequence, Set
 
 from mmengine.dataset import RepeatDataset
 from mmengine.dist import all_gather_object, get_rank, get_world_size
@@ -9,10 +10,13 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, Dataset
 
+from mmdense.datasets import UnreadableImageError
+from mmdense.datasets.value_range import find_narrow_range
 from mmdense.registry import HOOKS
 from mmdense.utils.checks import check_number, is_number
 from mmdense.utils.errors import DataError
 
+from ..channels import find_loader
 from ..events import log_event
 
 MAX_UNREADABLE = 0.01  # share of the images
@@ -33,7 +37,8 @@ class UnreadableImagesHook(Hook):
 
     A resumed run counts anew: it meets again the files that are still bad.
 
-    Before training it checks that there are enough images for one batch.
+    Before training it checks that there are enough images for one batch, and warns where the full
+    range of 16 bits would leave few gray levels of a sample of the images.
 
     Args:
         max_ratio (float): The largest share of the data set that may be
@@ -51,12 +56,23 @@ class UnreadableImagesHook(Hook):
         self._epochs = 0  # completed by this process
 
     def before_train(self, runner: Runner) -> None:
-        """Check that there is one batch.
+        """Check that there is one batch, and the values of 16-bit images.
 
         Raises:
-            DataError: There is not.
+            DataError: There is no complete batch.
         """
         check_enough_images(runner.train_dataloader)
+        load = find_loader(runner.train_dataloader.dataset)
+        if get_rank() or load is None or load.value_range is not None:
+            return
+        used = find_narrow_range(_sample_files(runner.train_dataloader.dataset))
+        if used is not None:
+            log_event(
+                runner,
+                'narrow_range',
+                f'{used}; set value_range={used.value_range} of LoadImage',
+                'WARNING',
+            )
 
     def after_train_iter(
         self,
@@ -137,6 +153,16 @@ class UnreadableImagesHook(Hook):
                 path=path,
                 reason=reason,
             )
+
+
+def _sample_files(dataset: Dataset, number: int = 16) -> Iterator[bytes]:
+    """Yield the files of some images, spread over a data set that can read them."""
+    while isinstance(dataset, RepeatDataset):
+        dataset = dataset.dataset
+    if hasattr(dataset, 'read'):
+        for index in range(0, len(dataset), -(-len(dataset) // number)):
+            with suppress(UnreadableImageError):
+                yield dataset.read(index)[1]
 
 
 def check_enough_images(dataloader: DataLoader) -> None:
