@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Optional
+from typing import Optional, Union
 
 from mmengine.registry import DefaultScope
 from torch.utils.data import DataLoader
@@ -8,20 +8,20 @@ from mmdense.datasets import LoadImage, UnlabeledDataset, default_collate
 
 
 def image_loader(
-    folder: str,
+    images: Union[str, dict],
     size: int,
     batch_size: int = 16,
     num_workers: int = 0,
     load: Optional[LoadImage] = None,
 ) -> DataLoader:
-    """Build a loader of a folder's images, all of one size, in order.
+    """Build a loader of images, all of one size, in order.
 
     The short side is scaled and the center cut out, as in the published evaluation. An image that
     cannot be read is replaced by another with ``unreadable`` set, see
     :class:`~mmdense.datasets.UnlabeledDataset`.
 
     Args:
-        folder (str): The folder, with its sub-folders.
+        images (str | dict): Their folder, with its sub-folders; or arguments of the data set.
         size (int): Side of the square in pixels.
         batch_size (int): Images of a batch. Defaults to 16.
         num_workers (int): Processes that load. Defaults to 0, this process.
@@ -45,7 +45,8 @@ def image_loader(
         dict(type='mmdense.PackInputs', meta_keys=('img_path', 'sample_idx')),
     ]
     with DefaultScope.overwrite_default_scope('mmdense'):
-        dataset = UnlabeledDataset(data_root=folder, pipeline=pipeline)
+        images = images if isinstance(images, dict) else dict(data_root=images)
+        dataset = UnlabeledDataset(**images, pipeline=pipeline)
     return DataLoader(
         dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=default_collate
     )

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Check the features that a checkpoint's backbone computes of images."""
 
+import os.path as osp
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
@@ -54,11 +55,14 @@ def _read_images(folder: str, num_images: int, size: int, load: Any) -> List[Ten
     """
     from torch.utils.data import DataLoader, Subset
 
+    from mmdense.apis.planning.survey import open_photographs
     from mmdense.datasets import default_collate
     from mmdense.datasets.image_loader import image_loader
     from mmdense.utils.errors import DataError
 
-    dataset = image_loader(folder, size, load=load).dataset
+    channels = None if load.channels == 3 else load.channels
+    found, _, _ = open_photographs([osp.abspath(osp.expanduser(folder))], channels=channels)
+    dataset = image_loader(found, size, load=load).dataset
     chosen = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).round().int()
     images = []
     for batch in DataLoader(Subset(dataset, chosen.tolist()), 1, collate_fn=default_collate):

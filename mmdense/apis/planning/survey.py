@@ -136,7 +136,7 @@ def survey_images(
     """
     given = [images] if isinstance(images, (str, os.PathLike)) else images
     paths = [osp.abspath(osp.expanduser(path)) for path in shorten_paths(given)]
-    arguments, dataset, messages = _leave_out(paths, root, exclude, channels)
+    arguments, dataset, messages = open_photographs(paths, root, exclude, channels)
     path, count = ' '.join(paths[:3]) + ' …' * (len(paths) > 3), len(dataset)
     load = LoadImage(value_range=value_range, channels=channels or 3)
     step = max(1, count // _SAMPLE)
@@ -177,13 +177,19 @@ def shorten_paths(paths: Sequence[str]) -> List[str]:
     return sorted(patterns) if found == sorted(paths) else paths
 
 
-def _leave_out(
-    paths: List[str],
-    root: Optional[str],
-    exclude: Optional[Sequence[str]],
-    channels: Optional[int],
+def open_photographs(
+    paths: Sequence[str],
+    root: Optional[str] = None,
+    exclude: Optional[Sequence[str]] = None,
+    channels: Optional[int] = None,
 ) -> Tuple[dict, UnlabeledDataset, Tuple[str, ...]]:
     """Open a data set without label maps, or without what ``exclude`` fits.
+
+    Args:
+        paths (Sequence[str]): Absolute paths of :func:`survey_images`.
+        root (str, optional): Argument of :func:`survey_images`.
+        exclude (Sequence[str], optional): Likewise.
+        channels (int, optional): Likewise.
 
     Returns:
         tuple: Its arguments, the data set, and what was left out in words.

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
+from mmdense.apis.planning.survey import open_photographs
 from mmdense.checkpoints import read_checkpoint, recognise
 from mmdense.checkpoints.backbones import Backbones, load_backbones
-from mmdense.datasets import LoadImage, UnlabeledDataset, UnreadableImageError
+from mmdense.datasets import LoadImage, UnreadableImageError
 from mmdense.datasets.storage import open_storage
 from mmdense.evaluation.feature_maps import fit_image, stage_maps, to_inputs
 from mmdense.evaluation.slots import group_pixels, has_prototypes, load_slotcon
@@ -234,7 +235,8 @@ def load_images(
         if Path(path).is_file() and open_storage(path) is None:
             add(dict(img_path=path))
             continue
-        dataset = UnlabeledDataset(data_root=path)
+        _, dataset, left = open_photographs([path])
+        messages += [f'{path}: {text}' for text in left]
         for index in np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round():
             try:
                 name, content = dataset.read(int(index))

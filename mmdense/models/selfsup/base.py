@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdense.models.layers import KeyQueue, unflatten_queues
+from mmdense.models.utils import input_channels
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
@@ -257,10 +258,11 @@ class SelfSupervisor:
         """Check a batch of views against :attr:`views`.
 
         Args:
-            inputs (List[Tensor]): Views, each N×3×H×W.
+            inputs (List[Tensor]): Views, each N×C×H×W.
 
         Raises:
-            InputError: When there are not as many as :attr:`views` says, of equal N.
+            InputError: When there are not as many as :attr:`views` says, of equal N, or the
+                backbone takes images of other channels.
         """
         name, count = type(self).__name__, self.views.count
         if not isinstance(inputs, (list, tuple)) or len(inputs) != count:
@@ -272,6 +274,12 @@ class SelfSupervisor:
         shapes = [tuple(view.shape) for view in inputs]
         if any(len(shape) != 4 or shape[0] != shapes[0][0] for shape in shapes):
             raise InputError(f'{name} needs views N×3×H×W of equal N, got {shapes}')
+        taken = input_channels(self.get_product())
+        if shapes[0][1] != taken:
+            raise InputError(
+                f'the images have {shapes[0][1]} channels, the backbone takes {taken}: set '
+                'in_channels of the backbone, or what the pipeline loads'
+            )
 
     @classmethod
     def small_data_rules(cls, facts: RunFacts) -> List[Setting]:
