@@ -201,7 +201,6 @@ def write_page():
     """Write docs/benchmarks.md from the page and the results that are there."""
     page = (HERE / 'page.md').read_text(encoding='utf-8')
     DOCUMENT.write_text(document(page, read_results()), encoding='utf-8')
-    print(f'wrote {DOCUMENT}')
 
 
 def main():
@@ -215,8 +214,13 @@ def main():
     args = parser.parse_args()
     plan = FULL if args.full else QUICK
     plan = {name: command for name, command in plan.items() if name.startswith(args.only)}
-    failed = [name for name, command in plan.items() if not run(name, command, args)]
+    failed = []
+    for name, command in plan.items():
+        if not run(name, command, args):
+            failed.append(name)
+        write_page()  # each time: it is that of the results, also where this is stopped
     write_page()
+    print(f'wrote {DOCUMENT}')
     if failed:
         raise SystemExit(f'failed: {", ".join(failed)}')
 

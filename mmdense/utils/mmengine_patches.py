@@ -10,18 +10,24 @@ from types import ModuleType
 from typing import Any, Callable, Dict, Optional
 
 
-def map_config_packages(packages: Dict[str, str]) -> None:
-    """Tell MMEngine in which package the configs of ``_base_ = 'module::…'`` are.
+def map_config_packages(packages: Dict[str, str], folders: Dict[str, str]) -> None:
+    """Tell MMEngine in which package the configs of ``_base_ = 'module::…'`` are, and in which
+    folder those of ``with read_base(): from module.configs…``.
 
     MMEngine's table has the classic names of OpenMMLab's distributions alone, and pip-installs one
-    that it does not find.
+    that it does not find. For an editable install the classic MMEngine looks for ``read_base`` in
+    the folder of the distribution, which has no module in it.
 
     Args:
         packages (dict[str, str]): Module → distribution, or a module that is imported instead.
+        folders (dict[str, str]): Module → its folder.
     """
+    from mmengine.config import config
     from mmengine.config.utils import MODULE2PACKAGE
 
     MODULE2PACKAGE.update(packages)
+    find = config.get_installed_path
+    config.get_installed_path = lambda package: folders.get(package) or find(package)
 
 
 def is_config_package(module: str) -> bool:
