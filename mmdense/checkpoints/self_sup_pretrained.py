@@ -21,8 +21,8 @@ from .architectures import (
     count_by_part,
     has_deep_stem,
     resnet_stages,
-    translate_layers,
 )
+from .dialects import translate
 from .formats import Recognised, check_finite, recognise
 
 
@@ -113,7 +113,7 @@ class SelfSupPretrained:
             update_init_info(module, init_info=f'SelfSupPretrained: {self.checkpoint}')
         text = (
             f'SelfSupPretrained: all {len(wanted)} tensors of {type(module).__name__} filled from '
-            f'{self.checkpoint} (written by {found.source}; {len(match.left)} of other parts left '
+            f'{self.checkpoint} (written by {found.writer}; {len(match.left)} of other parts left '
             'out'
         )
         text += f': {count_by_part(match.left)})' if match.left else ')'
@@ -142,7 +142,7 @@ class SelfSupPretrained:
             offered = {k: v for k, v in given.items() if k in wanted or not _lacks_part(module, k)}
             wanted = module.fit_queues(wanted, offered)
         else:
-            given = translate_layers(found.backbone, wanted)
+            given = translate(found.backbone, wanted)
             new = _new_layers(module, given, self.new)
             wanted = {k: v for k, v in wanted.items() if not _is_below(k, new)}
             stages = {key.split('.')[0] for key in wanted}

@@ -1,0 +1,195 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Networks in the names of other packages fill those of OpenMMLab, and compute the same."""
+
+import pytest
+import torch
+import torchvision
+from mmengine.registry import MODELS, DefaultScope
+
+from mmdense.checkpoints import read_checkpoint, recognise
+from mmdense.checkpoints.dialects import DIALECTS, find_dialect, to_names_of, to_our_names
+
+NARROW = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=64)
+VIT = dict(type='VisionTransformer', arch=NARROW, img_size=64, patch_size=16, out_type='featmap')
+CONVNEXT = dict(type='ConvNeXt', arch=dict(depths=[1, 1, 2, 1], channels=[8, 16, 24, 32]))
+CONVNEXT.update(gap_before_final_norm=False, out_indices=(3,))
+V2 = dict(use_grn=True, layer_scale_init_value=0.0)
+
+
+def build(package='mmpretrain', path=None, **cfg):
+    """A network with other numbers everywhere, or filled from a file; in eval mode."""
+    if path:
+        cfg['init_cfg'] = dict(type='mmdense.SelfSupPretrained', checkpoint=str(path))
+    with DefaultScope.overwrite_default_scope(package):
+        model = MODELS.build(dict(cfg, type=f'{package}.{cfg["type"]}'))
+    if path:
+        model.init_weights()
+    else:
+        vary(model)
+    model.eval()
+    return model
+
+
+def vary(model):
+    torch.manual_seed(0)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not name.endswith('running_var'):
+            value.copy_(value + torch.randn_like(value) * 0.1)
+    model.eval()
+    return model
+
+
+@pytest.fixture
+def image():
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(found, wanted):
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def timm_vit(**settings):
+    from timm.models.vision_transformer import VisionTransformer
+
+    sizes = dict(img_size=64, embed_dim=32, depth=3, num_heads=4, mlp_ratio=2)
+    return vary(VisionTransformer(**sizes, **settings))
+
+
+def as_map(tokens):
+    return tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, 4, 4)
+
+
+@pytest.mark.parametrize('scale', [None, 1e-2])
+def test_vision_transformers_of_timm(scale, image, tmp_path, require):
+    """Also DINO's and MoCo v3's, which have the same names, and DINOv2's with its layer scale."""
+    require('timm')
+    network = timm_vit(init_values=scale, num_classes=5)
+    torch.save(dict(model=network.state_dict()), tmp_path / 'x.pth')
+    found = recognise(torch.load(tmp_path / 'x.pth'))
+    assert found.source == 'timm' and sorted(found.dropped) == ['head.bias', 'head.weight']
+    model = build(path=tmp_path / 'x.pth', **VIT, layer_scale_init_value=scale or 0.0)
+    with torch.no_grad():
+        assert_same(model(image)[0], as_map(network.forward_features(image)))
+
+
+def test_vision_transformers_of_mmseg(image, tmp_path, require):
+    """From timm, and back from mmseg into mmpretrain."""
+    require('timm')
+    require('mmseg')
+    network = timm_vit()
+    torch.save(network.state_dict(), tmp_path / 'x.pth')
+    sizes = dict(embed_dims=32, num_layers=3, num_heads=4, mlp_ratio=2, img_size=(64, 64))
+    cfg = dict(type='VisionTransformer', **sizes, final_norm=True, patch_bias=True)
+    cfg.update(norm_cfg=dict(type='LN', eps=1e-6))
+    model = build('mmseg', tmp_path / 'x.pth', **cfg)
+    with torch.no_grad():
+        wanted = as_map(network.forward_features(image))
+        assert_same(model(image)[0], wanted)
+        torch.save(model.state_dict(), tmp_path / 'y.pth')
+        assert_same(build(path=tmp_path / 'y.pth', **VIT)(image)[0], wanted)
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_convnexts_of_timm(version, image, tmp_path, require):
+    require('timm')
+    from timm.models.convnext import ConvNeXt
+
+    for conv_mlp in (False, True):
+        settings = dict(use_grn=True, ls_init_value=None) if version == 2 else {}
+        sizes = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), conv_mlp=conv_mlp)
+        network = vary(ConvNeXt(**sizes, **settings))
+        torch.save(network.state_dict(), tmp_path / 'x.pth')
+        for linear in (False, True):
+            cfg = dict(CONVNEXT, linear_pw_conv=linear, **(V2 if version == 2 else {}))
+            model = build(path=tmp_path / 'x.pth', **cfg)
+            with torch.no_grad():
+                wanted = network.forward_features(image).permute(0, 2, 3, 1)
+                norm = network.head.norm
+                wanted = torch.nn.functional.layer_norm(wanted, (32,), norm.weight, norm.bias, 1e-6)
+                assert_same(model(image)[0], wanted.permute(0, 3, 1, 2))
+
+
+def test_torchvision(image, tmp_path):
+    network = vary(
+        torchvision.models.VisionTransformer(
+            image_size=64, patch_size=16, num_layers=3, num_heads=4, hidden_dim=32, mlp_dim=64
+        )
+    )
+    torch.save(network.state_dict(), tmp_path / 'x.pth')
+    model = build(path=tmp_path / 'x.pth', **VIT)
+    with torch.no_grad():
+        tokens = network._process_input(image)
+        tokens = torch.cat([network.class_token.expand(2, -1, -1), tokens], dim=1)
+        assert_same(model(image)[0], as_map(network.encoder(tokens)))
+    sizes = [(8, 16, 1), (16, 24, 1), (24, 32, 2), (32, None, 1)]
+    blocks = [torchvision.models.convnext.CNBlockConfig(*size) for size in sizes]
+    network = vary(torchvision.models.ConvNeXt(blocks))
+    torch.save(network.state_dict(), tmp_path / 'y.pth')
+    model = build(path=tmp_path / 'y.pth', **CONVNEXT)
+    with torch.no_grad():
+        assert_same(model(image)[0], network.classifier[0](network.features(image)))
+
+
+CONFIGS = {
+    'ResNet': dict(type='ResNet', depth=50, stem_channels=8, base_channels=8),
+    'vision transformer': dict(VIT, layer_scale_init_value=1.0),
+    'ConvNeXt': CONVNEXT,
+}
+
+
+@pytest.mark.parametrize('dialect', DIALECTS, ids=lambda d: f'{d.package}: {d.network}')
+def test_names_round_trip(dialect):
+    """Into each dialect and back; nothing is lost, and the dialect is recognised."""
+    tensors = build(**CONFIGS[dialect.network]).state_dict()
+    if 'layer_scale' not in str(dialect.names) and 'ls1' not in str(dialect.names):
+        tensors = {k: v for k, v in tensors.items() if '.gamma' not in k or 'stages' in k}
+    theirs = to_names_of(dialect, tensors)
+    assert find_dialect(theirs) == dialect
+    ours = to_our_names(theirs)
+    assert ours.keys() == tensors.keys()
+    assert all(torch.equal(ours[key], value) for key, value in tensors.items())
+
+
+TRANSFORMERS = {
+    'resnet': ('ResNet', dict(layer_type='bottleneck', depths=[1, 1, 2, 1], embedding_size=8)),
+    'vit': ('ViT', dict(num_hidden_layers=3, layer_norm_eps=1e-6, num_attention_heads=4)),
+    'dinov2': ('Dinov2', dict(num_hidden_layers=3, num_attention_heads=4, mlp_ratio=2)),
+    'convnext': ('ConvNext', dict(depths=[1, 1, 2, 1], hidden_sizes=[8, 16, 24, 32])),
+    'convnextv2': ('ConvNextV2', dict(depths=[1, 1, 2, 1], hidden_sizes=[8, 16, 24, 32])),
+}
+
+
+@pytest.mark.parametrize('kind', TRANSFORMERS)
+def test_transformers_itself(kind, image, tmp_path, require):
+    """Where transformers is installed: the folder that it writes, alone and with a classifier."""
+    require('transformers')
+    import transformers
+
+    name, settings = TRANSFORMERS[kind]
+    if 'num_hidden_layers' in settings:
+        settings = dict(
+            settings, hidden_size=32, intermediate_size=64, image_size=64, patch_size=16
+        )
+        cfg = dict(VIT, layer_scale_init_value=1.0 if kind == 'dinov2' else 0.0)
+    elif kind == 'resnet':
+        settings = dict(settings, hidden_sizes=[16, 24, 32, 48])
+        cfg = None
+    else:
+        cfg = dict(CONVNEXT, **(V2 if kind == 'convnextv2' else {}))
+    config = getattr(transformers, f'{name}Config')(**settings)
+    network = vary(getattr(transformers, f'{name}ForImageClassification')(config))
+    network.save_pretrained(tmp_path / 'classifier')
+    network = getattr(network, kind)
+    network.save_pretrained(tmp_path / 'alone')
+    with torch.no_grad():
+        wanted = network(image).last_hidden_state
+    for folder in ('alone', 'classifier'):
+        if cfg is None:
+            found = recognise(read_checkpoint(str(tmp_path / folder))).backbone
+            assert 'conv1.weight' in found and 'layer4.0.downsample.1.running_var' in found
+            continue
+        model = build(path=tmp_path / folder, **cfg)
+        if kind.startswith('convnext'):  # transformers returns the map in front of the last norm
+            model.norm3 = torch.nn.Identity()
+        with torch.no_grad():
+            assert_same(model(image)[0], wanted if wanted.dim() == 4 else as_map(wanted))
