@@ -194,6 +194,9 @@ def _tensor(value: Any) -> Optional[Tensor]:
     return value if isinstance(value, Tensor) else None
 
 
+_LISTS = ('layers', 'features', 'stages', 'blocks')  # all that some networks have
+
+
 def _unwrapped(tensors: Dict[str, Tensor]) -> List[Dict[str, Tensor]]:
     """Return the tensors, and again without each wrapper that is around all of them:
     DistributedDataParallel's ``module.``, a training framework's ``model.``."""
@@ -204,6 +207,9 @@ def _unwrapped(tensors: Dict[str, Tensor]) -> List[Dict[str, Tensor]]:
             return levels
         inner = {key[len(part) + 1 :]: value for key, value in levels[-1].items()}
         if not any('.' in key for key in inner):  # a single layer's weight and bias
+            return levels
+        numbered = all(name.isdigit() for name in first_names(inner))
+        if numbered and part in _LISTS and find_dialect(inner) is None:
             return levels
         levels.append(inner)
 

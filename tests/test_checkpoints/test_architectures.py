@@ -15,10 +15,10 @@ from mmdense.checkpoints.architectures import (
     RESNET,
     Architecture,
     architecture,
-    resnet_config,
 )
 from mmdense.checkpoints.backbones import load_algorithm, load_backbones
 from mmdense.checkpoints.model_config import find_foreign_type
+from mmdense.checkpoints.networks import find_network
 from mmdense.models import DenseCL, SlotCon
 from mmdense.utils.errors import CheckpointError, InputError
 
@@ -41,7 +41,7 @@ def test_resnets(kind, depth, sentence):
     found = architecture(tensors)
     assert found == Architecture(RESNET, depth, deep_stem=kind != 'ResNet')
     assert str(found) == f'{found}' == sentence
-    assert resnet_config(tensors) == dict(type=kind, depth=depth)
+    assert find_network(tensors).config == dict(type=f'mmpretrain.{kind}', depth=depth)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_resnets(kind, depth, sentence):
 def test_other_networks(names, found, sentence):
     tensors = dict.fromkeys(names, torch.ones(1))
     assert architecture(tensors) == found and str(found) == sentence
-    assert resnet_config(tensors) is None
+    assert find_network(tensors) is None
 
 
 @pytest.mark.parametrize('kind', ['ResNetV1c', 'ResNetV1d'])
