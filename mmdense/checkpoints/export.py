@@ -77,6 +77,7 @@ def save_backbone(
 def _save_for_detectron2(tensors: Dict[str, Tensor], path: str) -> None:
     """Write a pickle of arrays, as detectron2 reads it from a file that ends in '.pkl'. The tensors
     have its names, of a network without the detector around it."""
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     arrays = {key: value.detach().cpu().numpy() for key, value in tensors.items()}
     about = dict(__author__='mmdense', matching_heuristics=True)
     _write(pickle.dumps(dict(model=arrays, **about)), path)
