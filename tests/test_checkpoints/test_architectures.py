@@ -130,3 +130,20 @@ def test_foreign_types():
     assert find_foreign_type(dict(known, _scope_='os'), ['MODELS'], nn.Module) == ('_scope_', 'os')
     data = dict(type='UnlabeledDataset')
     assert find_foreign_type(data, ['TRANSFORMS', 'DATASETS'], Dataset) is None
+
+
+def test_backbones_without_a_prefix(mmdense_scope):
+    """In our configs a backbone of mmpretrain needs none; another module does, and a name that
+    nobody has is refused."""
+    registry = mmdense.registry.MODELS
+    for kind in ('ResNetV1c', 'ConvNeXt', 'VisionTransformer'):
+        assert registry.get(kind) is MODELS.get(kind) is not None
+    cfg = Config.fromstring(
+        CONFIG.format(hidden=16).replace('mmpretrain.ResNet', 'ResNetV1c'), '.py'
+    )
+    model = registry.build(cfg.model)
+    assert type(model.backbone) is MODELS.get('ResNetV1c')
+    assert registry.get('DenseCL') is DenseCL
+    assert registry.get('LinearNeck') is None
+    with pytest.raises(KeyError, match='ResNetV9 is not in'):
+        registry.build(dict(type='ResNetV9'))
