@@ -9,8 +9,9 @@ import torchvision
 from mmengine.registry import MODELS, DefaultScope
 from safetensors.torch import load_file
 
-from mmdense.checkpoints import read_checkpoint, recognise
+from mmdense.checkpoints import read_checkpoint, recognise, self_sup_pretrained
 from mmdense.checkpoints.dialects import DIALECTS, find_dialect, to_names_of, to_our_names
+from mmdense.utils.errors import CheckpointError
 
 NARROW = dict(embed_dims=32, num_layers=3, num_heads=4, feedforward_channels=64)
 VIT = dict(type='VisionTransformer', arch=NARROW, img_size=64, patch_size=16, out_type='featmap')
@@ -90,6 +91,30 @@ def test_vision_transformers_of_mmseg(image, tmp_path, require):
         assert_same(model(image)[0], wanted)
         torch.save(model.state_dict(), tmp_path / 'y.pth')
         assert_same(build(path=tmp_path / 'y.pth', **VIT)(image)[0], wanted)
+
+
+@pytest.mark.parametrize('package', ['mmpretrain', 'mmseg'])
+def test_positions_are_resized(package, tmp_path, require, monkeypatch):
+    """To the model's images, also oblong ones; nothing else is."""
+    require(package)
+    torch.save(build(**VIT).state_dict(), tmp_path / 'x.pth')
+    lines = []
+    monkeypatch.setattr(self_sup_pretrained, 'print_log', lambda text, **_: lines.append(text))
+    cfg = dict(VIT, img_size=(96, 128))
+    if package == 'mmseg':
+        sizes = dict(embed_dims=32, num_layers=3, num_heads=4, mlp_ratio=2, img_size=(96, 128))
+        cfg = dict(type='VisionTransformer', **sizes, final_norm=True, patch_bias=True)
+    model = build(package, tmp_path / 'x.pth', **cfg)
+    assert lines[0].endswith('; pos_embed resized from 4×4 to 6×8 patches')
+    file = torch.load(tmp_path / 'x.pth')['pos_embed']
+    assert torch.equal(model.pos_embed[:, 0], file[:, 0])
+    for channel in (0, 31):
+        small = file[0, 1:, channel].reshape(1, 1, 4, 4)
+        large = torch.nn.functional.interpolate(small, (6, 8), mode='bicubic')
+        assert_same(model.pos_embed[0, 1:, channel].reshape(1, 1, 6, 8), large)
+    other = dict(VIT, arch=dict(NARROW, embed_dims=64))
+    with pytest.raises(CheckpointError, match='of another shape'):
+        build(path=tmp_path / 'x.pth', **other)
 
 
 @pytest.mark.parametrize('version', [1, 2])
