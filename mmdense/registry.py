@@ -11,15 +11,33 @@ MMEngine imports this module by itself when it meets the prefix ``mmdense.``
 in a config, so other projects need no import of their own.
 """
 
+from typing import Optional, Type
+
 import mmengine.registry as root
 from mmengine.registry import Registry
 
 
-def _child(name: str, location: str) -> Registry:
+def _child(name: str, location: str, kind: Type[Registry] = Registry) -> Registry:
     """A child of the root registry ``name`` that imports ``location`` before
     its first look-up."""
     parent = getattr(root, name)
-    return Registry(parent.name, parent=parent, scope='mmdense', locations=[location])
+    return kind(parent.name, parent=parent, scope='mmdense', locations=[location])
+
+
+class _WithMMPretrain(Registry):
+    """Look the name of a backbone up in mmpretrain, where it has no prefix and neither mmdense nor
+    MMEngine has it: ``type='ResNetV1c'`` is ``mmpretrain.ResNetV1c`` in mmdense's configs."""
+
+    def get(self, key: str) -> Optional[Type]:
+        """Return the class of this name; None where there is none."""
+        found = super().get(key)
+        if found is None and isinstance(key, str) and '.' not in key:
+            from mmpretrain.registry import MODELS as others
+
+            found = others.get(key)
+            if '.backbones.' not in getattr(found, '__module__', ''):
+                return None
+        return found
 
 
 RUNNERS = _child('RUNNERS', 'mmdense.engine')
@@ -39,7 +57,7 @@ DATA_SAMPLERS = _child('DATA_SAMPLERS', 'mmdense.datasets')
 TRANSFORMS = _child('TRANSFORMS', 'mmdense.datasets')
 FUNCTIONS = _child('FUNCTIONS', 'mmdense.datasets')
 
-MODELS = _child('MODELS', 'mmdense.models')
+MODELS = _child('MODELS', 'mmdense.models', _WithMMPretrain)
 MODEL_WRAPPERS = _child('MODEL_WRAPPERS', 'mmdense.models')
 TASK_UTILS = _child('TASK_UTILS', 'mmdense.models')
 

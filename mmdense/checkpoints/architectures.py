@@ -3,7 +3,7 @@
 
 import re
 from collections import Counter
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Tuple
 
 from mmpretrain.models import ResNet
 from torch import Tensor
@@ -92,23 +92,6 @@ _ARCHITECTURES = (
     ('cls_token', 'vision transformer'),
     ('pos_embed', 'vision transformer'),
 )
-
-
-def resnet_config(tensors: Dict[str, Tensor]) -> Optional[dict]:
-    """Return the config of mmpretrain's ResNet, V1c or V1d that has such tensors, for files that
-    hold no config; None for another network."""
-    convs = {2: 'BasicBlock', 3: 'Bottleneck'}
-    blocks, kinds = zip(*(resnet_stages(tensors) or [(0, 0)]))
-    depths = [
-        depth
-        for depth, (kind, stages) in ResNet.arch_settings.items()
-        if stages == blocks and {convs.get(k) for k in kinds} == {kind.__name__}
-    ]
-    if not depths:
-        return None
-    if not has_deep_stem(tensors):
-        return dict(type='ResNet', depth=depths[0])
-    return dict(type='ResNetV1d' if has_average_pool(tensors) else 'ResNetV1c', depth=depths[0])
 
 
 def has_deep_stem(tensors: Dict[str, Tensor]) -> bool:

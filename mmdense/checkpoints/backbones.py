@@ -16,10 +16,10 @@ from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError, InputError
 from mmdense.utils.imagenet import IMAGENET_PIXELS
 
-from .architectures import resnet_config
 from .formats import check_finite, recognise
 from .io import read_checkpoint
 from .model_config import saved_model_config
+from .networks import find_network
 from .self_sup_pretrained import SelfSupPretrained
 
 
@@ -50,8 +50,8 @@ def load_backbones(
 
     The architecture is that of the config that MMEngine wrote into the file,
     which is read as data: nothing in it runs. A file without one must hold a
-    ResNet, whose depth shows in its tensors, for images normalised as usual
-    for ImageNet.
+    network of mmpretrain, which its tensors show, for images normalised as
+    usual for ImageNet.
 
     Args:
         checkpoint (str): Any that :func:`mmdense.checkpoints.recognise` knows.
@@ -102,18 +102,18 @@ def load_backbones(
 
 
 def _guess_config(tensors: Dict[str, Tensor], name: str) -> dict:
-    """Return the config of the ResNet of mmpretrain that has such tensors.
+    """Return the config of mmpretrain's network that has such tensors.
 
     Raises:
-        CheckpointError: When it is another network; ``name`` is the file's.
+        CheckpointError: When none has; ``name`` is the file's.
     """
-    cfg = resnet_config(tensors)
-    if cfg is None:
+    network = find_network(tensors)
+    if network is None or network.missed or network.config is None:
         raise CheckpointError(
-            f'{name} holds a backbone of unknown kind: it has no config of its run, and is not a '
-            'ResNet-18, 34, 50, 101 or 152 by its tensors'
+            f'{name} holds a backbone of unknown kind: it has no config of its run, and its '
+            'tensors do not show which network of mmpretrain it is'
         )
-    return dict(cfg, type=f'mmpretrain.{cfg["type"]}')
+    return network.config
 
 
 def _build_preprocessor(settings: dict) -> nn.Module:

@@ -4,7 +4,8 @@
 import io
 import json
 import os
-from typing import Dict, Optional
+import pickle
+from typing import Dict, Optional, Union
 
 import safetensors.torch
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 
 import mmdense
 from mmdense.registry import MODELS
-from mmdense.utils.errors import CheckpointError
+from mmdense.utils.errors import CheckpointError, InputError
 from mmdense.utils.files import atomic_write, report_write_errors
 
 from .architectures import architecture, count_by_part
+from .dialects import dialect_of, to_names_of
 from .formats import Recognised, check_finite, recognise
 from .model_config import saved_backbone_config
 from .networks import find_network
@@ -69,22 +71,42 @@ def save_backbone(
         buffer = io.BytesIO()  # writing itself, torch.save would hide what the disk says
         torch.save(dict(meta=meta, state_dict=tensors), buffer)
         content = buffer.getbuffer()
+    _write(content, path)
+
+
+def _save_for_detectron2(tensors: Dict[str, Tensor], path: str) -> None:
+    """Write a pickle of arrays, as detectron2 reads it from a file that ends in '.pkl'. The tensors
+    have its names, of a network without the detector around it."""
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    arrays = {key: value.detach().cpu().numpy() for key, value in tensors.items()}
+    about = dict(__author__='mmdense', matching_heuristics=True)
+    _write(pickle.dumps(dict(model=arrays, **about)), path)
+
+
+def _write(content: Union[bytes, memoryview], path: str) -> None:
     with report_write_errors(path), atomic_write(path) as part, open(part, 'wb') as file:
         file.write(content)
 
 
 def convert_checkpoint(
-    checkpoint: str, path: str, prefix: Optional[str] = None, whole: bool = False
+    checkpoint: str,
+    path: str,
+    prefix: Optional[str] = None,
+    whole: bool = False,
+    names: str = 'mmpretrain',
 ) -> str:
     """Write the backbone of a checkpoint in a form that loads anywhere:
-    ``dict(meta, state_dict)``, in torchvision's names where it is a ResNet.
+    ``dict(meta, state_dict)``, in mmpretrain's names, which are torchvision's for a ResNet.
 
     Args:
         checkpoint (str): Path or URL of any that :func:`recognise` knows.
-        path (str): File to write.
+        path (str): File to write, see :func:`save_backbone`; in detectron2's names it is one of
+            its pickles, and must end in '.pkl'.
         prefix (str, optional): Take the tensors below this prefix instead.
         whole (bool): Write the complete algorithm in our names instead, to
             continue training with. Defaults to False.
+        names (str): Package in whose names a backbone is written, of
+            :data:`~mmdense.checkpoints.dialects.DIALECTS`. Defaults to 'mmpretrain'.
 
     Returns:
         str: One line: the part that was mapped, and how many tensors were
@@ -92,11 +114,14 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: When ``checkpoint`` cannot be read, has no backbone
-            or no complete algorithm, misses tensors of its ResNet or holds
-            numbers that are not finite, or ``path`` is the same file.
+            or no complete algorithm, misses tensors of its network or holds
+            numbers that are not finite, the package has other tensors in such
+            a network, or ``path`` is the same file.
     """
     if os.path.exists(checkpoint) and os.path.exists(path) and os.path.samefile(checkpoint, path):
         raise CheckpointError(f'{path} is the checkpoint itself: name another file to write')
+    if names == 'detectron2' and not path.endswith('.pkl'):
+        raise InputError(f'{path} must end in .pkl, or detectron2 reads it as another format')
     content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
     found = recognise(content, name=checkpoint, prefix=prefix)
     about = dict(found.meta.get('mmdense') or {}, writer=found.source)
@@ -112,13 +137,39 @@ def convert_checkpoint(
         about.pop('backbone', None)
         backbone = saved_backbone_config(found.meta) if prefix is None else None
         about.update(dict(backbone=backbone) if backbone else {})
-    line = f'{len(tensors)} tensors of {part} mapped, {_compare(found, checkpoint, prefix)}'
-    line += f', {len(dropped)} dropped'
+    compared = _compare(found, checkpoint, prefix)
+    check_finite(tensors, checkpoint)
+    if names != 'mmpretrain':
+        tensors = _name_as(names, tensors, f'{checkpoint} ({found})')
+        dropped = dropped + [key for key in found.backbone if key.startswith(_OTHER_NORMS)]
+    line = f'{len(tensors)} tensors of {part} mapped, {compared}, {len(dropped)} dropped'
     if dropped:
         line += f' ({count_by_part(dropped)})'
-    check_finite(tensors, checkpoint)
-    save_backbone(tensors, path, **about)
+    if names == 'detectron2':
+        _save_for_detectron2(tensors, path)
+    else:
+        save_backbone(tensors, path, **about)
     return f'{path}: {line}'
+
+
+# Norms of a ConvNeXt's maps but the last, which only OpenMMLab's has.
+_OTHER_NORMS = ('norm0.', 'norm1.', 'norm2.')
+
+
+def _name_as(package: str, tensors: Dict[str, Tensor], name: str) -> Dict[str, Tensor]:
+    """Name a backbone's tensors as a package does; all of them.
+
+    Raises:
+        CheckpointError: When the package has no name for one; ``name`` is the file's.
+    """
+    dialect = dialect_of(package, tensors)
+    if dialect is None:
+        raise CheckpointError(
+            f'{name}: the names of such a network in {package} are not known. Export it '
+            '--to mmpretrain'
+        )
+    rest = {key: value for key, value in tensors.items() if not key.startswith(_OTHER_NORMS)}
+    return to_names_of(dialect, rest)
 
 
 def _compare(found: Recognised, checkpoint: str, prefix: Optional[str]) -> str:

@@ -2,8 +2,9 @@
 """Recognise the format of a checkpoint, find the backbone in it, and tell whether
 it holds one of our algorithms completely.
 
-Files are recognised by their content, never by their name. A new format is
-one more function in ``_FORMATS``. docs/checkpoints.md lists them.
+Files are recognised by their content, never by their name. A new training is one more entry in
+:data:`~mmdense.checkpoints.layouts.LAYOUTS`, a network's names in another package one in
+:data:`~mmdense.checkpoints.dialects.DIALECTS`. docs/checkpoints.md lists them.
 """
 
 import re
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from mmdense.checkpoints.architectures import architecture, first_names, has_prefixes
+from mmdense.checkpoints.dialects import find_dialect, to_our_names
+from mmdense.checkpoints.layouts import find_layout
 from mmdense.checkpoints.restricted_pickle import Placeholder
 from mmdense.models.selfsup import registered_algorithms
 from mmdense.utils.errors import CheckpointError
@@ -27,12 +30,15 @@ class Recognised:
     Attributes:
         source (str): Software or project that wrote it, in words.
         backbone (Dict[str, Tensor]): Tensors of the exported backbone, named as
-            in the backbone itself.
+            in the backbone itself; those of a network that other packages have too, as in
+            mmpretrain's (a ResNet's: torchvision's).
         dropped (List[str]): Names of the tensors that are not part of it.
         meta (dict): Facts about the run from the file.
         algorithm (Dict[str, Tensor], optional): All tensors of the algorithm,
             named as in ours, where the file has more of it than a backbone.
         algorithm_type (str): Which class of ours that is, where it is known.
+        network (str): Network of the training that the backbone is of, in words, such as
+            'teacher'; '' where the file has only one.
     """
 
     source: str
@@ -41,9 +47,15 @@ class Recognised:
     meta: dict = field(default_factory=dict)
     algorithm: Optional[Dict[str, Tensor]] = None
     algorithm_type: str = ''
+    network: str = ''
 
     def __str__(self) -> str:
-        return f'{architecture(self.backbone)} written by {self.source}'
+        return f'{architecture(self.backbone)} written by {self.writer}'
+
+    @property
+    def writer(self) -> str:
+        """Return the source, and in brackets the network that was taken of several."""
+        return f'{self.source} ({self.network})' if self.network else self.source
 
 
 def recognise(checkpoint: Any, name: str = 'checkpoint', prefix: Optional[str] = None):
@@ -86,7 +98,7 @@ def recognise(checkpoint: Any, name: str = 'checkpoint', prefix: Optional[str] =
         found = _first_format(levels, meta) or _plain(levels[-1], meta)
     if found is None:
         raise CheckpointError(_describe_refusal(levels[-1], meta, name))
-    found.backbone = _bare_names(found.backbone)
+    _name_backbone(found)
     return found
 
 
@@ -99,17 +111,18 @@ def _first_format(levels: List[Dict[str, Tensor]], meta: dict) -> Optional[Recog
     return None
 
 
-def _bare_names(backbone: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Take off DataParallel's ``module.`` and its like, and name the numbered layers of a ResNet
-    that became an ``nn.Sequential``: ``nn.Sequential(*list(resnet.children())[:-1])``."""
+def _name_backbone(found: Recognised) -> None:
+    """Take off DataParallel's ``module.`` and its like, give the tensors our names, and leave out
+    the classifier of a network in another package's names."""
+    backbone = found.backbone
     while backbone and first_names(backbone) in (['module'], ['weights'], ['state_dict']):
         backbone = {key.partition('.')[2]: value for key, value in backbone.items()}
-    if has_prefixes(backbone, '0.weight', '1.running_mean', '4.0.conv1.', '7.0.conv1.'):
-        return _rename(backbone, _SEQUENTIAL)
-    return backbone
-
-
-_SEQUENTIAL = {'0.': 'conv1.', '1.': 'bn1.', **{f'{i + 3}.': f'layer{i}.' for i in range(1, 5)}}
+    if find_dialect(backbone) is not None:
+        renamed = to_our_names(backbone)
+        heads = [key for key in renamed if key in backbone and _HEAD.match(key)]
+        found.dropped += heads
+        backbone = {key: value for key, value in renamed.items() if key not in heads}
+    found.backbone = backbone
 
 
 def check_finite(tensors: Dict[str, Tensor], name: str) -> None:
@@ -181,6 +194,9 @@ def _tensor(value: Any) -> Optional[Tensor]:
     return value if isinstance(value, Tensor) else None
 
 
+_LISTS = ('layers', 'features', 'stages', 'blocks')  # all that some networks have
+
+
 def _unwrapped(tensors: Dict[str, Tensor]) -> List[Dict[str, Tensor]]:
     """Return the tensors, and again without each wrapper that is around all of them:
     DistributedDataParallel's ``module.``, a training framework's ``model.``."""
@@ -191,6 +207,9 @@ def _unwrapped(tensors: Dict[str, Tensor]) -> List[Dict[str, Tensor]]:
             return levels
         inner = {key[len(part) + 1 :]: value for key, value in levels[-1].items()}
         if not any('.' in key for key in inner):  # a single layer's weight and bias
+            return levels
+        numbered = all(name.isdigit() for name in first_names(inner))
+        if numbered and part in _LISTS and find_dialect(inner) is None:
             return levels
         levels.append(inner)
 
@@ -216,10 +235,6 @@ def _below(prefix: str, levels: List[Dict[str, Tensor]], meta: dict, name: str) 
         whole = inner.pop() if len(inner) == 1 and not has_prefixes(level, f'{prefix}.') else ''
         found = _split(source, level, f'{whole}{prefix}.', meta)
         if found.backbone:
-            renamed = _detectron2(found.backbone, meta)
-            if renamed is not None:
-                found.backbone = renamed.backbone
-                found.dropped += [f'{prefix}.{key}' for key in renamed.dropped]
             return found
     raise CheckpointError(
         f'{name} has nothing below {prefix!r}; it holds {", ".join(first_names(levels[-1])[:8])}.'
@@ -258,6 +273,9 @@ def _authors(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
         for format in kind.AUTHORS:
             if format.source == 'mmpretrain' or not has_prefixes(tensors, *format.parts):
                 continue
+            if not format.complete:
+                found = _split(format.source, tensors, format.product, meta)
+                return _without_classifier(found, format.product.rstrip('.'))
             once = {k: v for k, v in tensors.items() if not k.startswith(format.duplicates)}
             state = kind.complete_authors_state(_rename(once, format.names))
             name = kind.__name__
@@ -265,13 +283,6 @@ def _authors(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
                 format.source, tensors, format.product, meta, algorithm=state, algorithm_type=name
             )
     return None
-
-
-def _openselfsup_moco(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """Recognise OpenSelfSup's MoCo: the online network is kept."""
-    if not has_prefixes(tensors, 'encoder_q.0.', 'encoder_k.0.'):
-        return None
-    return _split('OpenSelfSup MoCo', tensors, 'encoder_q.0.', meta)
 
 
 def _openmmlab(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
@@ -308,13 +319,14 @@ def _other_scope(meta: dict) -> str:
     return '' if scope in ('mmdense', 'mmpretrain', 'mmselfsup', 'mmcls') else scope
 
 
-def _moco(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """The authors' of MoCo: the student is kept, named as torchvision's; its
-    classifier's place, ``fc``, has the head."""
-    if not has_prefixes(tensors, 'encoder_q.conv1.', 'encoder_q.layer1.', 'queue'):
+def _layout(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """Recognise a training of other code; its classifier's place may have the head."""
+    found = None if _other_scope(meta) else find_layout(tensors)
+    if found is None:
         return None
-    version = 2 if has_prefixes(tensors, 'encoder_q.fc.0.') else 1
-    return _without_classifier(_split(f'MoCo v{version}', tensors, 'encoder_q.', meta), 'encoder_q')
+    layout, prefix = found
+    split = _split(layout.source, tensors, prefix, meta, network=layout.network)
+    return _without_classifier(split, prefix.rstrip('.'))
 
 
 def _vissl(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
@@ -326,28 +338,13 @@ def _vissl(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
 _TRUNK = re.compile(r'(?:.*\.)?_feature_blocks\.')
 
 
-def _detectron2(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
-    """Recognise a ResNet in detectron2's names, DetCo's authors' for instance. The RGB or
-    BGR order is left as it is."""
-    if not has_prefixes(tensors, 'stem.conv1.', 'res2.'):
+def _other_names(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
+    """Recognise a network alone in the names of another package, in detectron2's for instance.
+    The order of its input, RGB or BGR, is left as it is."""
+    dialect = find_dialect(tensors)
+    if dialect is None:
         return None
-    renamed, dropped = {}, []
-    for key, value in tensors.items():
-        match = _DETECTRON2.match(key)
-        if match is None:
-            dropped.append(key)
-            continue
-        stage, block, conv, norm, kind = match.groups()
-        prefix = f'layer{int(stage) - 1}.{block}.' if stage else ''
-        if conv == 'shortcut':
-            name = 'downsample.1' if norm else 'downsample.0'
-        else:
-            name = conv.replace('conv', 'bn') if norm else conv
-        renamed[f'{prefix}{name}.{kind}'] = value
-    return Recognised(f'detectron2{_name_author(meta)}', renamed, dropped, meta)
-
-
-_DETECTRON2 = re.compile(r'(?:stem|res(\d)\.(\d+))\.(conv\d|shortcut)(\.norm)?\.(\w+)$')
+    return _split(f'{dialect.package}{_name_author(meta)}', tensors, '', meta)
 
 
 def _plain(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
@@ -382,7 +379,8 @@ def _name_author(meta: dict) -> str:
 
 # Heads of a training next to a backbone whose own names have no prefix.
 _HEAD = re.compile(
-    r'(projection_head|projection|prototypes|projector|predictor|heads?|classifier)\b'
+    r'(projection_head|projection|prototypes|projector|predictor|heads?|classifier|pooler|'
+    r'head_dist|mask_token|embeddings\.mask_token|decoder_\w+|fc|stem\.fc)\b'
 )
 
 # Parts that hold a backbone, or are next to one in the checkpoints of trainings.
@@ -392,7 +390,7 @@ _NO_BACKBONE = (
     *('bbox_head', 'decode_head', 'auxiliary_head', 'model.'),
 )
 
-_FORMATS = (_mmdense, _authors, _openselfsup_moco, _moco, _vissl, _detectron2, _openmmlab)
+_FORMATS = (_mmdense, _authors, _layout, _vissl, _other_names, _openmmlab)
 
 
 def _describe_refusal(tensors: Dict[str, Tensor], meta: dict, name: str) -> str:

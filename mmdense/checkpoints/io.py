@@ -39,7 +39,8 @@ def read_checkpoint(
     Args:
         path (str | BinaryIO): A file that ``torch.save`` wrote, in either of
             its formats, the pickle of a dict of arrays (detectron2's), or a file of the format
-            safetensors.
+            safetensors; or a folder of the Hugging Face hub, with a config.json and weights, or
+            the index of its shards.
         map_location: As in ``torch.load``.
         name (str, optional): Of the file, for messages. Defaults to its path.
 
@@ -53,6 +54,10 @@ def read_checkpoint(
     if hasattr(path, 'read'):
         return _read(path, name or '(a buffer)', map_location)
     path = os.path.expanduser(str(path))
+    if os.path.isfile(os.path.join(path, 'config.json')):
+        path = _find_weights(path)
+    if path.endswith('.index.json') and os.path.isfile(path):
+        return _read_shards(path, map_location)
     if not os.path.isfile(path):
         what = 'is a directory' if os.path.isdir(path) else 'does not exist'
         for inner in _IN_FOLDERS:
@@ -67,8 +72,54 @@ def read_checkpoint(
         raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror}') from error
 
 
-# Of a run, and of the Hugging Face hub.
-_IN_FOLDERS = ('backbone.pth', 'model.safetensors', 'pytorch_model.bin')
+# Of the Hugging Face hub.
+_WEIGHTS = (
+    'model.safetensors',
+    'model.safetensors.index.json',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
+)
+_IN_FOLDERS = ('backbone.pth', *_WEIGHTS)  # of a run too
+
+
+def _find_weights(folder: str) -> str:
+    """Return the file of weights, or their index, in a folder of the Hugging Face hub."""
+    for name in _WEIGHTS:
+        if os.path.isfile(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    raise CheckpointError(
+        f'{folder} has a config.json, but no {_WEIGHTS[0]} or {_WEIGHTS[2]}, nor an index of their '
+        'shards: download the weights into it too, or give another file by its path'
+    )
+
+
+def _read_shards(index: str, map_location: Any) -> dict:
+    """Read all files that an index of the Hugging Face hub lists, which lie next to it."""
+    try:
+        with open(index, encoding='utf-8') as file:
+            places = json.load(file)['weight_map']
+        names = sorted(set(places.values()))
+        if not names or any(name != os.path.basename(name) for name in names):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f'{index} is no index of shards: it needs a weight_map from tensors to names of files '
+            'next to it. Download it again'
+        ) from error
+    tensors: dict = {}
+    for name in names:
+        path = os.path.join(os.path.dirname(index), name)
+        if not os.path.isfile(path):
+            raise CheckpointError(f'{path} does not exist, which {index} lists: download it too')
+        content = read_checkpoint(path, map_location)
+        tensors.update(content.get('state_dict', content) if isinstance(content, dict) else {})
+    lost = sorted(set(places) - set(tensors))
+    if lost:
+        raise CheckpointError(
+            f'{index} lists {len(lost)} tensors that the files next to it do not hold, {lost[0]} '
+            'first: download them again'
+        )
+    return dict(state_dict=tensors)
 
 
 def _read(file: BinaryIO, name: str, map_location: Any) -> Any:

@@ -99,7 +99,7 @@ _REGISTRIES = dict(
     mmengine=mmengine.registry, mmpretrain=mmpretrain.registry, mmdense=mmdense.registry
 )
 # Modules of mmpretrain that fetch a model, and perhaps its code, from elsewhere.
-_FETCHES = ('.timm', '.hugging', '.multimodal')
+FETCHES = ('.timm', '.hugging', '.multimodal')
 
 
 def find_foreign_type(
@@ -149,5 +149,5 @@ def _is_registered(
             registry.import_from_location()
             found = registry.module_dict.get(short)
             if isinstance(found, type) and issubclass(found, bases):
-                return not any(part in found.__module__ for part in _FETCHES)
+                return not any(part in found.__module__ for part in FETCHES)
     return False

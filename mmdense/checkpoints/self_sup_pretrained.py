@@ -5,10 +5,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Sequence, Tuple
 
+import torch
 from mmengine.logging import print_log
 from mmengine.model import update_init_info
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmdense.models.layers import MomentumEncoder
 from mmdense.registry import WEIGHT_INITIALIZERS
@@ -21,8 +23,8 @@ from .architectures import (
     count_by_part,
     has_deep_stem,
     resnet_stages,
-    translate_layers,
 )
+from .dialects import translate
 from .formats import Recognised, check_finite, recognise
 from .input_channels import adapt_weight, check_way, find_other_input
 
@@ -52,7 +54,11 @@ class SelfSupPretrained:
 
     So do the layers that a detector adds to a backbone and no pretraining has: the offsets of
     deformable convolutions, and ``plugins``; and those that ``new`` names. A deep stem (ResNetV1c,
-    V1d) is filled in the names of mmpretrain, mmdet, mmseg and timm alike.
+    V1d) is filled in the names of mmpretrain, mmdet, mmseg and timm alike, as are the names in
+    :mod:`mmdense.checkpoints.dialects`.
+
+    A vision transformer's positions are resized (bicubic) to the size of the model's images, and
+    the log says so.
 
     One of mmdense's algorithms is filled completely, momentum encoder, queues
     and heads included, as strictly; parts that the model does not have, such as
@@ -125,7 +131,7 @@ class SelfSupPretrained:
             update_init_info(module, init_info=f'SelfSupPretrained: {self.checkpoint}')
         text = (
             f'SelfSupPretrained: all {len(wanted)} tensors of {type(module).__name__} filled from '
-            f'{self.checkpoint} (written by {found.source}; {len(match.left)} of other parts left '
+            f'{self.checkpoint} (written by {found.writer}; {len(match.left)} of other parts left '
             'out'
         )
         text += f': {count_by_part(match.left)})' if match.left else ')'
@@ -133,6 +139,8 @@ class SelfSupPretrained:
             text += f'; {len(match.new)} layers begin anew: {", ".join(match.new)}'
         for key, (before, channels) in match.adapted.items():
             text += f'; {key} adapted from {before} to {channels} channels ({self.in_channels})'
+        if match.resized:
+            text += f'; {match.resized}'
         print_log(text, logger='current')
 
     def match(self, module: nn.Module, found: Optional[Recognised] = None) -> 'Match':
@@ -150,13 +158,14 @@ class SelfSupPretrained:
                 self.checkpoint, self.map_location, logger='silent'
             )
             found = recognise(checkpoint, name=self.checkpoint, prefix=self.prefix)
-        wanted, new = module.state_dict(), []
+        wanted, new, resized = module.state_dict(), [], ''
         if hasattr(module, 'as_new_run'):  # an algorithm
             given = self._algorithm_tensors(module, found)
             offered = {k: v for k, v in given.items() if k in wanted or not _lacks_part(module, k)}
             wanted = module.fit_queues(wanted, offered)
         else:
-            given = translate_layers(found.backbone, wanted)
+            given = translate(found.backbone, wanted)
+            given, resized = _resize_positions(given, wanted, module)
             new = _new_layers(module, given, self.new)
             wanted = {k: v for k, v in wanted.items() if not _is_below(k, new)}
             stages = {key.split('.')[0] for key in wanted}
@@ -167,7 +176,9 @@ class SelfSupPretrained:
             offered[key] = adapt_weight(offered[key], channels, self.in_channels)
         left = [key for key in given if key not in offered]
         left += [] if hasattr(module, 'as_new_run') else found.dropped
-        match = Match(found, wanted, offered, left, new=new, adapted=adapted)
+        match = Match(
+            found, wanted, offered, left, new=new, resized=resized, adapted=adapted
+        )
         match.problem = self._describe_problem(module, match)
         return match
 
@@ -238,6 +249,7 @@ class Match:
     problem: str = ''
     new: List[str] = field(default_factory=list)
     adapted: Dict[str, Tuple[int, int]] = field(default_factory=dict)
+    resized: str = ''
 
     @property
     def missing(self) -> List[str]:
@@ -292,6 +304,35 @@ def _new_norms(module: nn.Module, given: Dict[str, Tensor]) -> List[str]:
     there, parts = {key.split('.')[0] for key in given}, dict(module.named_children())
     new = [name for name in map('norm{}'.format, outputs) if name in parts and name not in there]
     return new if any(re.fullmatch(r'norm\d+', name) for name in there) else []
+
+
+def _resize_positions(
+    given: Dict[str, Tensor], wanted: Dict[str, Tensor], module: nn.Module
+) -> Tuple[Dict[str, Tensor], str]:
+    """Resize the positions of a vision transformer, 1×tokens×C, to the images of the model, as the
+    papers do; return the tensors, and what was resized in words."""
+    file, model = given.get('pos_embed'), wanted.get('pos_embed')
+    if file is None or model is None or file.dim() != 3 or file.shape == model.shape:
+        return given, ''
+    extra = sum(name in given and name in wanted for name in ('cls_token', 'dist_token'))
+    side = round((file.size(1) - extra) ** 0.5)
+    height, width = _count_patches(module, wanted, model.size(1) - extra)
+    fits = side**2 + extra == file.size(1) and height * width + extra == model.size(1)
+    if not fits or file.size(2) != model.size(2):
+        return given, ''
+    map_ = file[:, extra:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    map_ = F.interpolate(map_, (height, width), mode='bicubic', align_corners=False)
+    resized = torch.cat([file[:, :extra].float(), map_.flatten(2).transpose(1, 2)], dim=1)
+    words = f'pos_embed resized from {side}×{side} to {height}×{width} patches'
+    return dict(given, pos_embed=resized), words
+
+
+def _count_patches(module: nn.Module, wanted: Dict[str, Tensor], patches: int) -> Tuple[int, int]:
+    """Return the rows and columns of patches of a vision transformer."""
+    size, weight = getattr(module, 'img_size', None), wanted.get('patch_embed.projection.weight')
+    if isinstance(size, (list, tuple)) and len(size) == 2 and weight is not None:
+        return size[0] // weight.size(-2), size[1] // weight.size(-1)
+    return round(patches**0.5), round(patches**0.5)
 
 
 def _lacks_part(module: nn.Module, key: str) -> bool:

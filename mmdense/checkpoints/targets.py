@@ -1,27 +1,29 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Write backbones for other software. Files of weights are those of :func:`convert_checkpoint`,
-whose names torchvision, timm and mmpretrain share; only the line that loads them differs."""
+"""Write backbones for other software: files of :func:`convert_checkpoint`, and the lines that load
+them."""
 
 import inspect
 import os
 import warnings
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 from urllib.parse import urlparse
 
 import torch
 import torchvision
 from mmengine.runner import CheckpointLoader
-from mmpretrain.models import ResNet
+from mmpretrain.models import ConvNeXt, ResNet, VisionTransformer
 from torch import Tensor, nn
 
 from mmdense.utils.errors import CheckpointError, InputError
 from mmdense.utils.files import atomic_write, report_write_errors
+from mmdense.utils.imagenet import IMAGENET_PIXELS
 
-from .architectures import has_deep_stem, resnet_config, resnet_stages
+from .architectures import RESNET, architecture, has_deep_stem, resnet_stages
 from .export import convert_checkpoint
 from .formats import Recognised, recognise
 from .io import cached_path
 from .model_config import saved_model_config
+from .networks import build_empty, find_network
 
 # Version of ONNX: onnxruntime reads it since 1.10, and PyTorch 2.1 writes none later.
 _OPSET = 17
@@ -57,13 +59,16 @@ def export_checkpoint(
         target (str): One of :data:`TARGETS`.
 
             - ``torchvision``, ``timm``: a ResNet, ResNeXt or Wide ResNet of
-              theirs, which the file fills strictly, but for the classifier.
+              theirs, for timm also a vision transformer or ConvNeXt, which
+              the file fills strictly, but for the classifier.
+            - ``detectron2``: a ResNet or ResNeXt, a pickle in its names.
             - ``mmpretrain``: any backbone, for MMEngine's ``Pretrained``.
             - ``onnx``: a ResNet's feature maps ``c2`` to ``c5``, of strides 4
               to 32, of images N×3×H×W of any N, H and W. The file is run by
               onnxruntime, at two sizes, and compared with PyTorch.
-        path (str, optional): File to write. Defaults to one in the current
-            folder, named after the checkpoint and the target.
+        path (str, optional): File to write, of the format safetensors if it
+            ends so. Defaults to one in the current folder, named after the
+            checkpoint and the target.
         prefix (str, optional): Take the tensors below this prefix instead.
         size (Sequence[int]): For ONNX, height and width in pixels, at least
             32, that it is traced and tested at. Defaults to (224, 224).
@@ -77,13 +82,15 @@ def export_checkpoint(
         raise InputError(f'there is no target {target!r}; there are: {", ".join(TARGETS)}')
     if path is None:
         stem = os.path.splitext(os.path.basename(urlparse(checkpoint).path))[0] or 'backbone'
-        path = f'{stem}_{target}{".onnx" if target == "onnx" else ".pth"}'
+        path = f'{stem}_{target}{dict(onnx=".onnx", detectron2=".pkl").get(target, ".pth")}'
     if target == 'onnx':
         return _export_onnx(checkpoint, path, prefix, size)
     content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
     found = recognise(content, name=checkpoint, prefix=prefix)
     code = TARGETS[target](found, checkpoint, path)  # before anything is written
-    return Exported(path, convert_checkpoint(checkpoint, path, prefix), code)
+    names = dict(detectron2='detectron2', timm='' if resnet_stages(found.backbone) else 'timm')
+    names = names.get(target) or 'mmpretrain'
+    return Exported(path, convert_checkpoint(checkpoint, path, prefix, names=names), code)
 
 
 # ---------------------------------------------------------------- files of weights
@@ -95,14 +102,110 @@ def _torchvision(found: Recognised, checkpoint: str, path: str) -> str:
         'import torch, torchvision\n'
         f'model = torchvision.models.{name}()\n'
         'model.fc = torch.nn.Identity()  # the file has no classifier; put yours here afterwards\n'
-        f"model.load_state_dict(torch.load({path!r}, weights_only=True)['state_dict'])"
+        f'{_load(path)}'
     )
 
 
+def _load(path: str) -> str:
+    """Write the lines that read the tensors of a file into a model."""
+    if path.endswith('.safetensors'):
+        imported = 'from safetensors.torch import load_file\n'
+        return f'{imported}model.load_state_dict(load_file({path!r}))'
+    tensors = f"torch.load({path!r}, weights_only=True)['state_dict']"
+    return f'model.load_state_dict({tensors})'
+
+
 def _timm(found: Recognised, checkpoint: str, path: str) -> str:
+    if not resnet_stages(found.backbone):
+        kind, settings = _timm_settings(found, checkpoint)
+        return (
+            f'import timm, torch\nmodel = timm.models.{kind}({settings}, num_classes=0)\n'
+            f'{_load(path)}'
+        )
     name = _torchvision_name(found, checkpoint, 'timm')
     return (
         f'import timm\nmodel = timm.create_model({name!r}, num_classes=0, checkpoint_path={path!r})'
+    )
+
+
+def _timm_settings(found: Recognised, checkpoint: str) -> Tuple[str, str]:
+    """Return the class of timm that computes what a vision transformer or a ConvNeXt does, and its
+    settings in words."""
+    network = find_network(found.backbone, found.meta)
+    fits = network is not None and network.fits and network.config is not None
+    module = build_empty(network.config) if fits else None
+    kind, tensors = type(module), found.backbone
+    plain = not any(norm.eps != 1e-6 for norm in _list_modules(module, nn.LayerNorm))
+    if kind is ConvNeXt and plain:
+        scaled = 'stages.0.0.gamma' in tensors
+        settings = dict(depths=tuple(module.depths), dims=tuple(module.channels))
+        settings.update(
+            patch_size=tensors['downsample_layers.0.0.weight'].size(-1),
+            use_grn='stages.0.0.grn.gamma' in tensors,
+            ls_init_value=1e-6 if scaled else None,
+            conv_mlp=tensors['stages.0.0.pointwise_conv1.weight'].dim() == 4,
+        )
+        fits = 'norm3.weight' in tensors
+    elif kind is VisionTransformer and plain:
+        settings = dict(
+            img_size=tuple(module.img_size),
+            patch_size=tensors['patch_embed.projection.weight'].size(-1),
+            embed_dim=module.embed_dims,
+            depth=module.num_layers,
+            num_heads=module.layers[0].attn.num_heads,
+            mlp_ratio=tensors['layers.0.ffn.layers.0.0.weight'].size(0) / module.embed_dims,
+            qkv_bias='layers.0.attn.qkv.bias' in tensors,
+            init_values=1.0 if 'layers.0.attn.gamma1.weight' in tensors else None,
+            pre_norm='pre_norm.weight' in tensors,
+        )
+        fits = 'ln1.weight' in tensors and 'cls_token' in tensors
+    else:
+        fits = False
+    activations = {type(layer) for layer in _list_modules(module, nn.GELU)}
+    if not fits or activations != {nn.GELU}:
+        raise CheckpointError(
+            f'{checkpoint} ({found}) is no ResNet, vision transformer or ConvNeXt that timm has '
+            'too. Export it --to mmpretrain'
+        )
+    return kind.__name__, ', '.join(f'{key}={value!r}' for key, value in settings.items())
+
+
+def _list_modules(module: Optional[nn.Module], kind: type) -> List[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, kind)] if module else []
+
+
+def _detectron2(found: Recognised, checkpoint: str, path: str) -> str:
+    """Write the settings of detectron2's config. Those of MoCo's repository are the same, but for
+    the schedule."""
+    network = find_network(found.backbone, found.meta)
+    tensors, kind = found.backbone, architecture(found.backbone)
+    first = tensors.get('layer1.0.conv1.weight')
+    second = tensors.get('layer1.0.conv2.weight')
+    batch_norm = 'bn1.weight' in tensors
+    named = network is not None and network.name.startswith(('ResNet-', 'ResNeXt-'))
+    if not (named and kind.kind == RESNET and kind.depth and not kind.deep_stem and batch_norm):
+        raise CheckpointError(
+            f'{checkpoint} ({found}) is no ResNet with a plain stem and BatchNorm: detectron2 has '
+            'no such network by these names. Export it --to mmpretrain'
+        )
+    model = saved_model_config(found.meta, checkpoint, parts=[]) or {}
+    caffe = (model.get('backbone') or {}).get('style', 'pytorch') != 'pytorch'
+    pixels = dict(IMAGENET_PIXELS, **(model.get('data_preprocessor') or {}))
+    groups = len(first) // second.size(1) if kind.depth >= 50 else 1
+    blocks = max(i for i in range(99) if f'layer1.{i}.conv1.weight' in tensors)
+    last = tensors[f'layer1.{blocks}.conv{3 if kind.depth >= 50 else 2}.weight']
+    rgb = bool(pixels.get('to_rgb') or pixels.get('bgr_to_rgb'))
+    return (
+        'MODEL:  # of the config\n'
+        f'  WEIGHTS: {path}\n'
+        f'  PIXEL_MEAN: {_numbers(pixels["mean"])}\n'
+        f'  PIXEL_STD: {_numbers(pixels["std"])}\n'
+        '  BACKBONE: {FREEZE_AT: 0}\n'
+        f'  RESNETS: {{DEPTH: {kind.depth}, NUM_GROUPS: {groups}, '
+        f'WIDTH_PER_GROUP: {len(first) // groups}, STEM_OUT_CHANNELS: '
+        f'{len(tensors["conv1.weight"])}, RES2_OUT_CHANNELS: {len(last)}, '
+        f'STRIDE_IN_1X1: {caffe}, NORM: SyncBN}}\n'
+        f'INPUT: {{FORMAT: {"RGB" if rgb else "BGR"}}}'
     )
 
 
@@ -143,18 +246,22 @@ def _mmpretrain(found: Recognised, checkpoint: str, path: str) -> str:
     model = saved_model_config(found.meta, checkpoint, parts=[]) or {}
     backbone = {k: v for k, v in (model.get('backbone') or {}).items() if k != '_scope_'}
     if not backbone.get('type'):
-        backbone = resnet_config(found.backbone)
-    if not backbone:
-        raise CheckpointError(
-            f'{checkpoint} ({found}) holds a backbone of unknown kind: it has no config of its '
-            'run, and is no ResNet by its tensors. Export a checkpoint of the run (epoch_*.pth)'
-        )
+        network = find_network(found.backbone)
+        if network is None or network.missed or network.config is None:
+            raise CheckpointError(
+                f'{checkpoint} ({found}) holds a backbone of unknown kind: it has no config of its '
+                'run, and its tensors do not show which network of mmpretrain it is. Export a '
+                'checkpoint of the run (epoch_*.pth)'
+            )
+        backbone = dict(network.config)
     kind = str(backbone.pop('type')).split('.')[-1]
     settings = ''.join(f'{key}={value!r}, ' for key, value in backbone.items())
+    # MMEngine alone reads no safetensors
+    loader = 'mmdense.SelfSupPretrained' if path.endswith('.safetensors') else 'Pretrained'
     return (
         '# no prefix=: the file holds the backbone alone\n'
         f'model = dict(backbone=dict(type={kind!r}, {settings.rstrip()}\n'
-        f"    init_cfg=dict(type='Pretrained', checkpoint={path!r})))"
+        f'    init_cfg=dict(type={loader!r}, checkpoint={path!r})))'
     )
 
 
@@ -213,7 +320,7 @@ def _export_onnx(
     order = 'RGB' if preprocessor._channel_conversion else 'BGR'
     pixels = 'pixels from 0 to 255'
     if preprocessor._enable_normalize:
-        mean, std = (_numbers(getattr(preprocessor, name)) for name in ('mean', 'std'))
+        mean, std = (_numbers(getattr(preprocessor, k).flatten()) for k in ('mean', 'std'))
         pixels = f'(pixels - {mean}) / {std}'
     return Exported(
         path,
@@ -259,10 +366,10 @@ def _difference(stages: nn.Module, path: str, shape: Sequence[int]) -> float:
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in pairs)
 
 
-def _numbers(values: Tensor) -> List[float]:
-    return [round(float(value), 3) for value in values.flatten()]
+def _numbers(values: Iterable[float]) -> List[float]:
+    return [round(float(value), 3) for value in values]
 
 
 TARGETS: Dict[str, Optional[Callable[[Recognised, str, str], str]]] = dict(
-    torchvision=_torchvision, timm=_timm, mmpretrain=_mmpretrain, onnx=None
+    torchvision=_torchvision, timm=_timm, detectron2=_detectron2, mmpretrain=_mmpretrain, onnx=None
 )

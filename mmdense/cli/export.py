@@ -9,10 +9,12 @@ def add_export(command: ArgumentParser) -> None:
     """Declare the arguments."""
     command.add_argument('checkpoint', help='path or URL of any that `mmdense check` knows')
     command.add_argument(
-        '--to', required=True, choices=['torchvision', 'timm', 'mmpretrain', 'onnx']
+        '--to', required=True, choices=['torchvision', 'timm', 'detectron2', 'mmpretrain', 'onnx']
     )
     command.add_argument(
-        '--out', metavar='FILE', help='the file to write (default: CHECKPOINT_TO here)'
+        '--out',
+        metavar='FILE',
+        help='the file to write, .safetensors too (default: CHECKPOINT_TO here)',
     )
     command.add_argument(
         '--size',

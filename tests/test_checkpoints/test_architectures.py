@@ -15,10 +15,10 @@ from mmdense.checkpoints.architectures import (
     RESNET,
     Architecture,
     architecture,
-    resnet_config,
 )
 from mmdense.checkpoints.backbones import load_algorithm, load_backbones
 from mmdense.checkpoints.model_config import find_foreign_type
+from mmdense.checkpoints.networks import find_network
 from mmdense.models import DenseCL, SlotCon
 from mmdense.utils.errors import CheckpointError, InputError
 
@@ -41,7 +41,7 @@ def test_resnets(kind, depth, sentence):
     found = architecture(tensors)
     assert found == Architecture(RESNET, depth, deep_stem=kind != 'ResNet')
     assert str(found) == f'{found}' == sentence
-    assert resnet_config(tensors) == dict(type=kind, depth=depth)
+    assert find_network(tensors).config == dict(type=f'mmpretrain.{kind}', depth=depth)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_resnets(kind, depth, sentence):
 def test_other_networks(names, found, sentence):
     tensors = dict.fromkeys(names, torch.ones(1))
     assert architecture(tensors) == found and str(found) == sentence
-    assert resnet_config(tensors) is None
+    assert find_network(tensors) is None
 
 
 @pytest.mark.parametrize('kind', ['ResNetV1c', 'ResNetV1d'])
@@ -130,3 +130,20 @@ def test_foreign_types():
     assert find_foreign_type(dict(known, _scope_='os'), ['MODELS'], nn.Module) == ('_scope_', 'os')
     data = dict(type='UnlabeledDataset')
     assert find_foreign_type(data, ['TRANSFORMS', 'DATASETS'], Dataset) is None
+
+
+def test_backbones_without_a_prefix(mmdense_scope):
+    """In our configs a backbone of mmpretrain needs none; another module does, and a name that
+    nobody has is refused."""
+    registry = mmdense.registry.MODELS
+    for kind in ('ResNetV1c', 'ConvNeXt', 'VisionTransformer'):
+        assert registry.get(kind) is MODELS.get(kind) is not None
+    cfg = Config.fromstring(
+        CONFIG.format(hidden=16).replace('mmpretrain.ResNet', 'ResNetV1c'), '.py'
+    )
+    model = registry.build(cfg.model)
+    assert type(model.backbone) is MODELS.get('ResNetV1c')
+    assert registry.get('DenseCL') is DenseCL
+    assert registry.get('LinearNeck') is None
+    with pytest.raises(KeyError, match='ResNetV9 is not in'):
+        registry.build(dict(type='ResNetV9'))

@@ -3,6 +3,7 @@ import argparse
 import collections
 import datetime
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -681,3 +682,67 @@ def test_extracted_backbones_are_taken(meta):
     tensors = {'conv1.weight': torch.ones(1), 'fc.weight': torch.ones(1)}
     found = recognise(dict(state_dict=tensors, author='somebody', meta=meta))
     assert found.backbone.keys() == {'conv1.weight'} and found.dropped == ['fc.weight']
+
+
+# ---------------------------------------------------------------- folders of the Hugging Face hub
+
+
+@pytest.fixture
+def hub_folder(tmp_path):
+    """A folder with a config, a ResNet in two shards and their index; and the ResNet's tensors."""
+    from mmpretrain.models import ResNet
+    from safetensors.torch import save_file
+
+    tensors = ResNet(18).state_dict()
+    names = [f'model-0000{i}-of-00002.safetensors' for i in (1, 2)]
+    places = {key: names['layer3' in key or 'layer4' in key] for key in tensors}
+    folder = tmp_path / 'hub'
+    folder.mkdir()
+    for name in names:
+        save_file({k: v for k, v in tensors.items() if places[k] == name}, folder / name)
+    (folder / 'config.json').write_text('{"architecture": "resnet18"}')
+    index = folder / 'model.safetensors.index.json'
+    index.write_text(json.dumps(dict(metadata={}, weight_map=places)))
+    return folder, tensors
+
+
+def test_shards(hub_folder):
+    folder, tensors = hub_folder
+    for path in (folder, folder / 'model.safetensors.index.json'):
+        found = recognise(read_checkpoint(str(path))).backbone
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[key], value) for key, value in tensors.items())
+
+
+def test_folders_of_one_file(hub_folder):
+    folder, tensors = hub_folder
+    for path in folder.glob('model*'):
+        path.unlink()
+    torch.save(tensors, folder / 'pytorch_model.bin')
+    assert read_checkpoint(str(folder)).keys() == tensors.keys()
+    (folder / 'pytorch_model.bin').unlink()
+    with pytest.raises(CheckpointError, match='config.json, but no model.safetensors or pytorch'):
+        read_checkpoint(str(folder))
+
+
+def test_incomplete_shards(hub_folder):
+    folder, tensors = hub_folder
+    index = folder / 'model.safetensors.index.json'
+    places = json.loads(index.read_text())['weight_map']
+    for text in ('', '{}', '[1]', '{"weight_map": {}}', '{"weight_map": {"a": 3}}'):
+        index.write_text(text)
+        with pytest.raises(CheckpointError, match='is no index of shards.*Download it again'):
+            read_checkpoint(str(folder))
+    index.write_text(json.dumps(dict(weight_map={'a': '../secret.safetensors'})))
+    with pytest.raises(CheckpointError, match='is no index of shards'):
+        read_checkpoint(str(folder))
+    index.write_text(json.dumps(dict(weight_map=dict(places, a=places['conv1.weight']))))
+    with pytest.raises(CheckpointError, match='lists 1 tensors that .* do not hold, a first'):
+        read_checkpoint(str(folder))
+    index.write_text(json.dumps(dict(weight_map=places)))
+    (folder / 'model-00002-of-00002.safetensors').unlink()
+    with pytest.raises(CheckpointError, match='00002.safetensors does not exist, which .* lists'):
+        read_checkpoint(str(folder))
+    (folder / 'config.json').unlink()
+    with pytest.raises(CheckpointError, match='is a directory: take .*safetensors.index.json'):
+        read_checkpoint(str(folder))

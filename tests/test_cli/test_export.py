@@ -179,13 +179,15 @@ def test_mmpretrain(cfg, has_config, image, tmp_path):
 
 
 def test_mmpretrain_of_an_exported_backbone(image, tmp_path, capsys):
-    """It says which it is, and so does what is exported again; without that nothing is written."""
+    """It says which it is, and so does what is exported again; without that its tensors do, and
+    where they do not, nothing is written."""
     cfg = dict(type='ConvNeXt', arch='atto', gap_before_final_norm=False)
     module = build(**cfg)
     config = dict(cfg, type='mmpretrain.ConvNeXt', out_indices=(0, 1, 2, 3))
     save_backbone(module.state_dict(), str(tmp_path / 'a.pth'), backbone=config)
+    save_backbone(module.state_dict(), str(tmp_path / 'old.pth'))
     source = str(tmp_path / 'a.pth')
-    for path in (str(tmp_path / 'b.pth'), str(tmp_path / 'c.pth')):
+    for path in (str(tmp_path / 'b.pth'), str(tmp_path / 'c.pth'), str(tmp_path / 'd.pth')):
         done = export_checkpoint(source, 'mmpretrain', path)
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             model = MODELS.build(run_code(done.code)['model']['backbone'])
@@ -194,11 +196,153 @@ def test_mmpretrain_of_an_exported_backbone(image, tmp_path, capsys):
         with torch.no_grad():
             for got, wanted in zip(model(image), module(image)):
                 torch.testing.assert_close(got, wanted)
-        source = path
-    save_backbone(module.state_dict(), str(tmp_path / 'old.pth'))
-    out = tmp_path / 'd.pth'
-    line = refused(capsys, tmp_path / 'old.pth', '--to', 'mmpretrain', '--out', out)
+        source = path if path.endswith('b.pth') else str(tmp_path / 'old.pth')
+    cfg = dict(type='ResNet', depth=18, norm_cfg=dict(type='GN', num_groups=4))
+    source, out = save(build(**cfg), tmp_path / 'groups.pth'), tmp_path / 'e.pth'
+    line = refused(capsys, source, '--to', 'mmpretrain', '--out', out)
     assert 'holds a backbone of unknown kind' in line and not out.exists()
+
+
+TIMM = [
+    dict(type='VisionTransformer', arch='deit-t', img_size=64, out_type='featmap'),
+    dict(
+        type='VisionTransformer',
+        arch=dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64),
+        img_size=64,
+        out_type='featmap',
+        out_indices=(0, 1, 2, 3),
+        layer_scale_init_value=0.1,
+    ),
+    dict(type='ConvNeXt', arch='atto', gap_before_final_norm=False),
+    dict(type='ConvNeXt', arch='atto', gap_before_final_norm=False, linear_pw_conv=False),
+    dict(
+        type='ConvNeXt',
+        arch='atto',
+        gap_before_final_norm=False,
+        use_grn=True,
+        layer_scale_init_value=0.0,
+    ),
+]
+
+
+@pytest.mark.parametrize('ending', ['pth', 'safetensors'])
+@pytest.mark.parametrize('cfg', TIMM, ids=range(len(TIMM)))
+def test_timm_of_other_kinds(cfg, ending, tmp_path, require):
+    """Vision transformers and ConvNeXts: the printed lines build them, and load them strictly."""
+    require('timm')
+    cfg = dict(dict(out_indices=(0, 1, 2, 3)) if cfg['type'] == 'ConvNeXt' else {}, **cfg)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        module = randomize(MODELS.build(cfg))
+    module.eval()
+    source = save(module, tmp_path / 'a.pth', cfg)
+    done = export_checkpoint(source, 'timm', str(tmp_path / f'b.{ending}'))
+    model = run_code(done.code)['model'].eval()
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        found, wanted = model.forward_features(x), module(x)[-1]
+        if cfg['type'] == 'ConvNeXt':
+            found = model.head.norm(found)
+            assert 'dropped (norm0 2, norm1 2, norm2 2, ' in done.about  # and the neck
+        else:
+            found = found[:, 1:].transpose(1, 2).reshape(wanted.shape)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+DETECTRON2 = [
+    (dict(type='ResNet', depth=18), dict(DEPTH=18, WIDTH_PER_GROUP=64, RES2_OUT_CHANNELS=64)),
+    (dict(type='ResNet', depth=50), dict(NUM_GROUPS=1, WIDTH_PER_GROUP=64, RES2_OUT_CHANNELS=256)),
+    (dict(type='ResNet', depth=50, style='caffe'), dict(DEPTH=50, STRIDE_IN_1X1=True)),
+    (dict(type='ResNeXt', depth=50), dict(NUM_GROUPS=32, WIDTH_PER_GROUP=4, STRIDE_IN_1X1=False)),
+]
+
+
+@pytest.mark.parametrize('cfg, settings', DETECTRON2)
+def test_detectron2(cfg, settings, image, tmp_path, monkeypatch):
+    """The file is as detectron2 reads it, in its names, and is read back; the printed config is of
+    the same network. detectron2 itself is not needed."""
+    import pickle
+
+    import yaml
+
+    monkeypatch.chdir(tmp_path)
+    module = build(**cfg)
+    done = export_checkpoint(save(module, 'a.pth', cfg), 'detectron2')
+    assert done.path == 'a_detectron2.pkl' and '0 missed' in done.about
+    with open(done.path, 'rb') as file:
+        content = pickle.load(file, encoding='latin1')
+    assert content['matching_heuristics'] is True and content['__author__'] == 'mmdense'
+    names, tensors = set(content['model']), module.state_dict()
+    assert all(isinstance(value, np.ndarray) for value in content['model'].values())
+    assert len(names) == len(tensors) and all(n.split('.')[0] in STAGES for n in names)
+    weight = content['model']['res3.0.shortcut.norm.weight']
+    assert np.array_equal(weight, tensors['layer2.0.downsample.1.weight'].numpy())
+    assert np.array_equal(content['model']['stem.conv1.norm.bias'], tensors['bn1.bias'].numpy())
+    config = yaml.safe_load(done.code)
+    assert config['MODEL']['WEIGHTS'] == done.path and config['INPUT'] == dict(FORMAT='RGB')
+    assert config['MODEL']['PIXEL_MEAN'] == [123.675, 116.28, 103.53]
+    assert settings.items() <= config['MODEL']['RESNETS'].items()
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=done.path)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        again = MODELS.build(dict(cfg, out_indices=(0, 1, 2, 3), init_cfg=init_cfg))
+    again.init_weights()
+    again.eval()
+    with torch.no_grad():
+        for found, wanted in zip(again(image), module(image)):
+            torch.testing.assert_close(found, wanted)
+
+
+STAGES = ('stem', 'res2', 'res3', 'res4', 'res5')
+
+
+@pytest.mark.parametrize(
+    'target, cfg, reason',
+    [
+        (
+            'timm',
+            dict(type='SwinTransformer', arch='tiny', img_size=64),
+            'is no ResNet, vision',
+        ),
+        ('detectron2', dict(type='SwinTransformer', arch='tiny', img_size=64), 'is no ResNet with'),
+        ('detectron2', dict(type='ResNetV1d', depth=50), 'is no ResNet with a plain stem'),
+        (
+            'detectron2',
+            dict(type='ResNet', depth=18, norm_cfg=dict(type='GN', num_groups=32)),
+            'and BatchNorm',
+        ),
+        ('detectron2', dict(type='SEResNet', depth=50), 'is no ResNet with a plain stem'),
+    ],
+)
+def test_other_networks_are_refused(target, cfg, reason, tmp_path, capsys):
+    """Nothing is written, and the way that the line offers works."""
+    source = save(build(**cfg), tmp_path / 'a.pth', cfg)
+    out = tmp_path / 'b.pkl'
+    line = refused(capsys, source, '--to', target, '--out', out)
+    assert reason in line and '--to mmpretrain' in line and not out.exists()
+    assert export_checkpoint(source, 'mmpretrain', str(tmp_path / 'c.pth'))
+
+
+def test_the_ending_of_detectron2(checkpoint, tmp_path, capsys):
+    line = refused(capsys, checkpoint, '--to', 'detectron2', '--out', tmp_path / 'b.pth')
+    assert 'must end in .pkl' in line and not (tmp_path / 'b.pth').exists()
+
+
+@pytest.mark.parametrize('target', ['torchvision', 'timm', 'mmpretrain'])
+def test_safetensors(target, checkpoint, resnet, image, tmp_path, require):
+    """The printed lines load them."""
+    require('timm')
+    done = export_checkpoint(checkpoint, target, str(tmp_path / 'new.safetensors'))
+    model = run_code(done.code)['model']
+    with torch.no_grad():
+        wanted = resnet(image)[-1]
+    if target == 'mmpretrain':
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            model = MODELS.build(model['backbone'])
+        model.init_weights()
+        model.eval()
+        torch.testing.assert_close(model(image)[-1], wanted)
+    else:
+        torch.testing.assert_close(features(model, image), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_config_of_a_run_goes_along(tmp_path):

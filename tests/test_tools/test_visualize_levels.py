@@ -41,6 +41,10 @@ def html(path):
     path.write_text('<html>')
 
 
+def unknown(path):
+    torch.save({'a.weight': torch.ones(1)}, path)
+
+
 def mobilenet(path):
     torch.save(MobileNetV2().state_dict(), path)
 
@@ -71,7 +75,8 @@ def resnet(path):
     [
         (None, [], 'a.pth does not exist'),
         (html, [], 'is a web page or XML, not weights'),
-        (mobilenet, [], 'holds a backbone of unknown kind'),
+        (unknown, [], 'holds a backbone of unknown kind'),
+        (mobilenet, [], 'MobileNetV2 is a backbone of unknown kind'),
         (mobilenet_run, [], 'MobileNetV2 is a backbone of unknown kind'),
         (other_depth, [], 'The file holds a ResNet-18, the model is a ResNet-34'),
         (hostile, [], "asks in its config for type='subprocess.check_call'"),

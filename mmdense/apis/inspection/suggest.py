@@ -9,8 +9,9 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, 
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmdense.checkpoints.architectures import architecture, resnet_config
+from mmdense.checkpoints.architectures import architecture
 from mmdense.checkpoints.model_config import saved_model_config
+from mmdense.checkpoints.networks import find_network
 from mmdense.checkpoints.self_sup_pretrained import Match, SelfSupPretrained
 from mmdense.models.utils import map_channels
 from mmdense.utils.errors import InputError
@@ -228,12 +229,12 @@ def _choose_stages(
 def _change_resnet(part: dict, match: Match) -> dict:
     """Return the settings that make the config's ResNet that of the file, {} for others."""
     model, file = architecture(match.wanted), architecture(match.found.backbone)
-    config = resnet_config(match.found.backbone)
-    if config is None or not model.depth:
+    network = find_network(match.found.backbone) if file.depth and model.depth else None
+    if network is None or network.missed or network.config is None:
         return {}
-    change = {}
+    config, change = network.config, {}
     if model.deep_stem != file.deep_stem:
-        change['type'] = config['type']
+        change['type'] = config['type'].rpartition('.')[2]
     if model.depth != config['depth'] and 'depth' in part:
         change['depth'] = config['depth']
     return change

@@ -93,6 +93,8 @@ class AuthorsFormat(NamedTuple):
         names (dict[str, str]): Beginnings of their names and of ours. A name that begins with
             none of them stays.
         duplicates (tuple[str]): Beginnings of the names of tensors that the file holds twice.
+        complete (bool): Whether the file's other parts fit those of the algorithm under ``names``.
+            If not, only its product is taken, without a classifier ``fc``. Defaults to True.
     """
 
     source: str
@@ -100,6 +102,7 @@ class AuthorsFormat(NamedTuple):
     product: str
     names: Dict[str, str] = {}
     duplicates: Tuple[str, ...] = ()
+    complete: bool = True
 
 
 class SelfSupervisor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from mmdense.models.utils.float32 import in_float32
 from mmdense.registry import MODELS
 
-from .base import RunFacts, SelfSupervisor, Setting
+from .base import AuthorsFormat, RunFacts, SelfSupervisor, Setting
 
 
 @MODELS.register_module()
@@ -24,6 +24,16 @@ class SimSiam(SelfSupervisor, _SimSiam):
         head (dict): ``mmpretrain.LatentPredictHead`` with the predictor.
         kwargs: Arguments of :class:`SelfSupervisor`.
     """
+
+    AUTHORS = (
+        # the first layers of their projector have no bias, those of mmpretrain's neck have one
+        AuthorsFormat(
+            source='SimSiam',
+            parts=('encoder.conv1.', 'encoder.fc.0.', 'predictor.0.'),
+            product='encoder.',
+            complete=False,
+        ),
+    )
 
     def loss(
         self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs
