@@ -37,8 +37,8 @@ def check_channels(model: nn.Module, dataset: Dataset) -> None:
         )
     if normalised not in (None, load.channels):
         raise InputError(
-            f'the images have {load.channels} channels, mean and std of data_preprocessor {normalised} '
-            f'values: give {load.channels} of each'
+            f'the images have {load.channels} channels, mean and std of data_preprocessor '
+            f'{normalised} values: give {load.channels} of each'
         )
 
 
