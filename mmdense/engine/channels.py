@@ -29,16 +29,16 @@ def check_channels(model: nn.Module, dataset: Dataset) -> None:
         return
     taken = input_channels(model.get_product())
     normalised = getattr(model.data_preprocessor, 'channels', None)
-    if taken != load.channels:
+    if taken not in (None, load.channels):
         raise InputError(
             f'the images have {load.channels} channels, the backbone takes {taken}: set '
             f'in_channels={load.channels} of the backbone, or channels={taken} of LoadImage; and '
             'as many values of mean and std in data_preprocessor'
         )
-    if normalised not in (None, taken):
+    if normalised not in (None, load.channels):
         raise InputError(
-            f'the images have {taken} channels, mean and std of data_preprocessor {normalised} '
-            f'values: give {taken} of each'
+            f'the images have {load.channels} channels, mean and std of data_preprocessor '
+            f'{normalised} values: give {load.channels} of each'
         )
 
 

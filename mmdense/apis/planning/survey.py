@@ -512,7 +512,7 @@ def _try_backbone(backbone: torch.nn.Module, size: int, stages: int) -> Tuple[fl
 
     backbone.train()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        maps = backbone(torch.zeros(images, input_channels(backbone), size, size))
+        maps = backbone(torch.zeros(images, input_channels(backbone) or 3, size, size))
     sum(map_.sum() for map_ in maps[-stages:]).backward()
     trained = [p for p in backbone.parameters() if p.requires_grad]
     unused = sum(p.numel() for p in trained if p.grad is None)

@@ -278,7 +278,7 @@ class SelfSupervisor:
         if any(len(shape) != 4 or shape[0] != shapes[0][0] for shape in shapes):
             raise InputError(f'{name} needs views N×3×H×W of equal N, got {shapes}')
         taken = input_channels(self.get_product())
-        if shapes[0][1] != taken:
+        if taken not in (None, shapes[0][1]):
             raise InputError(
                 f'the images have {shapes[0][1]} channels, the backbone takes {taken}: set '
                 'in_channels of the backbone, or what the pipeline loads'

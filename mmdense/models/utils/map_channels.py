@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import nn
@@ -7,16 +7,12 @@ from torch import nn
 from mmdense.utils.errors import InputError
 
 
-def input_channels(network: nn.Module) -> int:
-    """Return the channels of the images that a network takes, by its first convolution.
-
-    Args:
-        network (nn.Module): A backbone; one without a convolution is taken for 3.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return 3
+def input_channels(network: nn.Module) -> Optional[int]:
+    """Return the channels of the images that a network takes, by its first convolution; None
+    without one."""
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    first = next(convolutions, None)
+    return first and first.in_channels
 
 
 @torch.no_grad()
@@ -36,7 +32,7 @@ def map_channels(backbone: nn.Module, size: int = 64) -> Tuple[int, ...]:
     training = [module.training for module in backbone.modules()]
     parameter = next(backbone.parameters())
     backbone.eval()  # BatchNorm's statistics stay as they are
-    maps = backbone(parameter.new_zeros(1, input_channels(backbone), size, size))
+    maps = backbone(parameter.new_zeros(1, input_channels(backbone) or 3, size, size))
     for module, mode in zip(backbone.modules(), training):
         module.training = mode
     maps = maps if isinstance(maps, (list, tuple)) else (maps,)
