@@ -109,7 +109,7 @@ def test_rules(method, count, side, gpus, machine, init, epochs):
     if schedule['type'] == 'WarmupCosineLR':
         assert 1 <= schedule['warmup'] <= max(1, length // 10)
     else:
-        assert schedule['T_max'] == schedule['end'] == length
+        assert not {'T_max', 'end'} & set(schedule)  # as long as the run
     size = shown(rows)['view size']
     assert 64 <= int(size.split()[0]) <= 224
 

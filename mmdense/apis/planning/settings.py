@@ -390,16 +390,17 @@ def _decide_optimization(recipe: Config, length: _Length) -> List[Setting]:
 
 def _decide_schedule(recipe: Config, length: _Length) -> Setting:
     """Return the recipe's schedule for another length of the run."""
-    epochs, schedules = length.epochs, [s.to_dict() for s in recipe.param_scheduler]
+    schedules = [s.to_dict() for s in recipe.param_scheduler]
     kinds = [schedule['type'] for schedule in schedules]
     if kinds == ['WarmupCosineLR']:
-        warmup = choose_warmup(epochs, length.steps_per_epoch, schedules[0]['warmup'])
+        warmup = choose_warmup(length.epochs, length.steps_per_epoch, schedules[0]['warmup'])
         config = {'param_scheduler': [dict(schedules[0], warmup=warmup)]}
         reason = f'{warmup * length.steps_per_epoch:,} steps; then a cosine to the end'
         return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
     for schedule in schedules:
         if schedule['type'] == 'CosineAnnealingLR':
-            schedule.update(T_max=epochs - schedule.get('begin', 0), end=epochs)
+            for name in ('T_max', 'end'):  # without them it is as long as the run
+                schedule.pop(name, None)
     value = 'none' if kinds == ['CosineAnnealingLR'] else "the recipe's"
     reason = "the recipe's"
     if 'CosineAnnealingLR' in kinds:
