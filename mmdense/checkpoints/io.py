@@ -19,6 +19,7 @@ from mmengine.runner import CheckpointLoader
 from mmdense.utils.download import download, file_name
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.mmengine_patches import replace_checkpoint_loaders
+from mmdense.utils.paths import check_checkpoint
 
 from . import restricted_pickle
 
@@ -53,22 +54,12 @@ def read_checkpoint(
     if hasattr(path, 'read'):
         return _read(path, name or '(a buffer)', map_location)
     path = os.path.expanduser(str(path))
-    if not os.path.isfile(path):
-        what = 'is a directory' if os.path.isdir(path) else 'does not exist'
-        for inner in _IN_FOLDERS:
-            if os.path.isfile(os.path.join(path, inner)):
-                what += f': take {os.path.join(path, inner)}'
-                break
-        raise CheckpointError(f'checkpoint {path} {what}')
+    check_checkpoint(path)
     try:
         with open(path, 'rb') as file:
             return _read(file, name or path, map_location)
     except OSError as error:  # of open(): _read turns its own into CheckpointErrors
         raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror}') from error
-
-
-# Of a run, and of the Hugging Face hub.
-_IN_FOLDERS = ('backbone.pth', 'model.safetensors', 'pytorch_model.bin')
 
 
 def _read(file: BinaryIO, name: str, map_location: Any) -> Any:

@@ -106,9 +106,32 @@ _parse_whole.__name__ = _parse_seed.__name__ = _parse_count.__name__ = (
 )
 
 
+def check_pretrain(args: Namespace) -> None:
+    """Check the method, the paths of the data, and whether the folder of the run can be written."""
+    import os.path as osp
+
+    from mmdense.utils.paths import check_writable
+
+    check_plan(args)
+    if args.out:
+        check_writable(osp.join(args.out, 'config.py'))
+
+
+def check_plan(args: Namespace) -> None:
+    """Check the method and the paths of the data."""
+    from mmdense.utils.paths import check_images
+    from mmdense.utils.plugins import find_plugins, unknown_method
+
+    if not (args.custom_imports or args.method in methods() or args.method in find_plugins()):
+        raise unknown_method(args.method)
+    check_images(args.images)
+    for name in ('labels', 'prefix'):
+        if getattr(args, name):
+            check_images(getattr(args, name), f'the path of the data by --{name}')
+
+
 def run_pretrain(args: Namespace) -> None:
     """Print the settings, train, and print how to use the backbone."""
-    _check_method(args)
     from mmdense.apis import pretraining
 
     request = _read_request(args)
@@ -133,7 +156,6 @@ def run_pretrain(args: Namespace) -> None:
 
 def run_plan(args: Namespace) -> None:
     """Print the settings, and how long the run would take."""
-    _check_method(args)
     from mmdense.apis import pretraining
 
     request = _read_request(args)
@@ -142,14 +164,6 @@ def run_plan(args: Namespace) -> None:
     sys.stdout.flush()
     _print_message(args, 'Timing some steps…')
     _print_forecast(plan, pretraining.forecast_run(request, plan))
-
-
-def _check_method(args: Namespace) -> None:
-    """Raise the error for an unknown method before anything slow is imported."""
-    from mmdense.utils.plugins import find_plugins, unknown_method
-
-    if not (args.custom_imports or args.method in methods() or args.method in find_plugins()):
-        raise unknown_method(args.method)
 
 
 def _read_request(args: Namespace):

@@ -20,6 +20,7 @@ from mmdense.engine.events import EVENTS_FILE, read_events
 from mmdense.registry import MODELS
 from mmdense.utils.checks import is_number
 from mmdense.utils.errors import InputError
+from mmdense.utils.paths import check_run
 
 # The heading of a kind of event. Events of another kind are shown if they are warnings or errors.
 _HEADINGS = dict(
@@ -248,10 +249,8 @@ def read_run(directory: str) -> RunLog:
     Raises:
         InputError: There is no run.
     """
+    check_run(directory)
     folder = Path(directory)
-    if not folder.is_dir():
-        problem = 'is no directory' if folder.exists() else 'does not exist'
-        raise InputError(f'{directory} {problem}: give the work directory of a run')
     if (folder / 'vis_data').is_dir():
         folder = folder.resolve().parent
     folders = sorted(
