@@ -44,6 +44,7 @@ from mmdense.apis.planning import (
 from mmdense.apis.planning.survey import find_backbone
 from mmdense.checkpoints import latest_complete_checkpoint
 from mmdense.engine import ProgressBarHook
+from mmdense.engine.hooks.preemption import announce_interrupt
 from mmdense.engine.launch import train
 from mmdense.engine.training import prepare_training, train_parser
 from mmdense.utils.errors import CONFIG_ERRORS, InputError, one_line_errors
@@ -281,6 +282,8 @@ def launch_processes(config: str, gpus: int, flags: Sequence[str], module: str) 
     def hand_on(number: int, _) -> None:
         if number == signal.SIGINT and number in received:
             os.killpg(process.pid, signal.SIGKILL)
+        if number == signal.SIGINT and number not in received:
+            announce_interrupt()
         received.append(number)
         process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
@@ -332,14 +335,22 @@ def format_command(request: Request, without: Sequence[str] = (), resume: bool =
     return ' '.join(parts + ['--resume'] * resume)
 
 
-def format_tool_command(config: str) -> str:
-    """Return the command of OpenMMLab that trains a config, from the current folder."""
-    if find_spec('mim'):
+def format_tool_command(config: str, gpus: int = 1) -> str:
+    """Return the command of OpenMMLab that trains a config, from the current folder.
+
+    Args:
+        config (str): Path of the config.
+        gpus (int): Number of processes. Defaults to 1.
+    """
+    if gpus == 1 and find_spec('mim'):
         return f'mim train mmdense {shlex.quote(config)}'
-    tool = tool_path('train.py')
-    if osp.isfile('tools/train.py') and osp.samefile('tools/train.py', tool):
-        tool = 'tools/train.py'
-    return f'python {shlex.quote(tool)} {shlex.quote(config)}'
+    name = 'train.py' if gpus == 1 else 'dist_train.sh'
+    tool = tool_path(name)
+    if osp.isfile(f'tools/{name}') and osp.samefile(f'tools/{name}', tool):
+        tool = f'tools/{name}'
+    if gpus == 1:
+        return f'python {shlex.quote(tool)} {shlex.quote(config)}'
+    return f'bash {shlex.quote(tool)} {shlex.quote(config)} {gpus}'
 
 
 def find_ignored(request: Request, cfg: Config) -> List[str]:

@@ -125,9 +125,8 @@ def check_plan(args: Namespace) -> None:
     if not (args.custom_imports or args.method in methods() or args.method in find_plugins()):
         raise unknown_method(args.method)
     check_images(args.images)
-    for name in ('labels', 'prefix'):
-        if getattr(args, name):
-            check_images(getattr(args, name), f'the path of the data by --{name}')
+    if args.labels:
+        check_images(args.labels, 'the path of labelled images')
 
 
 def run_pretrain(args: Namespace) -> None:
@@ -142,7 +141,7 @@ def run_pretrain(args: Namespace) -> None:
         run = pretraining.start_run(request)
         if not args.quiet:
             _print_table(run.settings)
-    tool = pretraining.format_tool_command(run.config)
+    tool = pretraining.format_tool_command(run.config, request.options.gpus)
     _print_message(args, f'The same run as a config of OpenMMLab: {tool}')
     command = pretraining.format_command(request, run.ignored, resume=True)
     _print_message(args, f'Ctrl-C saves; to continue then: {command}')

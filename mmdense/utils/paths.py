@@ -81,11 +81,11 @@ def check_writable(path: str) -> None:
     while not osp.lexists(folder):
         folder = osp.dirname(folder)
     if not osp.isdir(folder):
-        raise MMDenseError(f'cannot write {path}: {folder} is no folder')
+        raise MMDenseError(f'cannot write {path}: Not a directory')
     try:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise MMDenseError(
-            f'cannot write {path}: {folder}: {error.strerror}; give another folder by --out'
+            f'cannot write {path}: {error.strerror} ({folder}); give another --out'
         ) from error

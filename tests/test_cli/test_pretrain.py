@@ -81,6 +81,8 @@ def test_pretrains(repo, run, images, tmp_path, monkeypatch):
     assert code == 130, shown
     assert 'setting      value' in shown and 'images are of 72 px' in shown
     assert re.search(r'epoch 1/3 .* [\d.]+ images/s loss [\d.]+ 0:\d\d:\d\d', shown)
+    answer = shown.index('Ctrl-C: the running iteration ends, a checkpoint is saved')
+    assert answer < shown.index('SIGINT: saved')
     assert re.search(rf'SIGINT: saved {out}/iter_\d+\.pth and ended; --resume continues', shown)
     assert 'System environment' not in shown and 'Epoch(train)' not in shown
     assert 'Traceback' not in shown and not (out / 'backbone.pth').exists()
@@ -208,6 +210,8 @@ def test_the_hint_is_a_command(call, images, tmp_path, monkeypatch, repo):
     assert pretraining.format_tool_command('a.py') == 'python tools/train.py a.py'
     monkeypatch.setattr(pretraining, 'find_spec', lambda name: object())
     assert pretraining.format_tool_command('a.py') == 'mim train mmdense a.py'
+    # as many processes, or it would be another run
+    assert pretraining.format_tool_command('a.py', 4) == 'bash tools/dist_train.sh a.py 4'
 
 
 @pytest.mark.parametrize(
@@ -375,8 +379,9 @@ def test_labels_score_the_features(call, images, tmp_path):
     assert re.search(r'^evaluation +every 1 epoch +nearest neighbours and a linear', out, re.M)
     for steps in (0, 4, 8):
         assert re.search(rf'Features after {steps} iterations: knn_accuracy [\d.]+.* linear', err)
+    assert re.search(r'the most frequent class everywhere scores accuracy \d', err)
     monitored = Path(write_report(str(tmp_path / 'run'))).read_text()
-    assert 'knn_accuracy' in monitored
+    assert 'knn_accuracy' in monitored and 'most frequent class everywhere' in monitored
     code, _, err = call('pretrain', *told, '--out', 'run', '--resume')
     assert code == 0 and 'Ignored' not in err
     code, _, err = call('pretrain', images, '--labels', 'three', '--out', 'run', '--resume')
