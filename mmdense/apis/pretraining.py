@@ -42,7 +42,7 @@ from mmdense.apis.planning import (
     time_steps,
 )
 from mmdense.apis.planning.survey import find_backbone
-from mmdense.checkpoints import latest_complete_checkpoint
+from mmdense.checkpoints import latest_complete_checkpoint, read_checkpoint
 from mmdense.engine import ProgressBarHook
 from mmdense.engine.hooks.preemption import announce_interrupt
 from mmdense.engine.launch import train
@@ -104,12 +104,24 @@ class Run(NamedTuple):
         settings (list[Setting]): Settings of a new run; of one that is resumed, none.
         ignored (list[str]): Names of the options that the config of a resumed run overrides.
         begun (bool): Whether anything was saved.
+        done (int): Epochs of its newest checkpoint that are complete.
+        epochs (int, optional): Epochs of the run; None where its config does not say.
+        before (int, optional): Epochs that its config had before ``--epochs``; None where they
+            are unchanged.
     """
 
     config: str
     settings: List[Setting] = []
     ignored: List[str] = []
     begun: bool = False
+    done: int = 0
+    epochs: Optional[int] = None
+    before: Optional[int] = None
+
+    @property
+    def finished(self) -> bool:
+        """Return whether no epoch is left."""
+        return self.epochs is not None and self.done >= self.epochs
 
 
 class Forecast(NamedTuple):
@@ -178,8 +190,12 @@ def start_run(request: Request) -> Run:
 def find_run(request: Request) -> Run:
     """Find a run to continue.
 
+    With more epochs than the config of the run has, and a checkpoint to continue from, the config
+    gets the new number.
+
     Raises:
-        InputError: When there is none, or one of other images.
+        InputError: When there is none, or one of other images; or the config does not take the
+            number of epochs.
     """
     cfg = _read_run(request)
     if cfg is None:
@@ -189,7 +205,13 @@ def find_run(request: Request) -> Run:
         )
     if not _has_images(request, cfg):
         raise InputError(f'{request.config} is of other images: give these, or another --out')
-    return Run(request.config, [], find_ignored(request, cfg), _has_begun(request))
+    done, epochs = _epochs_done(request), cfg.get('train_cfg', {}).get('max_epochs')
+    before, wanted = None, request.options.epochs
+    if done and wanted and isinstance(epochs, int) and wanted > epochs:
+        _set_epochs(request.config, wanted)
+        before, epochs, cfg = epochs, wanted, _read_run(request)
+    ignored = find_ignored(request, cfg)
+    return Run(request.config, [], ignored, _has_begun(request), done, epochs, before)
 
 
 def train_run(
@@ -215,7 +237,9 @@ def train_run(
         list[str]: Lines that say where the backbone is and how configs of mmdet and mmseg take
         it; none where the processes were stopped.
     """
-    if request.options.gpus > 1:
+    if run.finished and osp.exists(request.backbone):
+        pass  # nothing is left to train
+    elif request.options.gpus > 1:
         given = dict(resume=resume, quiet=quiet, verbose=verbose)
         flags = [f'--{name}' for name, value in given.items() if value]
         launch_processes(run.config, request.options.gpus, flags, module)
@@ -308,6 +332,60 @@ def describe_use(backbone: str, cfg: Config) -> List[str]:
     return [where, *lines]
 
 
+def describe_next_steps(request: Request) -> List[str]:
+    """Return what to do with the backbone of a finished run: commands, and lines of plain PyTorch.
+
+    Args:
+        request (Request): Request of the run.
+
+    Returns:
+        list[str]: Lines; empty where there is no backbone.
+    """
+    if not osp.exists(request.backbone):
+        return []
+    backbone, images = shlex.quote(request.backbone), shlex.quote(request.images)
+    commands = {
+        f'mmdense show {backbone} {images}': 'pictures of what the features see',
+        f'mmdense report {shlex.quote(request.folder)}': 'one page of the run',
+        f'mmdense check {backbone} --images {images}': 'whether the features collapsed',
+        f'mmdense export {backbone} --to timm': 'for timm, torchvision, mmpretrain, onnx',
+    }
+    width = max(map(len, commands))
+    lines = ['Next:', *(f'  {command:{width}}  {about}' for command, about in commands.items())]
+    return [*lines, 'In plain PyTorch:', *(f'  {line}' for line in describe_pytorch(request))]
+
+
+def describe_pytorch(request: Request) -> List[str]:
+    """Return three lines of Python that build the backbone of a run and fill it."""
+    backbone = _without_scopes(Config.fromfile(request.config).model.backbone.to_dict())
+    backbone.pop('init_cfg', None)
+    kind = backbone.pop('type')
+    kind = kind if isinstance(kind, str) else kind.__name__
+    usual = {'depth', 'norm_cfg', 'out_indices', 'zero_init_residual', 'frozen_stages'}
+    weights = f"torch.load({request.backbone!r}, weights_only=True)['state_dict']"
+    if kind == 'mmpretrain.ResNet' and set(backbone) <= usual:
+        return [
+            'import torch, torchvision',
+            f'model = torchvision.models.resnet{backbone["depth"]}()',
+            f'model.load_state_dict({weights}, strict=False)  # all but fc, the classifier',
+        ]
+    arguments = ', '.join(f'{k}={v!r}' for k, v in backbone.items())
+    package, _, name = kind.rpartition('.')
+    package = package or 'mmpretrain'
+    return [
+        f'import torch, {package}.models',
+        f'model = {package}.models.{name}({arguments})',
+        f'model.load_state_dict({weights})',
+    ]
+
+
+def _without_scopes(value: Any) -> Any:
+    """Return a value without what MMEngine adds to configs of other packages."""
+    if not isinstance(value, dict):
+        return value
+    return {k: _without_scopes(v) for k, v in value.items() if k != '_scope_'}
+
+
 def explicit_options(request: Request) -> Dict[str, Any]:
     """Return the options that differ from their defaults, by name."""
     given = dict(request.options._asdict(), out=request.out, prefix=request.prefix)
@@ -362,6 +440,39 @@ def find_ignored(request: Request, cfg: Config) -> List[str]:
         return False
 
     return [name for name in explicit_options(request) if name in _AGREES and not agrees(name)]
+
+
+def _epochs_done(request: Request) -> int:
+    """Return the complete epochs of the newest checkpoint; 0 without one."""
+    path = latest_complete_checkpoint(request.folder)
+    if path is None:
+        return 0
+    match = re.fullmatch(r'epoch_(\d+)\.pth', osp.basename(path))
+    if match:
+        return int(match[1])
+    return int(read_checkpoint(path).get('meta', {}).get('epoch', 0))
+
+
+def _set_epochs(config: str, epochs: int) -> None:
+    """Set the epochs in the config of a run, and leave everything else as it is.
+
+    Raises:
+        InputError: The config names them in a way that is not understood.
+    """
+    with open(config, encoding='utf-8') as file:
+        text = file.read()
+    changed, number = re.subn(r'\bmax_epochs\s*=\s*\d+', f'max_epochs={epochs}', text)
+    if number == 0:
+        changed = f'{text}train_cfg = dict(max_epochs={epochs})\n'
+    with one_line_errors(*CONFIG_ERRORS):
+        fits = number <= 1 and Config.fromstring(changed, '.py').train_cfg.max_epochs == epochs
+    if not fits:
+        raise InputError(
+            f'--epochs {epochs}: {config} names max_epochs in a way that is not understood; set '
+            'train_cfg.max_epochs there by hand, and leave --epochs out'
+        )
+    with report_write_errors(config):
+        write_text(config, changed)
 
 
 def _has_begun(request: Request) -> bool:

@@ -141,14 +141,18 @@ def run_pretrain(args: Namespace) -> None:
         run = pretraining.start_run(request)
         if not args.quiet:
             _print_table(run.settings)
-    tool = pretraining.format_tool_command(run.config, request.options.gpus)
-    _print_message(args, f'The same run as a config of OpenMMLab: {tool}')
-    command = pretraining.format_command(request, run.ignored, resume=True)
-    _print_message(args, f'Ctrl-C saves; to continue then: {command}')
+    if not run.finished:
+        tool = pretraining.format_tool_command(run.config, request.options.gpus)
+        _print_message(args, f'The same run as a config of OpenMMLab: {tool}')
+        command = pretraining.format_command(request, run.ignored, resume=True)
+        _print_message(args, f'Ctrl-C saves; to continue then: {command}')
     sys.stdout.flush()
     lines = pretraining.train_run(
         run, request, args.resume, args.quiet, args.verbose, module='mmdense.cli.training'
     )
+    if lines:
+        for line in pretraining.describe_next_steps(request):
+            _print_message(args, line)
     for line in lines:
         print(line)
 
@@ -187,6 +191,19 @@ def _print_resumed(args: Namespace, request, run) -> None:
         values = explicit_options(request)
         options = ', '.join(format_option(name, values[name]) for name in run.ignored)
         print(f'Ignored, for {run.config} says otherwise: {options}', file=sys.stderr)
+    if run.finished:
+        _print_message(
+            args,
+            f'The run is finished: all {run.epochs} epochs are trained. --epochs MORE --resume '
+            'trains longer, with the learning rate of a run of that length from here on.',
+        )
+    if run.before is not None:
+        _print_message(
+            args,
+            f'{run.epochs} epochs instead of {run.before}; {run.done} are done. From here on the '
+            f'learning rate is that of a run of {run.epochs} epochs at the same place: after a '
+            'finished run it is higher again at first.',
+        )
     if not run.begun:
         print('The run has saved nothing yet: it starts anew.', file=sys.stderr)
 

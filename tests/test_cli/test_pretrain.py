@@ -447,3 +447,86 @@ def test_help_fits_a_screen(call):
     for command in ('pretrain', 'plan'):
         code, out, _ = call(command, '--help')
         assert code == 0 and len(out.splitlines()) <= 40
+
+
+def test_a_finished_run_says_so_and_trains_longer(call, images, tmp_path):
+    """With the learning rate of the longer run; and the end of a run names the next steps."""
+    told = [images, '--backbone', 'resnet18', '--size', '64', '--workers', '0', '--out', 'run']
+    code, out, err = call('pretrain', *told, '--epochs', '2')
+    assert code == 0, err
+    steps = err[err.index('Next:') :]
+    out_dir = f'{tmp_path}/run'
+    for command in (
+        f'mmdense show {out_dir}/backbone.pth {images} ',
+        f'mmdense report {out_dir} ',
+        f'mmdense check {out_dir}/backbone.pth --images {images} ',
+        f'mmdense export {out_dir}/backbone.pth --to timm ',
+    ):
+        assert command in steps, steps
+    lines = steps[steps.index('In plain PyTorch:') :].splitlines()[1:4]
+    scope = {}
+    exec('\n'.join(line.strip() for line in lines), scope)
+    weights = torch.load('run/backbone.pth', weights_only=True)['state_dict']
+    assert torch.equal(
+        scope['model'].state_dict()['layer4.1.conv2.weight'], weights['layer4.1.conv2.weight']
+    )
+    assert set(scope['model'].state_dict()) - set(weights) == {'fc.weight', 'fc.bias'}
+
+    before = os.path.getmtime('run/backbone.pth')
+    code, again, err = call('pretrain', *told, '--resume')
+    assert code == 0 and again == out.split('\n', out.count('\n') - 3)[-1]
+    assert 'The run is finished: all 2 epochs are trained. --epochs MORE --resume' in err
+    assert 'Ctrl-C saves' not in err and os.path.getmtime('run/backbone.pth') == before
+
+    code, _, err = call('pretrain', *told, '--epochs', '4', '--resume')
+    assert code == 0 and '4 epochs instead of 2; 2 are done.' in err and 'Ignored' not in err, err
+    rows = [
+        json.loads(line)
+        for path in sorted(Path('run').glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    ]
+    lr = {row['epoch']: row['lr'] for row in rows if 'lr' in row}
+    base = Config.fromfile('run/config.py').optim_wrapper.optimizer.lr
+    assert Config.fromfile('run/config.py').train_cfg.max_epochs == 4
+    # epoch 3 of 4 is at the middle of the cosine
+    assert lr[3] == pytest.approx(base / 2) and lr[4] < lr[3]
+
+
+@pytest.mark.parametrize('backbone', ['resnet34', 'mobilenetv2', 'convnext-atto'])
+def test_lines_of_plain_pytorch(backbone, tmp_path):
+    """They run, and fill all of the backbone."""
+    from mmengine.registry import MODELS, DefaultScope
+
+    from mmdense.apis.planning import Options, read_recipe
+    from mmdense.apis.planning.survey import find_backbone
+    from mmdense.apis.pretraining import Request, describe_pytorch
+    from mmdense.checkpoints import save_backbone
+
+    default = read_recipe(EXAMPLE.method).model.backbone.to_dict()
+    found = find_backbone(backbone, default)
+    kind = found if found.pop('_delete_', False) else {**default, **found}
+    kind['_scope_'] = 'mmdense'  # as MMEngine adds it to what is inherited from a package
+    Config(dict(model=dict(backbone=kind))).dump(str(tmp_path / 'config.py'))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        trained = MODELS.build(kind).state_dict()
+    trained = {name: value + value.is_floating_point() for name, value in trained.items()}
+    save_backbone(trained, str(tmp_path / 'backbone.pth'))
+    lines, scope = describe_pytorch(Request('photos', Options(), out=str(tmp_path))), {}
+    assert len(lines) == 3 and ('torchvision' in lines[0]) == (backbone == 'resnet34')
+    exec('\n'.join(lines), scope)
+    state = scope['model'].state_dict()
+    assert all(torch.equal(state[name], value) for name, value in trained.items())
+
+
+def test_epochs_in_a_config_that_was_changed_by_hand(tmp_path):
+    from mmdense.apis.pretraining import _set_epochs
+    from mmdense.utils.errors import InputError
+
+    path = tmp_path / 'config.py'
+    path.write_text('train_cfg = dict(\n    max_epochs = 3, val_interval=1)\n')
+    _set_epochs(str(path), 7)
+    assert Config.fromfile(str(path)).train_cfg == dict(max_epochs=7, val_interval=1)
+    path.write_text('n = 3\ntrain_cfg = dict(max_epochs=n)\na = dict(max_epochs=5)\n')
+    with pytest.raises(InputError, match='--epochs 9: .*set train_cfg.max_epochs there by hand'):
+        _set_epochs(str(path), 9)
+    assert 'max_epochs=5' in path.read_text()
