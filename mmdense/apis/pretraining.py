@@ -344,15 +344,19 @@ def describe_next_steps(request: Request) -> List[str]:
     if not osp.exists(request.backbone):
         return []
     backbone, images = shlex.quote(request.backbone), shlex.quote(request.images)
+    lines = describe_pytorch(request)
+    target, others = 'timm', 'for timm, torchvision, mmpretrain, onnx'
+    if 'torchvision' not in lines[0]:
+        target, others = 'mmpretrain', 'for mmpretrain, onnx'
     commands = {
         f'mmdense show {backbone} {images}': 'pictures of what the features see',
         f'mmdense report {shlex.quote(request.folder)}': 'one page of the run',
         f'mmdense check {backbone} --images {images}': 'whether the features collapsed',
-        f'mmdense export {backbone} --to timm': 'for timm, torchvision, mmpretrain, onnx',
+        f'mmdense export {backbone} --to {target}': others,
     }
     width = max(map(len, commands))
-    lines = ['Next:', *(f'  {command:{width}}  {about}' for command, about in commands.items())]
-    return [*lines, 'In plain PyTorch:', *(f'  {line}' for line in describe_pytorch(request))]
+    steps = [f'  {command:{width}}  {about}' for command, about in commands.items()]
+    return ['Next:', *steps, 'In plain PyTorch:', *(f'  {line}' for line in lines)]
 
 
 def describe_pytorch(request: Request) -> List[str]:

@@ -26,7 +26,10 @@ def _add_settings(command) -> None:
     add = command.add_argument
     names = ', '.join(methods())
     add('--method', type=_parse_path, default='densecl', help=f'{names}; default: %(default)s')
-    add('--backbone', help="resnet18, 34, 50, 101, or mmpretrain's by name; default: the recipe's")
+    add(
+        '--backbone',
+        help="resnet18, 34, 50, vit-small, or mmpretrain's by name; default: the recipe's",
+    )
     add('--epochs', type=_parse_count, help='default: from the number of images')
     add('--out', type=_parse_path, metavar='DIR', help='default: work_dirs/METHOD_IMAGES')
     add(

@@ -6,10 +6,11 @@ from its ``small_data_rules()``.
 """
 
 import re
+from copy import deepcopy
 from math import ceil
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from mmdense.engine.training import loss_scale
 from mmdense.models.selfsup import RunFacts, Setting
@@ -193,6 +194,8 @@ def derive_settings(
         InputError: When there are fewer GPUs, or a batch does not fit the images.
     """
     _check_processes(images, machine, options.gpus)
+    known = (base or recipe).to_dict()
+    recipe = _for_transformer(recipe) if network.attention else recipe
     rows = [
         Setting('images', f'{images.count:,}', _describe_images(images), _dataset_config(images)),
         _decide_backbone(options, network, recipe),
@@ -209,7 +212,6 @@ def derive_settings(
     )
     rows += find_algorithm(recipe).small_data_rules(facts)
     rows += _decide_running(recipe, options, machine, length)
-    known = (base or recipe).to_dict()
     return [row._replace(config=_select_differing(row.config, known)) for row in rows]
 
 
@@ -382,10 +384,33 @@ def _decide_epochs(
 def _decide_optimization(recipe: Config, length: _Length) -> List[Setting]:
     base, optimizer = recipe.auto_scale_lr.base_batch_size, recipe.optim_wrapper.optimizer
     lr, reason = choose_lr(length.total, base, optimizer.lr, optimizer.type)
-    return [
+    rows = [
         Setting('lr', f'{lr:g}', reason, {'optim_wrapper.optimizer.lr': lr}),
         _decide_schedule(recipe, length),
     ]
+    if optimizer.get('_delete_'):
+        config = {'optim_wrapper.optimizer': dict(optimizer.to_dict(), lr=lr)}
+        reason = (
+            'a transformer does not train well by SGD or LARS: AdamW, its learning rate and its '
+            'warm-up as in MoCo v3 (arXiv:2104.02057)'
+        )
+        rows[0] = rows[0]._replace(config={})
+        rows.insert(0, Setting('optimizer', optimizer.type, reason, config))
+    return rows
+
+
+def _for_transformer(recipe: Config) -> Config:
+    """Return a recipe with AdamW, and with a warm-up: the rules of MoCo v3."""
+    recipe = deepcopy(recipe)
+    base = recipe.auto_scale_lr.base_batch_size
+    lr = float(f'{1.5e-4 * base / 256:.6g}')
+    recipe.optim_wrapper.optimizer = ConfigDict(
+        _delete_=True, type='AdamW', lr=lr, weight_decay=0.1
+    )
+    for hook in recipe.get('default_hooks', {}).values():
+        if hook is not None and 'lr' in hook:  # it keeps the learning rate of a part
+            hook.lr = lr
+    return recipe
 
 
 def _decide_schedule(recipe: Config, length: _Length) -> Setting:
@@ -401,6 +426,13 @@ def _decide_schedule(recipe: Config, length: _Length) -> Setting:
         if schedule['type'] == 'CosineAnnealingLR':
             for name in ('T_max', 'end'):  # without them it is as long as the run
                 schedule.pop(name, None)
+    if kinds == ['CosineAnnealingLR'] and recipe.optim_wrapper.optimizer.get('_delete_'):
+        warmup = max(1, length.epochs // 10)
+        rises = dict(type='LinearLR', start_factor=0.01, end=warmup, convert_to_iter_based=True)
+        falls = [dict(schedules[0], begin=warmup)] if length.epochs > warmup else []
+        config = {'param_scheduler': [rises, *falls]}
+        reason = 'a tenth of the run, as in MoCo v3; then a cosine to the end'
+        return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
     value = 'none' if kinds == ['CosineAnnealingLR'] else "the recipe's"
     reason = "the recipe's"
     if 'CosineAnnealingLR' in kinds:

@@ -24,10 +24,13 @@ from mmdense.registry import MODELS
 from mmdense.utils.collect_env import cpu_cores
 from mmdense.utils.errors import DataError, InputError, MissingImagesError
 
+from .backbone_names import translate_name
 from .view_settings import read_views, trained_views
 
 SMALL = 20_000  # images at most that the config for few images is for
 _SAMPLE = 64  # images whose headers are read
+# classes of self-attention in mmpretrain, timm and PyTorch
+_ATTENTION = re.compile(r'Multi_?[Hh]ead_?(Self)?Attention|MSA|^(BEiT|EVA)?Attention$')
 
 
 class Images(NamedTuple):
@@ -77,6 +80,7 @@ class Network(NamedTuple):
         parameters (int): Number of parameters that are trained.
         bytes_per_image (int): Bytes that backward keeps of one image's views in float32.
         all_used (bool): Whether every parameter of the backbone gets a gradient.
+        attention (bool): Whether the backbone is a transformer.
     """
 
     backbone: dict
@@ -84,6 +88,7 @@ class Network(NamedTuple):
     parameters: int
     bytes_per_image: int
     all_used: bool = True
+    attention: bool = False
 
 
 def survey_images(path: str, prefix: Optional[str] = None) -> Images:
@@ -197,8 +202,9 @@ def find_backbone(name: str, default: dict) -> dict:
     """Return what a backbone changes in the recipe's.
 
     Args:
-        name (str): resnet18, resnet34, resnet50, resnet101, resnet152, or a class of mmpretrain
-            in any case, followed by its depth or its arch: ``convnext-tiny``, ``resnext50``.
+        name (str): resnet18, resnet34, resnet50, resnet101, resnet152; a ViT, as ``vit-small`` or
+            ``vit_base_patch16_224``; or a class of mmpretrain in any case, followed by its depth
+            or its arch: ``convnext-tiny``, ``resnext50``.
         default (dict): The recipe's backbone.
 
     Raises:
@@ -210,6 +216,7 @@ def find_backbone(name: str, default: dict) -> dict:
     if match and 'depth' in default and _kind_name(default) == 'resnet':
         depth = int(match.group(1))
         return {} if depth == default['depth'] else dict(depth=depth)
+    name, more = translate_name(name)
     known = {
         key.lower(): value
         for key, value in vars(backbones).items()
@@ -217,18 +224,19 @@ def find_backbone(name: str, default: dict) -> dict:
     }
     fits = [key for key in known if name.lower().startswith(key)]
     if not fits:
-        near = get_close_matches(name.lower(), [*known, 'resnet18', 'resnet50'], n=3, cutoff=0.5)
+        others = ['resnet18', 'resnet50', 'vit-tiny', 'vit-small', 'vit-base', 'vit-large']
+        near = get_close_matches(name.lower(), [*known, *others], n=3, cutoff=0.5)
         near = f'; the nearest: {", ".join(known[n].__name__ if n in known else n for n in near)}'
         raise InputError(
             f'there is no backbone {name!r}{near if len(near) > 15 else ""}. Take resnet18, 34, '
-            "50, 101, 152, or a class of mmpretrain's, such as convnext-tiny"
+            "50, 101, 152, vit-small, or a class of mmpretrain's, such as convnext-tiny"
         )
     kind = known[max(fits, key=len)]
     variant = name[len(max(fits, key=len)) :].strip('-_:')
     taken: Dict[str, inspect.Parameter] = {}  # also what is handed on to those it inherits from
     for base in reversed(kind.__mro__):
         taken.update(inspect.signature(base.__init__).parameters)
-    config = dict(_delete_=True, type=f'mmpretrain.{kind.__name__}')
+    config = dict(_delete_=True, type=f'mmpretrain.{kind.__name__}', **more)
     if variant.isdigit() and 'depth' in taken:
         config['depth'] = int(variant)
     elif variant and 'arch' in taken:
@@ -301,6 +309,7 @@ def survey_network(recipe_config: Config, name: Optional[str], size: int) -> Net
         sum(p.numel() for p in model.parameters() if p.requires_grad),
         int(kept * trained_views(read_views(recipe_config.train_pipeline), views)),
         unused == 0,
+        any(_ATTENTION.search(type(part).__name__) for part in model.backbone.modules()),
     )
 
 
