@@ -23,6 +23,7 @@ from mmdense.apis import hub
 from mmdense.apis.inspection.fit import stock_lines
 from mmdense.apis.planning import (
     Estimate,
+    Needs,
     Options,
     Plan,
     Setting,
@@ -30,6 +31,7 @@ from mmdense.apis.planning import (
     advise,
     choose_threads,
     estimate,
+    estimate_needs,
     find_method,
     largest_size,
     make_plan,
@@ -108,6 +110,7 @@ class Run(NamedTuple):
         epochs (int, optional): Epochs of the run; None where its config does not say.
         before (int, optional): Epochs that its config had before ``--epochs``; None where they
             are unchanged.
+        plan (Plan, optional): Plan of a new run.
     """
 
     config: str
@@ -117,6 +120,7 @@ class Run(NamedTuple):
     done: int = 0
     epochs: Optional[int] = None
     before: Optional[int] = None
+    plan: Optional[Plan] = None
 
     @property
     def finished(self) -> bool:
@@ -134,6 +138,9 @@ class Forecast(NamedTuple):
         gpus (int): Number of these GPUs.
         gpu_cfg (Config): Config of the run on them.
         advice (list[str]): What would change the result or the time most.
+        single (Estimate, optional): Estimate whose ``there`` is one GPU; None where ``gpus`` is 1
+            or this machine has GPUs.
+        disk (int): Bytes of the files of the run at most.
     """
 
     cfg: Config
@@ -142,6 +149,8 @@ class Forecast(NamedTuple):
     gpus: int
     gpu_cfg: Config
     advice: List[str]
+    single: Optional[Estimate] = None
+    disk: int = 0
 
 
 def plan_run(request: Request) -> Plan:
@@ -154,18 +163,38 @@ def plan_run(request: Request) -> Plan:
     return make_plan(request.images, request.options, request.prefix)
 
 
-def forecast_run(request: Request, plan: Plan) -> Forecast:
-    """Time some steps of a plan, and estimate how long the run takes. It writes nothing."""
+def forecast_run(
+    request: Request, plan: Plan, report: Callable[[str], None] = lambda what: None
+) -> Forecast:
+    """Time some steps of a plan, and estimate how long the run takes. It writes nothing.
+
+    Args:
+        request (Request): The request.
+        plan (Plan): Its plan.
+        report (Callable): Called with a few words whenever something begins.
+    """
     command = format_command(request)
     text = plan_text(plan, request.folder, command)
-    cfg, times = Config.fromstring(text, '.py'), time_steps(text)
+    cfg, times = Config.fromstring(text, '.py'), time_steps(text, report=report)
     there = plan_for_gpus(plan)
     gpus, gpu_text = there.options.gpus, plan_text(there, request.folder, command)
     gpu_cfg = Config.fromstring(gpu_text, '.py')
     images, machine, processes = plan.images, plan.machine, plan.options.gpus
     guess = estimate(times, cfg, images, machine, processes, gpu_cfg, gpus)
     advice = advise(times, images, machine, cfg, processes, published_weights(plan))
-    return Forecast(cfg, times, guess, gpus, gpu_cfg, advice)
+    single = None
+    if machine.device == 'cpu' and gpus > 1:
+        one = Config.fromstring(plan_text(plan_for_gpus(plan, 1), request.folder, command), '.py')
+        single = estimate(times, cfg, images, machine, processes, one, 1)
+    disk = estimate_needs(plan, cfg).disk
+    return Forecast(cfg, times, guess, gpus, gpu_cfg, advice, single, disk)
+
+
+def run_needs(run: Run) -> Optional[Needs]:
+    """Return what a new run needs; None for one that is resumed."""
+    if run.plan is None:
+        return None
+    return estimate_needs(run.plan, Config.fromfile(run.config))
 
 
 def start_run(request: Request) -> Run:
@@ -184,7 +213,7 @@ def start_run(request: Request) -> Run:
     plan = plan_run(request)
     with report_write_errors(request.config):
         write_text(request.config, plan_text(plan, request.folder, format_command(request)))
-    return Run(request.config, plan.settings)
+    return Run(request.config, plan.settings, plan=plan)
 
 
 def find_run(request: Request) -> Run:

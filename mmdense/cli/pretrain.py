@@ -144,6 +144,7 @@ def run_pretrain(args: Namespace) -> None:
         run = pretraining.start_run(request)
         if not args.quiet:
             _print_table(run.settings)
+            _print_needs(args, request, run)
     if not run.finished:
         tool = pretraining.format_tool_command(run.config, request.options.gpus)
         _print_message(args, f'The same run as a config of OpenMMLab: {tool}')
@@ -165,11 +166,16 @@ def run_plan(args: Namespace) -> None:
     from mmdense.apis import pretraining
 
     request = _read_request(args)
+    _print_message(args, 'Reading the images, and trying the backbone…')
     plan = pretraining.plan_run(request)
     _print_table(plan.settings)
     sys.stdout.flush()
+    _print_place(args, plan)
     _print_message(args, 'Timing some steps…')
-    _print_forecast(plan, pretraining.forecast_run(request, plan))
+    forecast = pretraining.forecast_run(
+        request, plan, lambda what: _print_message(args, f'  {what}')
+    )
+    _print_forecast(plan, forecast)
 
 
 def _read_request(args: Namespace):
@@ -219,6 +225,32 @@ def _print_table(settings) -> None:
         print(f'{name:{widths[0]}}  {value:{widths[1]}}  {reason}')
 
 
+def _print_place(args: Namespace, plan) -> None:
+    if plan.machine.device == 'cpu':
+        _print_message(
+            args, f'PyTorch finds no GPU: training runs on {plan.machine.cores} CPU cores.'
+        )
+
+
+def _print_needs(args: Namespace, request, run) -> None:
+    """Say how long a new run takes, and what memory and disk it needs, before it begins."""
+    from shutil import disk_usage
+
+    from mmdense.apis import pretraining
+    from mmdense.apis.planning import duration
+
+    needs, machine = pretraining.run_needs(run), run.plan.machine
+    _print_place(args, run.plan)
+    owner = 'GPU' if machine.device == 'cuda' else 'main'
+    free = disk_usage(request.folder).free
+    _print_message(
+        args,
+        f'time: {duration(needs.seconds)}, a guess from one pass of the backbone (`mmdense plan` '
+        f'times real steps); memory: {needs.memory / 1e9:.1f} of {machine.memory / 1e9:.1f} GB '
+        f'{owner} memory; disk: {needs.disk / 1e9:.2f} GB at most, {free / 1e9:.1f} GB are free',
+    )
+
+
 def _print_forecast(plan, forecast) -> None:
     """Print the times of a step and of the run, the memory, and the advice."""
     from mmdense.apis.planning import duration
@@ -246,11 +278,14 @@ def _print_forecast(plan, forecast) -> None:
         f'({forecast.gpu_cfg.train_cfg.max_epochs:,} epochs in steps of {batch} images; '
         f'{forecast.estimate.assumption})'
     )
+    if forecast.single is not None:
+        print(f'on one GPU: {duration(forecast.single.there)} ({forecast.single.assumption})')
     owner = 'GPU' if machine.device == 'cuda' else 'process'
     print(
         f'memory at most: {times.memory / 1e9:.1f} GB of the {owner}, '
         f'of {machine.memory / 1e9:.1f} GB'
     )
+    print(f'disk at most: {forecast.disk / 1e9:.2f} GB')
     if forecast.advice:
         print('what would change most:')
     for line in forecast.advice:

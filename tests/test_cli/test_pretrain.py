@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -278,11 +279,49 @@ def test_plan(call, images, tmp_path):
         r'^here \(.*\): (under a minute|\d+ min)$',
         r'^on one GPU, too few images for 8: .* \(7 epochs in steps of 4 images; .* needed\)$',
         r'^memory at most: [\d.]+ GB of the (GPU|process), of [\d.]+ GB$',
+        r'^disk at most: 0\.\d+ GB$',
         r'^  result: 16 images are few to begin from nothing; --init CHECKPOINT starts',
     ):
         assert re.search(row, out, re.M), (row, out)
     assert 'System environment' not in out + err
     assert os.listdir(tmp_path) == []
+    # progress, and where it runs
+    if not torch.cuda.is_available():
+        assert re.search(r'^PyTorch finds no GPU: training runs on \d+ CPU cores\.$', err, re.M)
+    stages = ['Reading the images', 'Timing some steps', '  loading batches', '  step 5 of 5']
+    places = [err.index(stage) for stage in stages]
+    assert places == sorted(places)
+
+
+def test_plan_compares_with_one_gpu_too(call, monkeypatch, capsys):
+    from mmdense.apis.planning import Estimate, Times
+    from mmdense.apis.pretraining import Forecast
+    from mmdense.cli.pretrain import _print_forecast
+
+    cfg = Config(dict(train_dataloader=dict(num_workers=1, batch_size=32)))
+    cfg.train_cfg = dict(max_epochs=10)
+    machine = SimpleNamespace(name='', device='cpu', cores=2, memory=8e9)
+    plan = SimpleNamespace(machine=machine, options=SimpleNamespace(gpus=1))
+    times = Times(32, 0.1, 1.0, 1e12, 10**9)
+    single = Estimate(0, 7200, 'a guess')
+    _print_forecast(plan, Forecast(cfg, times, Estimate(9e4, 900, ''), 8, cfg, [], single, 10**9))
+    out = capsys.readouterr().out
+    assert 'on 8 GPUs: 15 min' in out and 'on one GPU: 2 h 00 min (a guess)' in out
+
+
+def test_needs_are_said_before_training_and_are_enough(call, images, tmp_path):
+    arguments = ['--backbone', 'resnet18', '--epochs', '4', '--workers', '0', '--size', '64']
+    code, _, err = call('pretrain', images, '--out', 'run', *arguments)
+    assert code == 0, err
+    said = re.search(
+        r'^time: (.*), a guess .*; memory: ([\d.]+) of [\d.]+ GB \w+ memory; '
+        r'disk: ([\d.]+) GB at most, [\d.]+ GB are free$',
+        err,
+        re.M,
+    )
+    assert said and said.start() < err.index('Epoch(train)')
+    used = sum(path.stat().st_size for path in Path('run').rglob('*') if path.is_file())
+    assert 0.5 * float(said[3]) < used / 1e9 <= float(said[3]) + 0.005
 
 
 @pytest.mark.parametrize('command', ['pretrain', 'plan'])

@@ -150,10 +150,16 @@ def choose_threads(cores: int, processes: int) -> int:
 
 def images_that_fit(memory: int, network: Network, half: bool) -> int:
     """Return how many images of a batch there is memory for, by what backward keeps."""
+    fixed = bytes_of_batch(0, network, half)
+    return int((0.8 * memory - fixed) / (bytes_of_batch(1, network, half) - fixed))
+
+
+def bytes_of_batch(images: int, network: Network, half: bool) -> float:
+    """Return the bytes of memory that a step of so many images takes."""
     # weights, gradients, optimizer's momentum, momentum encoder
     fixed = 16 * network.parameters
     each = network.bytes_per_image * (0.5 if half else 1) * 1.4  # 40 % for intermediate results
-    return int((0.8 * memory - fixed) / each)
+    return fixed + images * each
 
 
 class _Length(NamedTuple):

@@ -5,6 +5,7 @@ import inspect
 import os
 import os.path as osp
 import re
+import time
 from copy import deepcopy
 from difflib import get_close_matches
 from statistics import median
@@ -13,6 +14,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmdense.datasets import UnlabeledDataset
 from mmdense.datasets.transforms.loading import UnreadableImageError, read_size
@@ -29,6 +31,7 @@ from .view_settings import read_views, trained_views
 
 SMALL = 20_000  # images at most that the config for few images is for
 _SAMPLE = 64  # images whose headers are read
+_TRIED = 2  # images that a backbone is tried with
 # classes of self-attention in mmpretrain, timm and PyTorch
 _ATTENTION = re.compile(r'Multi_?[Hh]ead_?(Self)?Attention|MSA|^(BEiT|EVA)?Attention$')
 
@@ -81,6 +84,9 @@ class Network(NamedTuple):
         bytes_per_image (int): Bytes that backward keeps of one image's views in float32.
         all_used (bool): Whether every parameter of the backbone gets a gradient.
         attention (bool): Whether the backbone is a transformer.
+        seconds_per_image (float): Seconds of this CPU for forward and backward of one image's
+            views through the backbone.
+        flops_per_image (float): Operations of the same, multiplications and additions apart.
     """
 
     backbone: dict
@@ -89,6 +95,8 @@ class Network(NamedTuple):
     bytes_per_image: int
     all_used: bool = True
     attention: bool = False
+    seconds_per_image: float = 0.0
+    flops_per_image: float = 0.0
 
 
 def survey_images(path: str, prefix: Optional[str] = None) -> Images:
@@ -293,7 +301,10 @@ def survey_network(recipe_config: Config, name: Optional[str], size: int) -> Net
                 config.model.neck.in_channels = channels[-1]
             model = MODELS.build(config.model)
         stages = len(config.model.get('stage_weights', '1'))
-        kept, unused = _try_backbone(model.backbone, size, stages)
+        with FlopCounterMode(display=False) as counter:
+            kept, unused = _try_backbone(model.backbone, size, stages)
+        flops = counter.get_total_flops() / _TRIED
+        seconds = _time_backbone(model.backbone, size)
         if unused > 0.1:
             raise InputError(f'{unused:.0%} of its parameters do not take part in the maps')
     except InputError as error:
@@ -303,20 +314,32 @@ def survey_network(recipe_config: Config, name: Optional[str], size: int) -> Net
         text = ' '.join(text.split())
         raise InputError(f'{kind} cannot take the backbone {name}: {text:.200}') from None
     views = getattr(model, 'views', Views())  # an algorithm without our contract has none
+    number = trained_views(read_views(recipe_config.train_pipeline), views)
     return Network(
         backbone,
         channels[-1],
         sum(p.numel() for p in model.parameters() if p.requires_grad),
-        int(kept * trained_views(read_views(recipe_config.train_pipeline), views)),
+        int(kept * number),
         unused == 0,
         any(_ATTENTION.search(type(part).__name__) for part in model.backbone.modules()),
+        seconds * number,
+        flops * number,
     )
+
+
+def _time_backbone(backbone: torch.nn.Module, size: int) -> float:
+    """Return the seconds of this CPU for forward and backward of a view."""
+    # small views in larger batches, as in training: each operation takes a while to start
+    images = max(2, min(8, 8 * 96**2 // size**2))
+    start = time.perf_counter()
+    sum(map_.sum() for map_ in backbone(torch.zeros(images, 3, size, size))).backward()
+    return (time.perf_counter() - start) / images
 
 
 def _try_backbone(backbone: torch.nn.Module, size: int, stages: int) -> Tuple[float, float]:
     """Return the bytes that backward needs of a view in float32, and the share of the parameters
     that get no gradient from the last maps."""
-    images, storages = 2, {}
+    images, storages = _TRIED, {}
     weights = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
 
     def note(tensor):

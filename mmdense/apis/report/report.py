@@ -21,6 +21,7 @@ from mmdense.evaluation.feature_maps import fit_image, stage_maps, to_inputs
 from mmdense.models.utils.batch_norm import calibrate
 from mmdense.registry import DATASETS
 from mmdense.utils.errors import DataError
+from mmdense.utils.paths import check_writable
 from mmdense.utils.randomness import seeded
 from mmdense.visualization.levels import pca_colours
 from mmdense.visualization.slots import _short_name
@@ -44,9 +45,11 @@ def write_report(directory: str, out: Optional[str] = None) -> str:
 
     Raises:
         InputError: There is no run.
+        MMDenseError: The file cannot be written.
     """
     run = read_run(directory)
     out = out or str(run.directory / 'report.html')
+    check_writable(out)
     notes: List[str] = []
     dataset = _attempt(notes, 'The images of the run are not shown', build_dataset, run)
     views, images, names = [], [], []
