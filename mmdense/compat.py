@@ -9,7 +9,6 @@ none of the packages that it checks.
 
 import os.path as osp
 import sys
-from importlib.metadata import PackageNotFoundError, distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Dict, List, Optional
@@ -53,7 +52,10 @@ def find_version(module: str) -> Optional[str]:
     Returns:
         str, optional: None if the module is missing, '' if it does not say.
     """
-    spec = find_spec(module)
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):  # it is blocked, or half imported
+        spec = None
     if spec is None or spec.origin is None:
         return None
     scope: dict = {'__name__': f'{module}.version'}
@@ -75,6 +77,8 @@ def _parse(version: Optional[str]) -> Optional[Version]:
 
 def _providers() -> Dict[str, List[str]]:
     """Return the installed distributions that provide each required module."""
+    from importlib.metadata import distributions  # imports much
+
     found: Dict[str, List[str]] = {module: [] for module in REQUIRED}
     for dist in distributions():
         name = (dist.metadata['Name'] or '').lower().replace('_', '-')
@@ -117,6 +121,18 @@ def _find_fix(modules: List[str], torch: Optional[str]) -> str:
     return ' && '.join(commands)
 
 
+def runs_command() -> bool:
+    """Return whether this process is the command ``mmdense``, which checks the dependencies itself.
+
+    It has commands that need none, and answers in one line.
+    """
+    program, *words = getattr(sys, 'argv', None) or ['']
+    if program == '-m':  # `python -m` looks for the module
+        before = getattr(sys, 'orig_argv', [])  # Python 3.8 and 3.9 have none
+        return before[: len(before) - len(words)][-1:] == ['mmdense']
+    return osp.splitext(osp.basename(program))[0] == 'mmdense'
+
+
 def check_dependencies() -> None:
     """Raise one ImportError for all modules that are missing, too old or too new."""
     wrong = {}
@@ -139,6 +155,8 @@ def check_dependencies() -> None:
 
 
 def _is_distribution(name: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, distribution  # imports much
+
     try:
         distribution(name)
     except PackageNotFoundError:

@@ -239,7 +239,6 @@ def pretrain(args, work_dir):
     options = [f'train_dataloader.dataset.data_root={work_dir / "photographs"}']
     if args.epochs is not None:
         options += [f'train_cfg.max_epochs={args.epochs}']
-        options += [f'param_scheduler.0.{key}={args.epochs}' for key in ('T_max', 'end')]
     if args.batch_size is not None:
         options += [f'train_dataloader.batch_size={args.batch_size}']
     if args.workers is not None:

@@ -181,6 +181,11 @@ class _Plan:
         recipe.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1)
         recipe.default_hooks.logger.interval = 5
         recipe.merge_from_dict(dict(ours.get('options') or {}))
+        for schedule in recipe.param_scheduler:  # results name the lengths that recipes leave out
+            if schedule.type == 'CosineAnnealingLR':
+                schedule.setdefault('begin', 0)
+                schedule.setdefault('end', recipe.train_cfg.max_epochs)
+                schedule.setdefault('T_max', schedule.end - schedule.begin)
         recipe.number_of_images = count
         for unread in ('train_pipeline', 'view_pipeline', 'view_pipelines', 'patch_pipeline'):
             recipe.pop(unread, None)

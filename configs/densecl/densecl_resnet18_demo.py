@@ -25,7 +25,6 @@ train_dataloader = dict(
 )
 
 optim_wrapper = dict(optimizer=dict(lr=0.06))
-param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=True, T_max=15, begin=0, end=15)]
 train_cfg = dict(max_epochs=15)
 default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=1))
 randomness = dict(seed=0)

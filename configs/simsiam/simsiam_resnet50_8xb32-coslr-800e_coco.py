@@ -8,7 +8,6 @@ _base_ = [
 ]
 
 train_dataloader = dict(batch_size=32, dataset=dict(pipeline=_base_.train_pipeline))
-param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=True, T_max=800, begin=0, end=800)]
 train_cfg = dict(max_epochs=800)
 default_hooks = dict(
     checkpoint=dict(interval=50),

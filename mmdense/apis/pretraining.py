@@ -24,6 +24,7 @@ from mmdense.apis import hub
 from mmdense.apis.inspection.fit import stock_lines
 from mmdense.apis.planning import (
     Estimate,
+    Needs,
     Options,
     Plan,
     Setting,
@@ -31,6 +32,7 @@ from mmdense.apis.planning import (
     advise,
     choose_threads,
     estimate,
+    estimate_needs,
     find_method,
     largest_size,
     make_plan,
@@ -44,8 +46,9 @@ from mmdense.apis.planning import (
 )
 from mmdense.apis.planning.survey import find_backbone, shorten_paths
 from mmdense.apis.planning.view_settings import find_step
-from mmdense.checkpoints import latest_complete_checkpoint
+from mmdense.checkpoints import latest_complete_checkpoint, read_checkpoint
 from mmdense.engine import ProgressBarHook
+from mmdense.engine.hooks.preemption import announce_interrupt
 from mmdense.engine.launch import train
 from mmdense.engine.training import prepare_training, train_parser
 from mmdense.utils.errors import CONFIG_ERRORS, InputError, one_line_errors
@@ -116,12 +119,26 @@ class Run(NamedTuple):
         settings (list[Setting]): Settings of a new run; of one that is resumed, none.
         ignored (list[str]): Names of the options that the config of a resumed run overrides.
         begun (bool): Whether anything was saved.
+        done (int): Epochs of its newest checkpoint that are complete.
+        epochs (int, optional): Epochs of the run; None where its config does not say.
+        before (int, optional): Epochs that its config had before ``--epochs``; None where they
+            are unchanged.
+        plan (Plan, optional): Plan of a new run.
     """
 
     config: str
     settings: List[Setting] = []
     ignored: List[str] = []
     begun: bool = False
+    done: int = 0
+    epochs: Optional[int] = None
+    before: Optional[int] = None
+    plan: Optional[Plan] = None
+
+    @property
+    def finished(self) -> bool:
+        """Return whether no epoch is left."""
+        return self.epochs is not None and self.done >= self.epochs
 
 
 class Forecast(NamedTuple):
@@ -134,6 +151,9 @@ class Forecast(NamedTuple):
         gpus (int): Number of these GPUs.
         gpu_cfg (Config): Config of the run on them.
         advice (list[str]): What would change the result or the time most.
+        single (Estimate, optional): Estimate whose ``there`` is one GPU; None where ``gpus`` is 1
+            or this machine has GPUs.
+        disk (int): Bytes of the files of the run at most.
     """
 
     cfg: Config
@@ -142,6 +162,8 @@ class Forecast(NamedTuple):
     gpus: int
     gpu_cfg: Config
     advice: List[str]
+    single: Optional[Estimate] = None
+    disk: int = 0
 
 
 def plan_run(request: Request) -> Plan:
@@ -154,18 +176,38 @@ def plan_run(request: Request) -> Plan:
     return make_plan(request.paths, request.options, request.prefix)
 
 
-def forecast_run(request: Request, plan: Plan) -> Forecast:
-    """Time some steps of a plan, and estimate how long the run takes. It writes nothing."""
+def forecast_run(
+    request: Request, plan: Plan, report: Callable[[str], None] = lambda what: None
+) -> Forecast:
+    """Time some steps of a plan, and estimate how long the run takes. It writes nothing.
+
+    Args:
+        request (Request): The request.
+        plan (Plan): Its plan.
+        report (Callable): Called with a few words whenever something begins.
+    """
     command = format_command(request)
     text = plan_text(plan, request.folder, command)
-    cfg, times = Config.fromstring(text, '.py'), time_steps(text)
+    cfg, times = Config.fromstring(text, '.py'), time_steps(text, report=report)
     there = plan_for_gpus(plan)
     gpus, gpu_text = there.options.gpus, plan_text(there, request.folder, command)
     gpu_cfg = Config.fromstring(gpu_text, '.py')
     images, machine, processes = plan.images, plan.machine, plan.options.gpus
     guess = estimate(times, cfg, images, machine, processes, gpu_cfg, gpus)
     advice = advise(times, images, machine, cfg, processes, published_weights(plan))
-    return Forecast(cfg, times, guess, gpus, gpu_cfg, advice)
+    single = None
+    if machine.device == 'cpu' and gpus > 1:
+        one = Config.fromstring(plan_text(plan_for_gpus(plan, 1), request.folder, command), '.py')
+        single = estimate(times, cfg, images, machine, processes, one, 1)
+    disk = estimate_needs(plan, cfg).disk
+    return Forecast(cfg, times, guess, gpus, gpu_cfg, advice, single, disk)
+
+
+def run_needs(run: Run) -> Optional[Needs]:
+    """Return what a new run needs; None for one that is resumed."""
+    if run.plan is None:
+        return None
+    return estimate_needs(run.plan, Config.fromfile(run.config))
 
 
 def start_run(request: Request) -> Run:
@@ -184,14 +226,18 @@ def start_run(request: Request) -> Run:
     plan = plan_run(request)
     with report_write_errors(request.config):
         write_text(request.config, plan_text(plan, request.folder, format_command(request)))
-    return Run(request.config, plan.settings)
+    return Run(request.config, plan.settings, plan=plan)
 
 
 def find_run(request: Request) -> Run:
     """Find a run to continue.
 
+    With more epochs than the config of the run has, and a checkpoint to continue from, the config
+    gets the new number.
+
     Raises:
-        InputError: When there is none, or one of other images.
+        InputError: When there is none, or one of other images; or the config does not take the
+            number of epochs.
     """
     cfg = _read_run(request)
     if cfg is None:
@@ -201,7 +247,13 @@ def find_run(request: Request) -> Run:
         )
     if not _has_images(request, cfg):
         raise InputError(f'{request.config} is of other images: give these, or another --out')
-    return Run(request.config, [], find_ignored(request, cfg), _has_begun(request))
+    done, epochs = _epochs_done(request), cfg.get('train_cfg', {}).get('max_epochs')
+    before, wanted = None, request.options.epochs
+    if done and wanted and isinstance(epochs, int) and wanted > epochs:
+        _set_epochs(request.config, wanted)
+        before, epochs, cfg = epochs, wanted, _read_run(request)
+    ignored = find_ignored(request, cfg)
+    return Run(request.config, [], ignored, _has_begun(request), done, epochs, before)
 
 
 def train_run(
@@ -227,7 +279,9 @@ def train_run(
         list[str]: Lines that say where the backbone is and how configs of mmdet and mmseg take
         it; none where the processes were stopped.
     """
-    if request.options.gpus > 1:
+    if run.finished and osp.exists(request.backbone):
+        pass  # nothing is left to train
+    elif request.options.gpus > 1:
         given = dict(resume=resume, quiet=quiet, verbose=verbose)
         flags = [f'--{name}' for name, value in given.items() if value]
         launch_processes(run.config, request.options.gpus, flags, module)
@@ -294,6 +348,8 @@ def launch_processes(config: str, gpus: int, flags: Sequence[str], module: str) 
     def hand_on(number: int, _) -> None:
         if number == signal.SIGINT and number in received:
             os.killpg(process.pid, signal.SIGKILL)
+        if number == signal.SIGINT and number not in received:
+            announce_interrupt()
         received.append(number)
         process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
@@ -316,6 +372,64 @@ def describe_use(backbone: str, cfg: Config) -> List[str]:
     if lines:
         where += '; in a config of mmdet, or of mmseg:'
     return [where, *lines]
+
+
+def describe_next_steps(request: Request) -> List[str]:
+    """Return what to do with the backbone of a finished run: commands, and lines of plain PyTorch.
+
+    Args:
+        request (Request): Request of the run.
+
+    Returns:
+        list[str]: Lines; empty where there is no backbone.
+    """
+    if not osp.exists(request.backbone):
+        return []
+    backbone, images = shlex.quote(request.backbone), shlex.quote(request.paths[0])
+    lines = describe_pytorch(request)
+    target, others = 'timm', 'for timm, torchvision, mmpretrain, onnx'
+    if 'torchvision' not in lines[0]:
+        target, others = 'mmpretrain', 'for mmpretrain, onnx'
+    commands = {
+        f'mmdense show {backbone} {images}': 'pictures of what the features see',
+        f'mmdense report {shlex.quote(request.folder)}': 'one page of the run',
+        f'mmdense check {backbone} --images {images}': 'whether the features collapsed',
+        f'mmdense export {backbone} --to {target}': others,
+    }
+    width = max(map(len, commands))
+    steps = [f'  {command:{width}}  {about}' for command, about in commands.items()]
+    return ['Next:', *steps, 'In plain PyTorch:', *(f'  {line}' for line in lines)]
+
+
+def describe_pytorch(request: Request) -> List[str]:
+    """Return three lines of Python that build the backbone of a run and fill it."""
+    backbone = _without_scopes(Config.fromfile(request.config).model.backbone.to_dict())
+    backbone.pop('init_cfg', None)
+    kind = backbone.pop('type')
+    kind = kind if isinstance(kind, str) else kind.__name__
+    usual = {'depth', 'norm_cfg', 'out_indices', 'zero_init_residual', 'frozen_stages'}
+    weights = f"torch.load({request.backbone!r}, weights_only=True)['state_dict']"
+    if kind == 'mmpretrain.ResNet' and set(backbone) <= usual:
+        return [
+            'import torch, torchvision',
+            f'model = torchvision.models.resnet{backbone["depth"]}()',
+            f'model.load_state_dict({weights}, strict=False)  # all but fc, the classifier',
+        ]
+    arguments = ', '.join(f'{k}={v!r}' for k, v in backbone.items())
+    package, _, name = kind.rpartition('.')
+    package = package or 'mmpretrain'
+    return [
+        f'import torch, {package}.models',
+        f'model = {package}.models.{name}({arguments})',
+        f'model.load_state_dict({weights})',
+    ]
+
+
+def _without_scopes(value: Any) -> Any:
+    """Return a value without what MMEngine adds to configs of other packages."""
+    if not isinstance(value, dict):
+        return value
+    return {k: _without_scopes(v) for k, v in value.items() if k != '_scope_'}
 
 
 def explicit_options(request: Request) -> Dict[str, Any]:
@@ -345,14 +459,22 @@ def format_command(request: Request, without: Sequence[str] = (), resume: bool =
     return ' '.join(parts + ['--resume'] * resume)
 
 
-def format_tool_command(config: str) -> str:
-    """Return the command of OpenMMLab that trains a config, from the current folder."""
-    if find_spec('mim'):
+def format_tool_command(config: str, gpus: int = 1) -> str:
+    """Return the command of OpenMMLab that trains a config, from the current folder.
+
+    Args:
+        config (str): Path of the config.
+        gpus (int): Number of processes. Defaults to 1.
+    """
+    if gpus == 1 and find_spec('mim'):
         return f'mim train mmdense {shlex.quote(config)}'
-    tool = tool_path('train.py')
-    if osp.isfile('tools/train.py') and osp.samefile('tools/train.py', tool):
-        tool = 'tools/train.py'
-    return f'python {shlex.quote(tool)} {shlex.quote(config)}'
+    name = 'train.py' if gpus == 1 else 'dist_train.sh'
+    tool = tool_path(name)
+    if osp.isfile(f'tools/{name}') and osp.samefile(f'tools/{name}', tool):
+        tool = f'tools/{name}'
+    if gpus == 1:
+        return f'python {shlex.quote(tool)} {shlex.quote(config)}'
+    return f'bash {shlex.quote(tool)} {shlex.quote(config)} {gpus}'
 
 
 def find_ignored(request: Request, cfg: Config) -> List[str]:
@@ -364,6 +486,39 @@ def find_ignored(request: Request, cfg: Config) -> List[str]:
         return False
 
     return [name for name in explicit_options(request) if name in _AGREES and not agrees(name)]
+
+
+def _epochs_done(request: Request) -> int:
+    """Return the complete epochs of the newest checkpoint; 0 without one."""
+    path = latest_complete_checkpoint(request.folder)
+    if path is None:
+        return 0
+    match = re.fullmatch(r'epoch_(\d+)\.pth', osp.basename(path))
+    if match:
+        return int(match[1])
+    return int(read_checkpoint(path).get('meta', {}).get('epoch', 0))
+
+
+def _set_epochs(config: str, epochs: int) -> None:
+    """Set the epochs in the config of a run, and leave everything else as it is.
+
+    Raises:
+        InputError: The config names them in a way that is not understood.
+    """
+    with open(config, encoding='utf-8') as file:
+        text = file.read()
+    changed, number = re.subn(r'\bmax_epochs\s*=\s*\d+', f'max_epochs={epochs}', text)
+    if number == 0:
+        changed = f'{text}train_cfg = dict(max_epochs={epochs})\n'
+    with one_line_errors(*CONFIG_ERRORS):
+        fits = number <= 1 and Config.fromstring(changed, '.py').train_cfg.max_epochs == epochs
+    if not fits:
+        raise InputError(
+            f'--epochs {epochs}: {config} names max_epochs in a way that is not understood; set '
+            'train_cfg.max_epochs there by hand, and leave --epochs out'
+        )
+    with report_write_errors(config):
+        write_text(config, changed)
 
 
 def _has_begun(request: Request) -> bool:

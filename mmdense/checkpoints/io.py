@@ -19,6 +19,7 @@ from mmengine.runner import CheckpointLoader
 from mmdense.utils.download import download, file_name
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.mmengine_patches import replace_checkpoint_loaders
+from mmdense.utils.paths import WEIGHTS, check_checkpoint
 
 from . import restricted_pickle
 
@@ -54,17 +55,11 @@ def read_checkpoint(
     if hasattr(path, 'read'):
         return _read(path, name or '(a buffer)', map_location)
     path = os.path.expanduser(str(path))
-    if os.path.isfile(os.path.join(path, 'config.json')):
+    check_checkpoint(path)
+    if os.path.isdir(path):
         path = _find_weights(path)
-    if path.endswith('.index.json') and os.path.isfile(path):
+    if path.endswith('.index.json') and '://' not in path:
         return _read_shards(path, map_location)
-    if not os.path.isfile(path):
-        what = 'is a directory' if os.path.isdir(path) else 'does not exist'
-        for inner in _IN_FOLDERS:
-            if os.path.isfile(os.path.join(path, inner)):
-                what += f': take {os.path.join(path, inner)}'
-                break
-        raise CheckpointError(f'checkpoint {path} {what}')
     try:
         with open(path, 'rb') as file:
             return _read(file, name or path, map_location)
@@ -72,23 +67,13 @@ def read_checkpoint(
         raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror}') from error
 
 
-# Of the Hugging Face hub.
-_WEIGHTS = (
-    'model.safetensors',
-    'model.safetensors.index.json',
-    'pytorch_model.bin',
-    'pytorch_model.bin.index.json',
-)
-_IN_FOLDERS = ('backbone.pth', *_WEIGHTS)  # of a run too
-
-
 def _find_weights(folder: str) -> str:
     """Return the file of weights, or their index, in a folder of the Hugging Face hub."""
-    for name in _WEIGHTS:
+    for name in WEIGHTS:
         if os.path.isfile(os.path.join(folder, name)):
             return os.path.join(folder, name)
     raise CheckpointError(
-        f'{folder} has a config.json, but no {_WEIGHTS[0]} or {_WEIGHTS[2]}, nor an index of their '
+        f'{folder} has a config.json, but no {WEIGHTS[0]} or {WEIGHTS[2]}, nor an index of their '
         'shards: download the weights into it too, or give another file by its path'
     )
 

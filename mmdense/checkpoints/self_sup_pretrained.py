@@ -176,9 +176,7 @@ class SelfSupPretrained:
             offered[key] = adapt_weight(offered[key], channels, self.in_channels)
         left = [key for key in given if key not in offered]
         left += [] if hasattr(module, 'as_new_run') else found.dropped
-        match = Match(
-            found, wanted, offered, left, new=new, resized=resized, adapted=adapted
-        )
+        match = Match(found, wanted, offered, left, new=new, resized=resized, adapted=adapted)
         match.problem = self._describe_problem(module, match)
         return match
 

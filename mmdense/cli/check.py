@@ -19,6 +19,17 @@ def add_check(command: ArgumentParser) -> None:
     command.add_argument('--prefix', help='take the tensors below this prefix')
 
 
+def check_check(args: Namespace) -> None:
+    """Check the paths."""
+    from mmdense.utils.paths import check_checkpoint, check_config, check_images
+
+    check_checkpoint(args.checkpoint)
+    if args.config:
+        check_config(args.config)
+    if args.images:
+        check_images(args.images)
+
+
 def run_check(args: Namespace) -> None:
     """Print the report, and raise an error in the end where the file is of no use."""
     from mmdense.apis import inspection

@@ -2,6 +2,7 @@
 """Define ``mmdense env``."""
 
 from argparse import ArgumentParser, Namespace
+from contextlib import suppress
 
 
 def add_env(command: ArgumentParser) -> None:
@@ -10,7 +11,11 @@ def add_env(command: ArgumentParser) -> None:
 
 def run_env(args: Namespace) -> None:
     """Print the facts of the environment, one a line."""
-    import mmdense.checkpoints  # noqa: F401 - registers the restricted loader
+    from .main import prepare
+
+    with suppress(ImportError):  # the facts say what is missing
+        prepare()
+        import mmdense.checkpoints  # noqa: F401 - registers the restricted loader
     from mmdense.utils.collect_env import collect_env
 
     facts = collect_env()

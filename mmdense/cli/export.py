@@ -27,6 +27,15 @@ def add_export(command: ArgumentParser) -> None:
     command.add_argument('--prefix', help='take the tensors below this prefix')
 
 
+def check_export(args: Namespace) -> None:
+    """Check the paths."""
+    from mmdense.utils.paths import check_checkpoint, check_writable
+
+    check_checkpoint(args.checkpoint)
+    if args.out:
+        check_writable(args.out)
+
+
 def run_export(args: Namespace) -> None:
     """Write the file, and print the code that loads it."""
     from mmdense.checkpoints.targets import export_checkpoint

@@ -12,6 +12,15 @@ from .output import add_output, output
 
 
 class _Command(NamedTuple):
+    """Describe a command.
+
+    Attributes:
+        name (str): Its name. ``add_NAME`` and ``run_NAME`` of the module define it, and
+            ``check_NAME``, where there is one, what is checked before the slow imports.
+        module (str): Module of this package.
+        help (str): A line for its help.
+    """
+
     name: str
     module: str
     help: str
@@ -29,6 +38,10 @@ COMMANDS = [
     _Command('env', 'env', 'print what a bug report needs'),
     _Command('completion', 'completion', 'print a script that completes commands by tab'),
 ]
+
+
+# commands that work without PyTorch and MMEngine
+_LIGHT = ('list', 'env', 'completion')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,7 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
         )
         getattr(module, f'add_{command.name}')(sub)
         add_output(sub.add_argument_group('output'))
-        sub.set_defaults(run=getattr(module, f'run_{command.name}'), parser=sub)
+        sub.set_defaults(
+            run=getattr(module, f'run_{command.name}'),
+            check=getattr(module, f'check_{command.name}', None),
+            light=command.name in _LIGHT,
+            parser=sub,
+        )
     return parser
 
 
@@ -92,17 +110,33 @@ def main(arguments: Optional[List[str]] = None) -> None:
         raise SystemExit(141) from None
 
 
-def _run(args: argparse.Namespace) -> None:
-    """Run a command; an error that the user can fix is one line."""
-    if args.command == 'completion':  # is run by every new shell of some: nothing slow
-        return args.run(args)
+def prepare() -> None:
+    """Import what a command that is not light needs, as cheaply as possible.
+
+    Raises:
+        ImportError: A package is missing or does not fit.
+    """
     from mmdense.utils.log_level import suppress_third_party_warnings
     from mmdense.utils.slow_imports import shorten_imports
 
+    mmdense.prepare()
     shorten_imports()
     suppress_third_party_warnings()
-    from mmdense.utils.errors import one_line_errors
 
+
+def _run(args: argparse.Namespace) -> None:
+    """Run a command; an error that the user can fix is one line."""
+    from mmdense.utils.errors import MMDenseError, one_line_errors
+
+    if args.check is not None:
+        with output(args), one_line_errors():
+            args.check(args)
+    if not args.light:
+        with output(args), one_line_errors():
+            try:
+                prepare()
+            except ImportError as error:
+                raise MMDenseError(str(error)) from error
     with output(args), one_line_errors(OSError):
         try:
             args.run(args)

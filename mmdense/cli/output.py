@@ -5,7 +5,7 @@ import sys
 import warnings
 from argparse import SUPPRESS
 from contextlib import contextmanager
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 
 
 def add_output(group, shown: bool = True) -> None:
@@ -29,20 +29,11 @@ def _add_flag(group, flags: Sequence[str], about: str) -> None:
 @contextmanager
 def output(args: argparse.Namespace) -> Iterator[None]:
     """Send the logs and warnings of other packages to stderr, as many as were asked for."""
-    import logging
-
-    from mmengine.logging import MMLogger
-
     from mmdense.utils import errors
 
-    logger = MMLogger.get_current_instance()
-    handlers = [h for h in logger.handlers if type(h) is logging.StreamHandler]
-    before = logger.level, [handler.stream for handler in handlers]
+    restore = _direct_logger(args)
     traceback = os.environ.get('MMDENSE_TRACEBACK')
     errors.shows_all, shows_all = '--debug', errors.shows_all
-    for handler in handlers:
-        handler.stream = sys.stderr
-    logger.setLevel('ERROR' if args.quiet else 'INFO' if args.verbose else 'WARNING')
     if args.debug:
         os.environ['MMDENSE_TRACEBACK'] = '1'
     try:
@@ -52,8 +43,29 @@ def output(args: argparse.Namespace) -> Iterator[None]:
             yield
     finally:
         errors.shows_all = shows_all
-        logger.setLevel(before[0])
-        for handler, stream in zip(handlers, before[1]):
-            handler.stream = stream
+        restore()
         if args.debug and traceback is None:
             del os.environ['MMDENSE_TRACEBACK']
+
+
+def _direct_logger(args: argparse.Namespace) -> Callable[[], None]:
+    """Send MMEngine's logger to stderr, if it is imported; return the function that restores it."""
+    if 'mmengine.dist' not in sys.modules:  # the logger imports it, and it PyTorch: seconds
+        return lambda: None
+    import logging
+
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    handlers = [h for h in logger.handlers if type(h) is logging.StreamHandler]
+    level, streams = logger.level, [handler.stream for handler in handlers]
+    for handler in handlers:
+        handler.stream = sys.stderr
+    logger.setLevel('ERROR' if args.quiet else 'INFO' if args.verbose else 'WARNING')
+
+    def restore() -> None:
+        logger.setLevel(level)
+        for handler, stream in zip(handlers, streams):
+            handler.stream = stream
+
+    return restore

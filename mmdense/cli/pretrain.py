@@ -29,7 +29,10 @@ def _add_settings(command) -> None:
     add = command.add_argument
     names = ', '.join(methods())
     add('--method', type=_parse_path, default='densecl', help=f'{names}; default: %(default)s')
-    add('--backbone', help="resnet18, 34, 50, 101, or mmpretrain's by name; default: the recipe's")
+    add(
+        '--backbone',
+        help="resnet18, 34, 50, vit-small, or mmpretrain's by name; default: the recipe's",
+    )
     add('--epochs', type=_parse_count, help='default: from the number of images')
     add('--out', type=_parse_path, metavar='DIR', help='default: work_dirs/METHOD_IMAGES')
     add(
@@ -135,9 +138,32 @@ _parse_whole.__name__ = _parse_seed.__name__ = _parse_count.__name__ = (
 )
 
 
+def check_pretrain(args: Namespace) -> None:
+    """Check the method, the paths of the data, and whether the folder of the run can be written."""
+    import os.path as osp
+
+    from mmdense.utils.paths import check_writable
+
+    check_plan(args)
+    if args.out:
+        check_writable(osp.join(args.out, 'config.py'))
+
+
+def check_plan(args: Namespace) -> None:
+    """Check the method and the paths of the data."""
+    from mmdense.utils.paths import check_images
+    from mmdense.utils.plugins import find_plugins, unknown_method
+
+    if not (args.custom_imports or args.method in methods() or args.method in find_plugins()):
+        raise unknown_method(args.method)
+    for path in args.images:
+        check_images(path)
+    if args.labels:
+        check_images(args.labels, 'the path of labelled images')
+
+
 def run_pretrain(args: Namespace) -> None:
     """Print the settings, train, and print how to use the backbone."""
-    _check_method(args)
     from mmdense.apis import pretraining
 
     request = _read_request(args)
@@ -148,37 +174,38 @@ def run_pretrain(args: Namespace) -> None:
         run = pretraining.start_run(request)
         if not args.quiet:
             _print_table(run.settings)
-    tool = pretraining.format_tool_command(run.config)
-    _print_message(args, f'The same run as a config of OpenMMLab: {tool}')
-    command = pretraining.format_command(request, run.ignored, resume=True)
-    _print_message(args, f'Ctrl-C saves; to continue then: {command}')
+            _print_needs(args, request, run)
+    if not run.finished:
+        tool = pretraining.format_tool_command(run.config, request.options.gpus)
+        _print_message(args, f'The same run as a config of OpenMMLab: {tool}')
+        command = pretraining.format_command(request, run.ignored, resume=True)
+        _print_message(args, f'Ctrl-C saves; to continue then: {command}')
     sys.stdout.flush()
     lines = pretraining.train_run(
         run, request, args.resume, args.quiet, args.verbose, module='mmdense.cli.training'
     )
+    if lines:
+        for line in pretraining.describe_next_steps(request):
+            _print_message(args, line)
     for line in lines:
         print(line)
 
 
 def run_plan(args: Namespace) -> None:
     """Print the settings, and how long the run would take."""
-    _check_method(args)
     from mmdense.apis import pretraining
 
     request = _read_request(args)
+    _print_message(args, 'Reading the images, and trying the backbone…')
     plan = pretraining.plan_run(request)
     _print_table(plan.settings)
     sys.stdout.flush()
+    _print_place(args, plan)
     _print_message(args, 'Timing some steps…')
-    _print_forecast(plan, pretraining.forecast_run(request, plan))
-
-
-def _check_method(args: Namespace) -> None:
-    """Raise the error for an unknown method before anything slow is imported."""
-    from mmdense.utils.plugins import find_plugins, unknown_method
-
-    if not (args.custom_imports or args.method in methods() or args.method in find_plugins()):
-        raise unknown_method(args.method)
+    forecast = pretraining.forecast_run(
+        request, plan, lambda what: _print_message(args, f'  {what}')
+    )
+    _print_forecast(plan, forecast)
 
 
 def _read_request(args: Namespace):
@@ -203,6 +230,19 @@ def _print_resumed(args: Namespace, request, run) -> None:
         values = explicit_options(request)
         options = ', '.join(format_option(name, values[name]) for name in run.ignored)
         print(f'Ignored, for {run.config} says otherwise: {options}', file=sys.stderr)
+    if run.finished:
+        _print_message(
+            args,
+            f'The run is finished: all {run.epochs} epochs are trained. --epochs MORE --resume '
+            'trains longer, with the learning rate of a run of that length from here on.',
+        )
+    if run.before is not None:
+        _print_message(
+            args,
+            f'{run.epochs} epochs instead of {run.before}; {run.done} are done. From here on the '
+            f'learning rate is that of a run of {run.epochs} epochs at the same place: after a '
+            'finished run it is higher again at first.',
+        )
     if not run.begun:
         print('The run has saved nothing yet: it starts anew.', file=sys.stderr)
 
@@ -213,6 +253,32 @@ def _print_table(settings) -> None:
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     for name, value, reason in rows:
         print(f'{name:{widths[0]}}  {value:{widths[1]}}  {reason}')
+
+
+def _print_place(args: Namespace, plan) -> None:
+    if plan.machine.device == 'cpu':
+        _print_message(
+            args, f'PyTorch finds no GPU: training runs on {plan.machine.cores} CPU cores.'
+        )
+
+
+def _print_needs(args: Namespace, request, run) -> None:
+    """Say how long a new run takes, and what memory and disk it needs, before it begins."""
+    from shutil import disk_usage
+
+    from mmdense.apis import pretraining
+    from mmdense.apis.planning import duration
+
+    needs, machine = pretraining.run_needs(run), run.plan.machine
+    _print_place(args, run.plan)
+    owner = 'GPU' if machine.device == 'cuda' else 'main'
+    free = disk_usage(request.folder).free
+    _print_message(
+        args,
+        f'time: {duration(needs.seconds)}, a guess from one pass of the backbone (`mmdense plan` '
+        f'times real steps); memory: {needs.memory / 1e9:.1f} of {machine.memory / 1e9:.1f} GB '
+        f'{owner} memory; disk: {needs.disk / 1e9:.2f} GB at most, {free / 1e9:.1f} GB are free',
+    )
 
 
 def _print_forecast(plan, forecast) -> None:
@@ -242,11 +308,14 @@ def _print_forecast(plan, forecast) -> None:
         f'({forecast.gpu_cfg.train_cfg.max_epochs:,} epochs in steps of {batch} images; '
         f'{forecast.estimate.assumption})'
     )
+    if forecast.single is not None:
+        print(f'on one GPU: {duration(forecast.single.there)} ({forecast.single.assumption})')
     owner = 'GPU' if machine.device == 'cuda' else 'process'
     print(
         f'memory at most: {times.memory / 1e9:.1f} GB of the {owner}, '
         f'of {machine.memory / 1e9:.1f} GB'
     )
+    print(f'disk at most: {forecast.disk / 1e9:.2f} GB')
     if forecast.advice:
         print('what would change most:')
     for line in forecast.advice:

@@ -26,6 +26,20 @@ def add_show(command) -> None:
     command.add_argument('--config', help="the run's config, if the checkpoint does not hold it")
 
 
+def check_show(args: Namespace) -> None:
+    """Check the paths."""
+    import os.path as osp
+
+    from mmdense.utils.paths import check_checkpoint, check_config, check_images, check_writable
+
+    check_checkpoint(args.checkpoint)
+    for path in args.images:
+        check_images(path, 'images, or a folder, a zip or an LMDB of them')
+    if args.config:
+        check_config(args.config)
+    check_writable(osp.join(args.out, 'index.html'))
+
+
 def run_show(args: Namespace) -> None:
     """Write pictures and a page, and print their paths."""
     from mmdense.apis.report.show import show

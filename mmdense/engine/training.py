@@ -18,9 +18,11 @@ from mmdense.utils.mmengine_patches import format_configs_once, set_config_file
 from mmdense.utils.slow_imports import keep_imports
 
 from .channels import check_channels
+from .events import log_event
 from .hooks import check_enough_images
 from .launch import add_common_arguments, build_runner, merge_common_arguments
 from .optimizers.amp_optim_wrapper import describe_slow_bfloat16
+from .schedule_checks import describe_save_best, describe_schedules, try_schedules
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -157,8 +159,14 @@ def build_training(runner: Runner) -> None:
                 )
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     scale_lr(runner)
+    lines = describe_save_best(runner)
     if runner.param_schedulers is not None:
-        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+        configs = runner.param_schedulers
+        runner.param_schedulers = runner.build_param_scheduler(configs)
+        try_schedules(configs, runner)
+        lines += describe_schedules(configs, runner)
+    for line in lines:
+        log_event(runner, 'setting_without_effect', line, 'WARNING')
 
 
 def prepare_process() -> None:

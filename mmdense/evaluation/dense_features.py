@@ -25,6 +25,20 @@ METHODS = dict(knn=NearestNeighbours, linear=LinearProbe)
 _BANK = 20_000  # labelled locations, at most
 
 
+class Scores(Dict[str, float]):
+    """Hold scores by name, in per cent.
+
+    Args:
+        scores (dict[str, float]): The scores.
+        guesses (dict[str, float]): By metric, those of a classifier that looks at no image: it
+            answers with the most frequent class of the training labels everywhere.
+    """
+
+    def __init__(self, scores: Dict[str, float], guesses: Dict[str, float]) -> None:
+        super().__init__(scores)
+        self.guesses = guesses
+
+
 def check_arguments(
     methods: Sequence[str], size: int, max_images: Optional[int], stage: int
 ) -> None:
@@ -51,7 +65,7 @@ def evaluate_features(
     size: int = 512,
     max_images: Optional[int] = 50,
     stage: int = -1,
-) -> Dict[str, float]:
+) -> Scores:
     """Measure a backbone's maps by classifiers of their locations.
 
     The classifiers see the labelled locations (or patches) of ``data.train``, at
@@ -78,7 +92,7 @@ def evaluate_features(
             last.
 
     Returns:
-        Dict[str, float]: In [0, 100]: ``knn_mIoU``, ``knn_aAcc``,
+        Scores: In [0, 100]: ``knn_mIoU``, ``knn_aAcc``,
         ``linear_mIoU``, ``linear_aAcc`` of maps; ``…_accuracy`` and
         ``…_balanced_accuracy`` of boxes.
 
@@ -122,11 +136,14 @@ def evaluate_features(
         confusion = torch.stack(_share(test, confusions)).sum(0)
     if confusion.sum() == 0:
         raise DataError(f'nothing in the {len(test)} test images is labelled')
-    return {
+    guess = torch.zeros_like(confusion[0])
+    guess[:, labels.bincount(minlength=data.num_classes).argmax()] = confusion[0].sum(1)
+    found = {
         f'{name}_{key}': round(value, 2)
         for name, matrix in zip(methods, confusion)
         for key, value in data.metrics(matrix).items()
     }
+    return Scores(found, {key: round(value, 2) for key, value in data.metrics(guess).items()})
 
 
 def _subsample(images: List[LabelledImage], count: Optional[int]) -> List[LabelledImage]:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Dict, List
 
 import mmdense
-from mmdense.compat import find_version
+from mmdense.compat import check_dependencies, find_version
 from mmdense.utils.mmengine_patches import find_checkpoint_loader
 
 # Distributions of OpenMMLab that provide a module.
@@ -29,6 +29,7 @@ def collect_env() -> Dict[str, str]:
         Dict[str, str]: Facts by name, each of one line. A missing or broken package is a fact too.
     """
     facts = {'mmdense': f'{mmdense.__version__} in {os.path.dirname(mmdense.__file__)}'}
+    facts['dependencies'] = _dependencies()
     installed = {module: _installed(names) for module, names in _DISTRIBUTIONS.items()}
     for module, found in installed.items():
         facts[module] = ', '.join(found) or _undistributed(module)
@@ -43,6 +44,14 @@ def collect_env() -> Dict[str, str]:
     for name, value in _collect_by_mmengine().items():
         facts.setdefault(name, ' '.join(str(value).split()))
     return facts
+
+
+def _dependencies() -> str:
+    try:
+        check_dependencies()
+    except ImportError as error:
+        return str(error)
+    return 'complete'
 
 
 def _installed(names) -> List[str]:
@@ -72,8 +81,11 @@ def _find_distribution(installed: Dict[str, List[str]]) -> str:
 
 
 def _ops() -> str:
-    if find_spec('mmcv') is None or find_spec('mmcv._ext') is None:
-        return 'not compiled: enough for pretraining and mmseg; mmdet needs them'
+    try:
+        if find_spec('mmcv') is None or find_spec('mmcv._ext') is None:  # imports mmcv
+            return 'not compiled: enough for pretraining and mmseg; mmdet needs them'
+    except ImportError as error:
+        return f'? ({str(error).splitlines()[0]})'
     try:
         importlib.import_module('mmcv._ext')
     except ImportError as error:
@@ -82,7 +94,11 @@ def _ops() -> str:
 
 
 def _loader() -> str:
-    ours = find_checkpoint_loader('file.pth').__module__.startswith('mmdense.')
+    try:
+        loader = find_checkpoint_loader('file.pth')
+    except ImportError as error:  # PyTorch or MMEngine is missing or broken
+        return f'? ({str(error).splitlines()[0]})'
+    ours = loader.__module__.startswith('mmdense.')
     return 'restricted' if ours else 'NOT RESTRICTED: another package registered its own'
 
 
@@ -102,8 +118,10 @@ def _memory() -> str:
 
 
 def _gpus() -> Dict[str, str]:
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:  # it is missing or broken
+        return {'GPU': f'? (PyTorch cannot be imported: {str(error).splitlines()[0]})'}
     facts = {}
     for i in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(i)

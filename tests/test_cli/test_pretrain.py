@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -88,6 +89,8 @@ def test_pretrains(repo, run, images, tmp_path, monkeypatch):
     assert code == 130, shown
     assert 'setting      value' in shown and 'images are of 72 px' in shown
     assert re.search(r'epoch 1/3 .* [\d.]+ images/s loss [\d.]+ 0:\d\d:\d\d', shown)
+    answer = shown.index('Ctrl-C: the running iteration ends, a checkpoint is saved')
+    assert answer < shown.index('SIGINT: saved')
     assert re.search(rf'SIGINT: saved {out}/iter_\d+\.pth and ended; --resume continues', shown)
     assert 'System environment' not in shown and 'Epoch(train)' not in shown
     assert 'Traceback' not in shown and not (out / 'backbone.pth').exists()
@@ -215,6 +218,8 @@ def test_the_hint_is_a_command(call, images, tmp_path, monkeypatch, repo):
     assert pretraining.format_tool_command('a.py') == 'python tools/train.py a.py'
     monkeypatch.setattr(pretraining, 'find_spec', lambda name: object())
     assert pretraining.format_tool_command('a.py') == 'mim train mmdense a.py'
+    # as many processes, or it would be another run
+    assert pretraining.format_tool_command('a.py', 4) == 'bash tools/dist_train.sh a.py 4'
 
 
 @pytest.mark.parametrize(
@@ -281,11 +286,49 @@ def test_plan(call, images, tmp_path):
         r'^here \(.*\): (under a minute|\d+ min)$',
         r'^on one GPU, too few images for 8: .* \(7 epochs in steps of 4 images; .* needed\)$',
         r'^memory at most: [\d.]+ GB of the (GPU|process), of [\d.]+ GB$',
+        r'^disk at most: 0\.\d+ GB$',
         r'^  result: 16 images are few to begin from nothing; --init CHECKPOINT starts',
     ):
         assert re.search(row, out, re.M), (row, out)
     assert 'System environment' not in out + err
     assert os.listdir(tmp_path) == []
+    # progress, and where it runs
+    if not torch.cuda.is_available():
+        assert re.search(r'^PyTorch finds no GPU: training runs on \d+ CPU cores\.$', err, re.M)
+    stages = ['Reading the images', 'Timing some steps', '  loading batches', '  step 5 of 5']
+    places = [err.index(stage) for stage in stages]
+    assert places == sorted(places)
+
+
+def test_plan_compares_with_one_gpu_too(call, monkeypatch, capsys):
+    from mmdense.apis.planning import Estimate, Times
+    from mmdense.apis.pretraining import Forecast
+    from mmdense.cli.pretrain import _print_forecast
+
+    cfg = Config(dict(train_dataloader=dict(num_workers=1, batch_size=32)))
+    cfg.train_cfg = dict(max_epochs=10)
+    machine = SimpleNamespace(name='', device='cpu', cores=2, memory=8e9)
+    plan = SimpleNamespace(machine=machine, options=SimpleNamespace(gpus=1))
+    times = Times(32, 0.1, 1.0, 1e12, 10**9)
+    single = Estimate(0, 7200, 'a guess')
+    _print_forecast(plan, Forecast(cfg, times, Estimate(9e4, 900, ''), 8, cfg, [], single, 10**9))
+    out = capsys.readouterr().out
+    assert 'on 8 GPUs: 15 min' in out and 'on one GPU: 2 h 00 min (a guess)' in out
+
+
+def test_needs_are_said_before_training_and_are_enough(call, images, tmp_path):
+    arguments = ['--backbone', 'resnet18', '--epochs', '4', '--workers', '0', '--size', '64']
+    code, _, err = call('pretrain', images, '--out', 'run', *arguments)
+    assert code == 0, err
+    said = re.search(
+        r'^time: (.*), a guess .*; memory: ([\d.]+) of [\d.]+ GB \w+ memory; '
+        r'disk: ([\d.]+) GB at most, [\d.]+ GB are free$',
+        err,
+        re.M,
+    )
+    assert said and said.start() < err.index('Epoch(train)')
+    used = sum(path.stat().st_size for path in Path('run').rglob('*') if path.is_file())
+    assert 0.5 * float(said[3]) < used / 1e9 <= float(said[3]) + 0.005
 
 
 @pytest.mark.parametrize('command', ['pretrain', 'plan'])
@@ -467,8 +510,9 @@ def test_labels_score_the_features(call, images, tmp_path):
     assert re.search(r'^evaluation +every 1 epoch +nearest neighbours and a linear', out, re.M)
     for steps in (0, 4, 8):
         assert re.search(rf'Features after {steps} iterations: knn_accuracy [\d.]+.* linear', err)
+    assert re.search(r'the most frequent class everywhere scores accuracy \d', err)
     monitored = Path(write_report(str(tmp_path / 'run'))).read_text()
-    assert 'knn_accuracy' in monitored
+    assert 'knn_accuracy' in monitored and 'most frequent class everywhere' in monitored
     code, _, err = call('pretrain', *told, '--out', 'run', '--resume')
     assert code == 0 and 'Ignored' not in err
     code, _, err = call('pretrain', images, '--labels', 'three', '--out', 'run', '--resume')
@@ -534,3 +578,86 @@ def test_help_fits_a_screen(call):
     for command in ('pretrain', 'plan'):
         code, out, _ = call(command, '--help')
         assert code == 0 and len(out.splitlines()) <= 40
+
+
+def test_a_finished_run_says_so_and_trains_longer(call, images, tmp_path):
+    """With the learning rate of the longer run; and the end of a run names the next steps."""
+    told = [images, '--backbone', 'resnet18', '--size', '64', '--workers', '0', '--out', 'run']
+    code, out, err = call('pretrain', *told, '--epochs', '2')
+    assert code == 0, err
+    steps = err[err.index('Next:') :]
+    out_dir = f'{tmp_path}/run'
+    for command in (
+        f'mmdense show {out_dir}/backbone.pth {images} ',
+        f'mmdense report {out_dir} ',
+        f'mmdense check {out_dir}/backbone.pth --images {images} ',
+        f'mmdense export {out_dir}/backbone.pth --to timm ',
+    ):
+        assert command in steps, steps
+    lines = steps[steps.index('In plain PyTorch:') :].splitlines()[1:4]
+    scope = {}
+    exec('\n'.join(line.strip() for line in lines), scope)
+    weights = torch.load('run/backbone.pth', weights_only=True)['state_dict']
+    assert torch.equal(
+        scope['model'].state_dict()['layer4.1.conv2.weight'], weights['layer4.1.conv2.weight']
+    )
+    assert set(scope['model'].state_dict()) - set(weights) == {'fc.weight', 'fc.bias'}
+
+    before = os.path.getmtime('run/backbone.pth')
+    code, again, err = call('pretrain', *told, '--resume')
+    assert code == 0 and again == out.split('\n', out.count('\n') - 3)[-1]
+    assert 'The run is finished: all 2 epochs are trained. --epochs MORE --resume' in err
+    assert 'Ctrl-C saves' not in err and os.path.getmtime('run/backbone.pth') == before
+
+    code, _, err = call('pretrain', *told, '--epochs', '4', '--resume')
+    assert code == 0 and '4 epochs instead of 2; 2 are done.' in err and 'Ignored' not in err, err
+    rows = [
+        json.loads(line)
+        for path in sorted(Path('run').glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    ]
+    lr = {row['epoch']: row['lr'] for row in rows if 'lr' in row}
+    base = Config.fromfile('run/config.py').optim_wrapper.optimizer.lr
+    assert Config.fromfile('run/config.py').train_cfg.max_epochs == 4
+    # epoch 3 of 4 is at the middle of the cosine
+    assert lr[3] == pytest.approx(base / 2) and lr[4] < lr[3]
+
+
+@pytest.mark.parametrize('backbone', ['resnet34', 'mobilenetv2', 'convnext-atto'])
+def test_lines_of_plain_pytorch(backbone, tmp_path):
+    """They run, and fill all of the backbone."""
+    from mmengine.registry import MODELS, DefaultScope
+
+    from mmdense.apis.planning import Options, read_recipe
+    from mmdense.apis.planning.survey import find_backbone
+    from mmdense.apis.pretraining import Request, describe_pytorch
+    from mmdense.checkpoints import save_backbone
+
+    default = read_recipe(EXAMPLE.method).model.backbone.to_dict()
+    found = find_backbone(backbone, default)
+    kind = found if found.pop('_delete_', False) else {**default, **found}
+    kind['_scope_'] = 'mmdense'  # as MMEngine adds it to what is inherited from a package
+    Config(dict(model=dict(backbone=kind))).dump(str(tmp_path / 'config.py'))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        trained = MODELS.build(kind).state_dict()
+    trained = {name: value + value.is_floating_point() for name, value in trained.items()}
+    save_backbone(trained, str(tmp_path / 'backbone.pth'))
+    lines, scope = describe_pytorch(Request('photos', Options(), out=str(tmp_path))), {}
+    assert len(lines) == 3 and ('torchvision' in lines[0]) == (backbone == 'resnet34')
+    exec('\n'.join(lines), scope)
+    state = scope['model'].state_dict()
+    assert all(torch.equal(state[name], value) for name, value in trained.items())
+
+
+def test_epochs_in_a_config_that_was_changed_by_hand(tmp_path):
+    from mmdense.apis.pretraining import _set_epochs
+    from mmdense.utils.errors import InputError
+
+    path = tmp_path / 'config.py'
+    path.write_text('train_cfg = dict(\n    max_epochs = 3, val_interval=1)\n')
+    _set_epochs(str(path), 7)
+    assert Config.fromfile(str(path)).train_cfg == dict(max_epochs=7, val_interval=1)
+    path.write_text('n = 3\ntrain_cfg = dict(max_epochs=n)\na = dict(max_epochs=5)\n')
+    with pytest.raises(InputError, match='--epochs 9: .*set train_cfg.max_epochs there by hand'):
+        _set_epochs(str(path), 9)
+    assert 'max_epochs=5' in path.read_text()

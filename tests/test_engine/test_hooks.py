@@ -96,6 +96,10 @@ def test_lambda_warmup():
         hook.before_train_iter(runner, runner.iter)
         seen.append(runner.model.loss_lambda)
     assert seen == [0, 0, 0, 0.5, 0.5]
+    waits, starts = read_events(runner.log_dir)
+    assert (waits['kind'], starts['kind']) == ('dense_loss_waits', 'dense_loss_starts')
+    assert waits['iteration'] == starts['iteration'] == 4  # counted from 1, as in the log
+    assert 'starts at iteration 4' in waits['text'] and '0.5 from there on' in waits['text']
     # a run resumed within the warm-up
     runner.iter = 1
     hook.before_train_iter(runner, 1)
@@ -114,6 +118,10 @@ def test_lambda_warmup_counts_steps_of_the_optimizer():
         hook.before_train_iter(runner, runner.iter)
         seen.append(runner.model.loss_lambda)
     assert seen == [0, 0, 0, 0, 0.5, 0.5]
+    assert [event['iteration'] for event in read_events(runner.log_dir)] == [5, 5]
+    runner.iter = 6  # resumed after it
+    hook.before_train(runner)
+    assert len(read_events(runner.log_dir)) == 2
 
 
 class WithTwin(nn.Module):

@@ -79,6 +79,10 @@ def test_features_that_say_nothing_are_chance(maps, plain):
     found = evaluate_features(Noise(8), plain, LabelledMaps(**maps))
     assert found['knn_aAcc'] == pytest.approx(100 / 3, abs=10)
     assert found['linear_aAcc'] == pytest.approx(100 / 3, abs=10)
+    # a classifier that answers with one class everywhere: its share, and no other class is found
+    guesses = found.guesses
+    assert set(guesses) == {'aAcc', 'mIoU'} and 100 / 3 - 5 < guesses['aAcc'] < 60
+    assert guesses['mIoU'] == pytest.approx(guesses['aAcc'] / 3, abs=0.02)
 
 
 def test_void_never_counts(maps, plain, tmp_path):

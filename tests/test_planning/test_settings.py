@@ -13,6 +13,7 @@ from tiny_algorithms import algorithms_of, tiny_form
 from mmdense.apis import planning
 from mmdense.apis.planning import Images, Machine, Network, Options
 from mmdense.apis.planning.settings import choose_size
+from mmdense.apis.planning.survey import find_backbone
 from mmdense.models.selfsup.momentum import power_of_two
 from mmdense.utils.errors import DataError, InputError
 
@@ -109,7 +110,7 @@ def test_rules(method, count, side, gpus, machine, init, epochs):
     if schedule['type'] == 'WarmupCosineLR':
         assert 1 <= schedule['warmup'] <= max(1, length // 10)
     else:
-        assert schedule['T_max'] == schedule['end'] == length
+        assert not {'T_max', 'end'} & set(schedule)  # as long as the run
     size = shown(rows)['view size']
     assert 64 <= int(size.split()[0]) <= 224
 
@@ -238,6 +239,10 @@ OPTIONS = dict(
         count=500,
         network=CONVNEXT,
     ),
+    transformer=dict(
+        count=500,
+        network=CONVNEXT._replace(attention=True),
+    ),
 )
 
 
@@ -275,3 +280,55 @@ def test_config_is_the_settings(method, case):
     for row in rows:
         assert (f'{row.name}: {row.reason}' in joined) == bool(row.config), row
     assert cfg.model.head.type == recipe.model.head.type
+
+
+VITS = {
+    'vit-small': ('deit-small', None),
+    'ViT-S/16': ('deit-small', 16),
+    'vit_base_patch16_224': ('base', 16),
+    'vit_b_16': ('base', 16),
+    'vit_large_patch32_384.orig': ('large', 32),
+    'deit-tiny': ('deit-tiny', None),
+    'deit_small_patch16_224': ('deit-small', 16),
+    'visiontransformer-deit-tiny': ('deit-tiny', None),
+}
+
+
+@pytest.mark.parametrize('name', VITS)
+def test_names_of_vits_that_people_type(name):
+    found = find_backbone(name, recipe_of(EXAMPLE.method).model.backbone)
+    arch, patch = VITS[name]
+    assert found['type'] == 'mmpretrain.VisionTransformer' and found['arch'] == arch
+    assert found.get('patch_size') == patch and found['out_type'] == 'featmap'
+
+
+def test_a_name_that_is_nearly_a_vit():
+    with pytest.raises(InputError, match='the nearest: .*vit-small'):
+        find_backbone('vit-smal', recipe_of(EXAMPLE.method).model.backbone)
+
+
+def test_a_vit_is_known_as_a_transformer():
+    recipe = recipe_of(EXAMPLE.method)
+    assert planning.survey_network(recipe, 'vit-tiny', 64).attention
+    assert not planning.survey_network(recipe, 'convnext-atto', 64).attention
+
+
+@pytest.mark.parametrize('method', planning.METHODS)
+@pytest.mark.parametrize('epochs', [1, 40])
+def test_transformers_get_adamw_with_its_reason(method, epochs):
+    rows = derive(500, method=method, network=CONVNEXT._replace(attention=True), epochs=epochs)
+    (row,) = [row for row in rows if row.name == 'optimizer']
+    assert row.value == 'AdamW' and 'MoCo v3' in row.reason
+    new = changes(rows)
+    optimizer = new['optim_wrapper.optimizer']
+    total = new.get('train_dataloader.batch_size', recipe_of(method).train_dataloader.batch_size)
+    assert optimizer == dict(
+        _delete_=True, type='AdamW', lr=pytest.approx(1.5e-4 * total / 256), weight_decay=0.1
+    )
+    assert new.get('default_hooks.predictor_lr.lr', optimizer['lr']) == optimizer['lr']
+    first, *rest = new.get('param_scheduler', recipe_of(method).param_scheduler)
+    if first['type'] == 'LinearLR':
+        assert first['end'] == max(1, epochs // 10) and len(rest) == (epochs > 1)
+    else:
+        assert first['type'] == 'WarmupCosineLR'
+    assert 'optimizer' not in shown(derive(500, method=method))

@@ -54,6 +54,7 @@ CASES = dict(
     wrong_epochs=(['train_cfg.max_epochs=many'], 'many'),
     negative_epochs=(['train_cfg.max_epochs=-1'], 'gives -4 iterations: there is nothing to do'),
     unknown_schedule_key=(['param_scheduler.0.T_maxx=5'], 'T_maxx'),
+    wrong_schedule_value=(['param_scheduler.0.T_max=[3]'], "'T_max': [3]"),
     wrong_optimizer=(['optim_wrapper.optimizer.lrr=1'], 'lrr'),
     backbone_too_narrow=(['model.neck.in_channels=256'], 'Neck has in_channels=256'),
 )

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from PIL import Image
 from tiny_algorithms import algorithm_class, each_algorithm, tiny_form
 
+from mmdense.apis.report import report
 from mmdense.apis.report.charts import thin
 from mmdense.apis.report.report import (
     _align_colours,
@@ -114,6 +115,47 @@ def test_the_queue_is_full_where_its_event_says_it(write):
     assert 'full at iteration 10<' in page(write(rows))
     full = event('queue_full', 'The key queue is full.', iteration=3)
     assert 'full at iteration 3<' in page(write(rows, '20260131_110000', events=[full]))
+
+
+def test_the_start_of_the_dense_loss_is_marked(write):
+    rows = [row(s, loss_dense=2.0, loss_single=1.0) for s in (10, 20, 30)]
+    assert 'dense loss starts' not in page(write(rows))
+    starts = event('dense_loss_starts', 'The dense loss starts (iteration 15)', iteration=15)
+    html = page(write(rows, '20260131_110000', events=[starts]))
+    for title in ('>Loss<', '>Parts of the loss<'):
+        chart = html[html.index(title) :]
+        chart = chart[: chart.index('</svg>')]
+        assert 'dense loss starts' in chart, title
+    assert 'The dense loss starts (iteration 15)' in html  # in the course
+
+
+def test_health_has_the_points_that_were_measured(write):
+    """The log repeats the last number in each line; it is measured every 50 iterations."""
+    rows = [row(s, per_epoch=100) for s in range(8, 49, 8)]
+    rows += [row(s, per_epoch=100, health_dense_std=s // 50) for s in range(56, 201, 8)]
+    found = figures(page(write(rows)))
+    np.testing.assert_allclose(found['dense_std'][1], [1, 2, 3, 4])
+    run = read_run(write(rows, '20260131_110000'))
+    assert run.train['health_dense_std'].steps.tolist() == [50, 100, 150, 200]
+
+
+def test_scores_are_next_to_those_of_a_guess(write):
+    rows = [row(s) for s in (10, 20)] + [{'iter': 20, 'step': 20, 'eval/knn_mIoU': 12.0}]
+    scores = event('evaluation', 'Features', values={'knn_mIoU': 12.0}, guesses={'mIoU': 3.21})
+    html = page(write(rows, events=[scores]))
+    assert 'most frequent class everywhere 3.21' in html
+
+
+def test_one_chance_level_for_the_loss_of_several_parts(write):
+    names = [f'loss_gg_stage{i}' for i in (2, 3, 4, 5)]
+    rows = [row(s, chance=2.0, **dict.fromkeys(names, 1.0)) for s in (10, 20)]
+    assert 'chance level 2.00' in page(write([row(s, chance=2.0) for s in (10, 20)]))
+    run = read_run(write(rows, '20260131_110000'))
+    run.config['model'] = dict(type='Algorithm', stage_weights=(0.1, 0.4, 0.7, 1.0))
+    (chart,) = [c for _, charts in charts_of(run) for c in charts if c.title == 'Loss']
+    assert chart.levels == [(pytest.approx(4.4), 'chance level of all parts together 4.40')]
+    names = [name for name, _ in report._table(run)]
+    assert 'chance (of each part, before its weight)' in names and 'chance' not in names
 
 
 def test_ticks_of_small_shares_differ(write):

@@ -5,5 +5,4 @@ _base_ = './sgd_coslr_200e.py'
 optim_wrapper = dict(
     optimizer=dict(lr=0.05), paramwise_cfg=dict(custom_keys=dict(predictor=dict(fix_lr=True)))
 )
-param_scheduler = [dict(type='CosineAnnealingLR', by_epoch=True, T_max=100, begin=0, end=100)]
 train_cfg = dict(max_epochs=100)

@@ -105,8 +105,11 @@ def _tabulate(values: Dict[str, Dict[str, float]], channels: int) -> List[str]:
         *rows,
         'std: spread of the features, 0 all alike, 1 all around; rank: directions in which they '
         f'differ, 1 to {channels};',
-        'dense: of locations, global: of complete images; more is better; random: as without '
-        'training',
+        'dense: of locations, global: of complete images; random: as without training.',
+        'These numbers show collapse: std near 0, rank near 1. They do not rank checkpoints: '
+        'random weights can have more.',
+        'To compare checkpoints, score them by labels: `mmdense pretrain --labels`, '
+        'tools/evaluate_features.py.',
     ]
 
 

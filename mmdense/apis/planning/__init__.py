@@ -13,6 +13,7 @@ from .methods import (
     read_config,
     read_recipe,
 )
+from .needs import Needs, estimate_needs
 from .plan import Plan, make_plan, plan_for_gpus, plan_text, published_weights
 from .settings import Options, choose_threads, derive_settings
 from .survey import (
@@ -33,6 +34,7 @@ __all__ = [
     'Labels',
     'Machine',
     'Method',
+    'Needs',
     'Network',
     'Options',
     'Plan',
@@ -45,6 +47,7 @@ __all__ = [
     'derive_settings',
     'duration',
     'estimate',
+    'estimate_needs',
     'find_method',
     'largest_size',
     'make_plan',

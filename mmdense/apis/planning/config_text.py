@@ -88,7 +88,10 @@ def literal(value: Any) -> str:
     if isinstance(value, dict):
         return f'{{{", ".join(f"{k!r}: {literal(v)}" for k, v in value.items())}}}'
     if isinstance(value, list):
-        return f'[{", ".join(map(literal, value))}]'
+        parts = list(map(literal, value))
+        if len(parts) > 1 and all(isinstance(part, dict) for part in value):  # one a line
+            return '\n    '.join(['[', *(f'{part},' for part in parts)]) + '\n]'
+        return f'[{", ".join(parts)}]'
     return repr(value)
 
 

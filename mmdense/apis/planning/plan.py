@@ -92,16 +92,20 @@ def plan_text(plan: Plan, work_dir: str, command: str) -> str:
     return config_text(plan.base, plan.settings, work_dir, command, method.changes, method.imports)
 
 
-def plan_for_gpus(plan: Plan) -> Plan:
-    """Return the plan for eight GPUs, or for one where images are few.
+def plan_for_gpus(plan: Plan, most: int = EIGHT) -> Plan:
+    """Return the plan for some GPUs, or for one where images are few.
 
     The GPUs are this machine's, or where it has none of 16 GB, with bfloat16.
+
+    Args:
+        plan (Plan): Plan of this machine.
+        most (int): Number of the GPUs. Defaults to 8.
     """
     machine, options = plan.machine, plan.options
     if machine.device == 'cpu':
         machine = Machine('cuda', 'a GPU', EIGHT, 16 << 30, EIGHT * machine.cores, 'bfloat16')
     each = max(FEWEST_IMAGES, options.batch_size or 0)
-    options = options._replace(gpus=EIGHT if plan.images.count >= EIGHT * each else 1)
+    options = options._replace(gpus=most if plan.images.count >= most * each else 1)
     machine = machine._replace(gpus=options.gpus)
     return _with_settings(plan._replace(machine=machine, options=options))
 

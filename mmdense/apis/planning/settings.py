@@ -6,10 +6,11 @@ from its ``small_data_rules()``.
 """
 
 import re
+from copy import deepcopy
 from math import ceil
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from mmdense.datasets.transforms.bands import ValueRange
 from mmdense.engine.training import loss_scale
@@ -157,10 +158,16 @@ def choose_threads(cores: int, processes: int) -> int:
 
 def images_that_fit(memory: int, network: Network, half: bool) -> int:
     """Return how many images of a batch there is memory for, by what backward keeps."""
+    fixed = bytes_of_batch(0, network, half)
+    return int((0.8 * memory - fixed) / (bytes_of_batch(1, network, half) - fixed))
+
+
+def bytes_of_batch(images: int, network: Network, half: bool) -> float:
+    """Return the bytes of memory that a step of so many images takes."""
     # weights, gradients, optimizer's momentum, momentum encoder
     fixed = 16 * network.parameters
     each = network.bytes_per_image * (0.5 if half else 1) * 1.4  # 40 % for intermediate results
-    return int((0.8 * memory - fixed) / each)
+    return fixed + images * each
 
 
 class _Length(NamedTuple):
@@ -201,6 +208,8 @@ def derive_settings(
         InputError: When there are fewer GPUs, or a batch does not fit the images.
     """
     _check_processes(images, machine, options.gpus)
+    known = (base or recipe).to_dict()
+    recipe = _for_transformer(recipe) if network.attention else recipe
     rows = [
         Setting('images', f'{images.count:,}', _describe_images(images), _dataset_config(images)),
         *_decide_loading(images, recipe, options),
@@ -218,7 +227,6 @@ def derive_settings(
     )
     rows += find_algorithm(recipe).small_data_rules(facts)
     rows += _decide_running(recipe, options, machine, length)
-    known = (base or recipe).to_dict()
     return [row._replace(config=_select_differing(row.config, known)) for row in rows]
 
 
@@ -420,24 +428,55 @@ def _decide_epochs(
 def _decide_optimization(recipe: Config, length: _Length) -> List[Setting]:
     base, optimizer = recipe.auto_scale_lr.base_batch_size, recipe.optim_wrapper.optimizer
     lr, reason = choose_lr(length.total, base, optimizer.lr, optimizer.type)
-    return [
+    rows = [
         Setting('lr', f'{lr:g}', reason, {'optim_wrapper.optimizer.lr': lr}),
         _decide_schedule(recipe, length),
     ]
+    if optimizer.get('_delete_'):
+        config = {'optim_wrapper.optimizer': dict(optimizer.to_dict(), lr=lr)}
+        reason = (
+            'a transformer does not train well by SGD or LARS: AdamW, its learning rate and its '
+            'warm-up as in MoCo v3 (arXiv:2104.02057)'
+        )
+        rows[0] = rows[0]._replace(config={})
+        rows.insert(0, Setting('optimizer', optimizer.type, reason, config))
+    return rows
+
+
+def _for_transformer(recipe: Config) -> Config:
+    """Return a recipe with AdamW, and with a warm-up: the rules of MoCo v3."""
+    recipe = deepcopy(recipe)
+    base = recipe.auto_scale_lr.base_batch_size
+    lr = float(f'{1.5e-4 * base / 256:.6g}')
+    recipe.optim_wrapper.optimizer = ConfigDict(
+        _delete_=True, type='AdamW', lr=lr, weight_decay=0.1
+    )
+    for hook in recipe.get('default_hooks', {}).values():
+        if hook is not None and 'lr' in hook:  # it keeps the learning rate of a part
+            hook.lr = lr
+    return recipe
 
 
 def _decide_schedule(recipe: Config, length: _Length) -> Setting:
     """Return the recipe's schedule for another length of the run."""
-    epochs, schedules = length.epochs, [s.to_dict() for s in recipe.param_scheduler]
+    schedules = [s.to_dict() for s in recipe.param_scheduler]
     kinds = [schedule['type'] for schedule in schedules]
     if kinds == ['WarmupCosineLR']:
-        warmup = choose_warmup(epochs, length.steps_per_epoch, schedules[0]['warmup'])
+        warmup = choose_warmup(length.epochs, length.steps_per_epoch, schedules[0]['warmup'])
         config = {'param_scheduler': [dict(schedules[0], warmup=warmup)]}
         reason = f'{warmup * length.steps_per_epoch:,} steps; then a cosine to the end'
         return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
     for schedule in schedules:
         if schedule['type'] == 'CosineAnnealingLR':
-            schedule.update(T_max=epochs - schedule.get('begin', 0), end=epochs)
+            for name in ('T_max', 'end'):  # without them it is as long as the run
+                schedule.pop(name, None)
+    if kinds == ['CosineAnnealingLR'] and recipe.optim_wrapper.optimizer.get('_delete_'):
+        warmup = max(1, length.epochs // 10)
+        rises = dict(type='LinearLR', start_factor=0.01, end=warmup, convert_to_iter_based=True)
+        falls = [dict(schedules[0], begin=warmup)] if length.epochs > warmup else []
+        config = {'param_scheduler': [rises, *falls]}
+        reason = 'a tenth of the run, as in MoCo v3; then a cosine to the end'
+        return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
     value = 'none' if kinds == ['CosineAnnealingLR'] else "the recipe's"
     reason = "the recipe's"
     if 'CosineAnnealingLR' in kinds:

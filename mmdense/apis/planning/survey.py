@@ -6,6 +6,7 @@ import inspect
 import os
 import os.path as osp
 import re
+import time
 from contextlib import suppress
 from copy import deepcopy
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmdense.datasets import LoadImage, UnlabeledDataset
 from mmdense.datasets.storage import open_storage
@@ -30,12 +32,17 @@ from mmdense.models.utils import input_channels, map_channels
 from mmdense.registry import MODELS
 from mmdense.utils.collect_env import cpu_cores
 from mmdense.utils.errors import DataError, InputError, MissingImagesError
+from mmdense.utils.paths import check_images
 
+from .backbone_names import translate_name
 from .label_maps import find_label_maps
 from .view_settings import read_views, trained_views
 
 SMALL = 20_000  # images at most that the config for few images is for
 _SAMPLE = 64  # images whose headers are read
+_TRIED = 2  # images that a backbone is tried with
+# classes of self-attention in mmpretrain, timm and PyTorch
+_ATTENTION = re.compile(r'Multi_?[Hh]ead_?(Self)?Attention|MSA|^(BEiT|EVA)?Attention$')
 
 
 class Images(NamedTuple):
@@ -101,6 +108,10 @@ class Network(NamedTuple):
         parameters (int): Number of parameters that are trained.
         bytes_per_image (int): Bytes that backward keeps of one image's views in float32.
         all_used (bool): Whether every parameter of the backbone gets a gradient.
+        attention (bool): Whether the backbone is a transformer.
+        seconds_per_image (float): Seconds of this CPU for forward and backward of one image's
+            views through the backbone.
+        flops_per_image (float): Operations of the same, multiplications and additions apart.
     """
 
     backbone: dict
@@ -108,6 +119,9 @@ class Network(NamedTuple):
     parameters: int
     bytes_per_image: int
     all_used: bool = True
+    attention: bool = False
+    seconds_per_image: float = 0.0
+    flops_per_image: float = 0.0
 
 
 def survey_images(
@@ -338,11 +352,8 @@ _TEXTS = ('.csv', '.tsv', '.jsonl', '.ndjson', '.yaml', '.yml', '.xml', '.lst', 
 
 def _check_kind(path: str) -> None:
     """Refuse what does not exist, and files that name images in a format that is not read."""
-    inside = '.zip/' in path or '.lmdb/' in path
-    if not (osp.exists(path) or inside or glob.has_magic(path) or names_images(path)):
-        raise DataError(
-            f'{path} does not exist: give a folder, images, a zip, an LMDB or a COCO json'
-        )
+    if not names_images(path):
+        check_images(path)
     if osp.isfile(path) and path.lower().endswith(_TEXTS):
         with open(path, 'rb') as file:
             first = file.readline(80).decode('utf-8', 'replace').strip()
@@ -386,8 +397,9 @@ def find_backbone(name: str, default: dict) -> dict:
     """Return what a backbone changes in the recipe's.
 
     Args:
-        name (str): resnet18, resnet34, resnet50, resnet101, resnet152, or a class of mmpretrain
-            in any case, followed by its depth or its arch: ``convnext-tiny``, ``resnext50``.
+        name (str): resnet18, resnet34, resnet50, resnet101, resnet152; a ViT, as ``vit-small`` or
+            ``vit_base_patch16_224``; or a class of mmpretrain in any case, followed by its depth
+            or its arch: ``convnext-tiny``, ``resnext50``.
         default (dict): The recipe's backbone.
 
     Raises:
@@ -399,6 +411,7 @@ def find_backbone(name: str, default: dict) -> dict:
     if match and 'depth' in default and _kind_name(default) == 'resnet':
         depth = int(match.group(1))
         return {} if depth == default['depth'] else dict(depth=depth)
+    name, more = translate_name(name)
     known = {
         key.lower(): value
         for key, value in vars(backbones).items()
@@ -406,18 +419,19 @@ def find_backbone(name: str, default: dict) -> dict:
     }
     fits = [key for key in known if name.lower().startswith(key)]
     if not fits:
-        near = get_close_matches(name.lower(), [*known, 'resnet18', 'resnet50'], n=3, cutoff=0.5)
+        others = ['resnet18', 'resnet50', 'vit-tiny', 'vit-small', 'vit-base', 'vit-large']
+        near = get_close_matches(name.lower(), [*known, *others], n=3, cutoff=0.5)
         near = f'; the nearest: {", ".join(known[n].__name__ if n in known else n for n in near)}'
         raise InputError(
             f'there is no backbone {name!r}{near if len(near) > 15 else ""}. Take resnet18, 34, '
-            "50, 101, 152, or a class of mmpretrain's, such as convnext-tiny"
+            "50, 101, 152, vit-small, or a class of mmpretrain's, such as convnext-tiny"
         )
     kind = known[max(fits, key=len)]
     variant = name[len(max(fits, key=len)) :].strip('-_:')
     taken: Dict[str, inspect.Parameter] = {}  # also what is handed on to those it inherits from
     for base in reversed(kind.__mro__):
         taken.update(inspect.signature(base.__init__).parameters)
-    config = dict(_delete_=True, type=f'mmpretrain.{kind.__name__}')
+    config = dict(_delete_=True, type=f'mmpretrain.{kind.__name__}', **more)
     if variant.isdigit() and 'depth' in taken:
         config['depth'] = int(variant)
     elif variant and 'arch' in taken:
@@ -479,7 +493,10 @@ def survey_network(
                 config.model.neck.in_channels = channels[-1]
             model = MODELS.build(config.model)
         stages = len(config.model.get('stage_weights', '1'))
-        kept, unused = _try_backbone(model.backbone, size, stages)
+        with FlopCounterMode(display=False) as counter:
+            kept, unused = _try_backbone(model.backbone, size, stages)
+        flops = counter.get_total_flops() / _TRIED
+        seconds = _time_backbone(model.backbone, size)
         if unused > 0.1:
             raise InputError(f'{unused:.0%} of its parameters do not take part in the maps')
     except InputError as error:
@@ -489,19 +506,32 @@ def survey_network(
         text = ' '.join(text.split())
         raise InputError(f'{kind} cannot take the backbone {name}: {text:.200}') from None
     views = getattr(model, 'views', Views())  # an algorithm without our contract has none
+    number = trained_views(read_views(recipe_config.train_pipeline), views)
     return Network(
         backbone,
         channels[-1],
         sum(p.numel() for p in model.parameters() if p.requires_grad),
-        int(kept * trained_views(read_views(recipe_config.train_pipeline), views)),
+        int(kept * number),
         unused == 0,
+        any(_ATTENTION.search(type(part).__name__) for part in model.backbone.modules()),
+        seconds * number,
+        flops * number,
     )
+
+
+def _time_backbone(backbone: torch.nn.Module, size: int) -> float:
+    """Return the seconds of this CPU for forward and backward of a view."""
+    # small views in larger batches, as in training: each operation takes a while to start
+    images = max(2, min(8, 8 * 96**2 // size**2))
+    start = time.perf_counter()
+    sum(map_.sum() for map_ in backbone(torch.zeros(images, 3, size, size))).backward()
+    return (time.perf_counter() - start) / images
 
 
 def _try_backbone(backbone: torch.nn.Module, size: int, stages: int) -> Tuple[float, float]:
     """Return the bytes that backward needs of a view in float32, and the share of the parameters
     that get no gradient from the last maps."""
-    images, storages = 2, {}
+    images, storages = _TRIED, {}
     weights = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
 
     def note(tensor):

@@ -11,7 +11,7 @@ import time
 from contextlib import redirect_stdout
 from itertools import islice
 from statistics import median
-from typing import Iterator, List, NamedTuple, Optional
+from typing import Callable, Iterator, List, NamedTuple, Optional
 
 import torch
 from mmengine.config import Config
@@ -55,13 +55,19 @@ class Times(NamedTuple):
     threads: int = 1
 
 
-def time_steps(text: str, steps: int = 5, seconds: float = 60) -> Times:
+def time_steps(
+    text: str,
+    steps: int = 5,
+    seconds: float = 60,
+    report: Callable[[str], None] = lambda what: None,
+) -> Times:
     """Time real steps of a config, and leave nothing behind.
 
     Args:
         text (str): Text of the config.
         steps (int): Number of steps to take the median of.
         seconds (float): No step begins after so many seconds.
+        report (Callable): Called with a few words whenever something begins.
     """
     logger = MMLogger.get_current_instance()
     level = logger.level
@@ -73,7 +79,7 @@ def time_steps(text: str, steps: int = 5, seconds: float = 60) -> Times:
         with redirect_stdout(io.StringIO()):  # the log's lines
             runner = prepare_training(args)
             try:
-                return _time(runner, steps, seconds)
+                return _time(runner, steps, seconds, report)
             finally:
                 runner.visualizer.close()
                 _close_log_files(runner.logger)
@@ -88,13 +94,14 @@ def _close_log_files(logger: logging.Logger) -> None:
             logger.removeHandler(handler)
 
 
-def _time(runner: Runner, steps: int, seconds: float) -> Times:
+def _time(runner: Runner, steps: int, seconds: float, report: Callable[[str], None]) -> Times:
     # for the momentum encoder's schedule
     runner.message_hub.update_info('max_iters', runner.max_iters)
     initialize_weights(runner)
     model, cuda = runner.model, torch.cuda.is_available()
     loader = runner.train_dataloader
     model.train()
+    report('loading batches')
     batches = _endless(loader)
     batch = next(batches)
     data = _time_loader(batches, max(loader.num_workers, 1), seconds)
@@ -102,11 +109,13 @@ def _time(runner: Runner, steps: int, seconds: float) -> Times:
     end_workers(loader)  # they take no cores from the steps
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+    report('the first step, which is slower than others')
     with FlopCounterMode(display=False) as counter:  # the first, which is slower for other reasons
         model.train_step(batch, optim_wrapper=runner.optim_wrapper)
     taken: List[float] = []
     start = time.perf_counter()
     while len(taken) < steps and (not taken or time.perf_counter() - start < seconds):
+        report(f'step {len(taken) + 1} of {steps}')
         before = time.perf_counter()
         model.train_step(batch, optim_wrapper=runner.optim_wrapper)
         if cuda:

@@ -32,6 +32,7 @@ class Chart(NamedTuple):
         levels (Sequence[Tuple[float, str]]): Horizontal lines, each with a label.
         span (Tuple[float, float, str], optional): A shaded part of the x axis with a label.
         marks (Sequence[float]): Vertical lines.
+        spots (Sequence[Tuple[float, str]]): Vertical lines, each with a label.
         note (str): An explanation below the chart.
         percent (bool): Whether values are shares, written in per cent.
         zero (bool): Whether the y axis begins at 0.
@@ -44,6 +45,7 @@ class Chart(NamedTuple):
     levels: Sequence[Tuple[float, str]] = ()
     span: Optional[Tuple[float, float, str]] = None
     marks: Sequence[float] = ()
+    spots: Sequence[Tuple[float, str]] = ()
     note: str = ''
     percent: bool = False
     zero: bool = False
@@ -142,6 +144,14 @@ class Chart(NamedTuple):
         for mark in self.marks:
             x = float(axes.to_x(mark))
             yield (f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{axes.bottom}"/>')
+        for spot, text in self.spots:
+            x = float(axes.to_x(spot))
+            side, gap = ('start', 5) if x < (_LEFT + axes.right) / 2 else ('end', -5)
+            yield (
+                f'<line class="level" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{axes.bottom}"/>'
+                f'<text class="label" text-anchor="{side}" x="{x + gap:.1f}" y="{_TOP + 26}">'
+                f'{escape(text)}</text>'
+            )
 
     def _draw_levels(self, axes: '_Axes') -> Iterator[str]:
         for value, text in self.levels:

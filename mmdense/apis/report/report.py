@@ -22,6 +22,7 @@ from mmdense.evaluation.feature_maps import as_colors, fit_image, stage_maps, to
 from mmdense.models.utils.batch_norm import calibrate
 from mmdense.registry import DATASETS
 from mmdense.utils.errors import DataError
+from mmdense.utils.paths import check_writable
 from mmdense.utils.randomness import seeded
 from mmdense.visualization.levels import pca_colours
 from mmdense.visualization.slots import _short_name
@@ -45,9 +46,11 @@ def write_report(directory: str, out: Optional[str] = None) -> str:
 
     Raises:
         InputError: There is no run.
+        MMDenseError: The file cannot be written.
     """
     run = read_run(directory)
     out = out or str(run.directory / 'report.html')
+    check_writable(out)
     notes: List[str] = []
     dataset = _attempt(notes, 'The images of the run are not shown', build_dataset, run)
     views, images, names = [], [], []
@@ -178,12 +181,22 @@ def _loss_charts(draw: _Drawer) -> List[Chart]:
         end = full / (run.per_epoch or 1)
         words = 'queue fills' if full < inf else 'queue is not full yet'
         span = (0, end, words)
-        note = 'While the queue fills the loss rises toward chance level; then it should fall.'
+        note = (
+            'While the queue fills the loss rises toward chance level, and it can rise further '
+            'while the first keys leave the queue.'
+        )
     if chance is not None:
-        levels = [(chance, f'chance level {chance:.2f}')]
-    charts = draw.chart('Loss', total, span=span, levels=levels, note=note)
+        each = run.train['chance'].values[-1]
+        word = 'chance level' if np.isclose(chance, each) else 'chance level of all parts together'
+        levels = [(chance, f'{word} {chance:.2f}')]
+    spots = []
+    if run.dense_from is not None:
+        spots = [(run.dense_from / (run.per_epoch or 1), 'dense loss starts')]
+        note = f'{note} The loss changes by a step where the dense loss starts.'.strip()
+    charts = draw.chart('Loss', total, span=span, levels=levels, note=note, spots=spots)
     for name, curves in groups.items():
-        charts += draw.chart(f'Parts of the loss{f": {name}" if name else ""}', curves, span=span)
+        title = f'Parts of the loss{f": {name}" if name else ""}'
+        charts += draw.chart(title, curves, span=span, spots=spots)
     return charts
 
 
@@ -192,7 +205,12 @@ def _evaluation_charts(draw: _Drawer) -> List[Chart]:
     for name, curve in draw.run.evaluation.items():
         short = re.sub('^eval/', '', name)
         metrics.setdefault(re.sub('^(knn|linear)_', '', short), {})[short] = curve
-    return [chart for title, curves in metrics.items() for chart in draw.chart(title, curves)]
+    charts: List[Chart] = []
+    for title, curves in metrics.items():
+        guess = draw.run.guesses.get(title)
+        levels = [] if guess is None else [(guess, f'most frequent class everywhere {guess:.4g}')]
+        charts += draw.chart(title, curves, levels=levels)
+    return charts
 
 
 def _health_charts(draw: _Drawer) -> List[Chart]:
@@ -315,6 +333,8 @@ def _table(run: RunLog) -> List[Tuple[str, List[str]]]:
         known = curve.values[np.isfinite(curve.values)]
         if len(known):
             numbers = known[0], known[-1], known.min(), known.max()
+            if name == 'chance' and not np.isclose(run.chance or known[-1], known[-1]):
+                name = 'chance (of each part, before its weight)'
             rows.append((name, [f'{v:.5g}' for v in numbers] + [f'{len(curve.values):,}']))
     return rows
 

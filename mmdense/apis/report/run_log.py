@@ -20,6 +20,7 @@ from mmdense.engine.events import EVENTS_FILE, read_events
 from mmdense.registry import MODELS
 from mmdense.utils.checks import is_number
 from mmdense.utils.errors import InputError
+from mmdense.utils.paths import check_run
 
 # The heading of a kind of event. Events of another kind are shown if they are warnings or errors.
 _HEADINGS = dict(
@@ -31,6 +32,8 @@ _HEADINGS = dict(
     preempted='course',
     resumed_with_difference='course',
     queue_full='course',
+    dense_loss_starts='course',
+    schedule_changed='course',
 )
 
 
@@ -81,6 +84,8 @@ class RunLog:
         events (List[Event]): Warnings, errors and the course of the run.
         without_events (List[str]): Folders of the starts that wrote scalars and no events.
         queue_filled_at (int, optional): Iteration that filled the key queue, by the events.
+        dense_from (int, optional): First iteration with the dense loss, where it started late.
+        guesses (Dict[str, float]): Scores of the most frequent class, by metric, in per cent.
         checkpoints (List[Tuple[str, Path]]): Label and file, in order; of a run that kept
             snapshots these, and the last checkpoint.
         stopped_at (int): Completed iterations, by the event that ended the last start; 0
@@ -103,6 +108,8 @@ class RunLog:
     events: List[Event] = field(default_factory=list)
     without_events: List[str] = field(default_factory=list)
     queue_filled_at: Optional[int] = None
+    dense_from: Optional[int] = None
+    guesses: Dict[str, float] = field(default_factory=dict)
     checkpoints: List[Tuple[str, Path]] = field(default_factory=list)
     stopped_at: int = 0
 
@@ -248,10 +255,8 @@ def read_run(directory: str) -> RunLog:
     Raises:
         InputError: There is no run.
     """
+    check_run(directory)
     folder = Path(directory)
-    if not folder.is_dir():
-        problem = 'is no directory' if folder.exists() else 'does not exist'
-        raise InputError(f'{directory} {problem}: give the work directory of a run')
     if (folder / 'vis_data').is_dir():
         folder = folder.resolve().parent
     folders = sorted(
@@ -371,7 +376,31 @@ def _read_scalars(run: RunLog, starts: List[_Start]) -> None:
                 run.per_epoch = max(run.per_epoch or 1, -int(-step // row['epoch']))
             train.add(row, step)
     run.train, run.evaluation = train.curves(), evaluation.curves()
+    for name in [name for name in run.train if name.startswith('health_')]:
+        run.train[name] = _keep_measured(run.train[name], _health_interval(run))
     run.starts = run.starts[1:]
+
+
+def _health_interval(run: RunLog) -> int:
+    """Return the iterations between two checks of the features."""
+    hooks = [*(run.setting('default_hooks') or {}).values(), *(run.setting('custom_hooks') or ())]
+    hooks = [hook for hook in hooks if isinstance(hook, dict)]
+    found = [h.get('interval') for h in hooks if 'HealthMonitorHook' in str(h.get('type'))]
+    return next((i for i in found if isinstance(i, int) and i > 0), 50)
+
+
+def _keep_measured(curve: Curve, interval: int) -> Curve:
+    """Keep a value where it was measured: each line of the log repeats the last one.
+
+    Args:
+        curve (Curve): Values by the iteration of the line.
+        interval (int): Iterations between two measurements.
+    """
+    checks = (curve.steps // interval).astype(int)
+    first = np.flatnonzero(np.diff(checks, prepend=0) > 0)
+    if not len(first):  # other numbers of a check
+        return curve
+    return Curve(checks[first].astype(float) * interval, curve.values[first])
 
 
 def _rows(path: Path) -> Any:
@@ -406,6 +435,12 @@ def _read_course(run: RunLog, starts: List[_Start]) -> None:
     events = [event for start in starts for event in start.events]
     full = [_count(event, 'iteration') for event in events if event['kind'] == 'queue_full']
     run.queue_filled_at = min(filter(None, full), default=None)
+    late = [_count(event, 'iteration') for event in events if event['kind'] == 'dense_loss_starts']
+    run.dense_from = min(filter(None, late), default=None)
+    for event in events:
+        guesses = event.get('guesses') if event['kind'] == 'evaluation' else None
+        if isinstance(guesses, dict):
+            run.guesses = {str(k): float(v) for k, v in guesses.items() if is_number(v)}
     for kind in ('preempted', 'finished'):
         ended = trainings[-1].find(kind) if trainings else None
         run.stopped_at = max(run.stopped_at, _count(ended or {}, 'iterations') or 0)

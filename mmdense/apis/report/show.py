@@ -24,6 +24,7 @@ from mmdense.evaluation.slots import group_pixels, has_prototypes, load_slotcon
 from mmdense.models.utils.batch_norm import calibrate
 from mmdense.utils.checks import check_counts, check_fractions
 from mmdense.utils.errors import CheckpointError, DataError, InputError
+from mmdense.utils.paths import check_writable
 from mmdense.visualization.correspondence import (
     Matches,
     Panel,
@@ -71,8 +72,10 @@ def show(
         CheckpointError: The file is no checkpoint, or its backbone cannot be built.
         DataError: There is no image that can be read.
         InputError: A number is out of its range.
+        MMDenseError: The folder cannot be written to.
     """
     _check_numbers(point, number, size)
+    check_writable(str(Path(out) / 'index.html'))
     content = read_checkpoint(checkpoint)
     found = recognise(content, name=checkpoint)
     backbones = load_backbones(checkpoint, config=config)

@@ -117,13 +117,16 @@ class DenseEvaluationHook(Hook):
             )
             return
         numbers = ', '.join(f'{name} {value:.2f}' for name, value in found.items())
+        chance = ', '.join(f'{name} {value:.2f}' for name, value in found.guesses.items())
         took = time.perf_counter() - start
         log_event(
             runner,
             'evaluation',
-            f'Features after {step} iterations: {numbers} ({took:.0f} s)',
+            f'Features after {step} iterations: {numbers} ({took:.0f} s; the most frequent class '
+            f'everywhere scores {chance})',
             iteration=step,
             values=dict(found),
+            guesses=found.guesses,
             seconds=round(took, 1),
         )
         scalars = {f'eval/{name}': value for name, value in found.items()}

@@ -1,8 +1,10 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Optional
+import warnings
+from typing import List, Optional
 
 from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size
 from mmengine.hooks import Hook
+from mmengine.optim import _ParamScheduler
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
@@ -29,6 +31,10 @@ class ExactResumeHook(Hook):
     With another number of processes or another batch size, a resumed run continues with the next
     sample of the epoch. If the total batch differs, schedules that count iterations would be at
     another place: that is an error, or a line in the log if all schedules count epochs.
+
+    The schedules are those of the config: a run that is resumed with more or fewer epochs has,
+    from there on, the learning rate of a run of that length. MMEngine keeps the schedules of the
+    checkpoint: the learning rate would stay where the shorter run ended.
     """
 
     known = True  # whether the checkpoint holds meta['course']
@@ -39,18 +45,33 @@ class ExactResumeHook(Hook):
         checkpoint['meta']['course'] = self._course(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Move ``meta['iter']`` of a resumed run to the same sample in iterations of this run.
+        """Move a checkpoint that is resumed to this run: the same sample, on this run's schedule.
 
         Raises:
             CheckpointError: Schedules count iterations, and the total batch differs.
         """
         before, meta = checkpoint.get('meta', {}).get('course'), checkpoint.get('meta', {})
         self.known = before is not None
-        if not is_resuming(runner) or not self.known:
+        if not is_resuming(runner):
             return
         now = self._course(runner)
-        if before == now:
-            return
+        if before not in (None, now):
+            self._move(runner, checkpoint, before, now)
+        epoch = (before or now)['iterations']
+        if _replay_schedules(runner, checkpoint, epoch):
+            log_event(
+                runner,
+                'schedule_changed',
+                'The schedule of the config (param_scheduler, and the length of the run) is not '
+                'that of the checkpoint: the learning rate is from here on the one that a run '
+                'with this config has at this place.',
+                iteration=meta.get('iter', 0),
+            )
+
+    @staticmethod
+    def _move(runner: Runner, checkpoint: dict, before: dict, now: dict) -> None:
+        """Move ``meta['iter']`` to the same sample in iterations of this run."""
+        meta = checkpoint['meta']
         changed = ', '.join(f'{k} {before[k]} → {now[k]}' for k in now if before[k] != now[k])
         iterations = meta['iter']
         if before['total batch'] != now['total batch'] or before['images'] != now['images']:
@@ -142,3 +163,65 @@ def _batch_size(loader: DataLoader) -> int:
 
 def _by_epoch(scheduler: dict) -> bool:
     return scheduler.get('by_epoch', True)
+
+
+# what steps change in a scheduler
+_PROGRESS = ('last_step', '_global_step', '_last_value', 'base_values', 'verbose')
+
+
+def _replay_schedules(runner: Runner, checkpoint: dict, epoch_length: int) -> bool:
+    """Replace the schedules in a checkpoint by those of the config, at the same step.
+
+    MMEngine's schedulers compute a value from the one before. So those of the config take all
+    steps again, from the learning rate that the run began with.
+
+    Args:
+        runner (Runner): The runner, with fresh schedulers.
+        checkpoint (dict): The checkpoint; its schedules and the values in its optimizer change.
+        epoch_length (int): Iterations of an epoch of the checkpoint's run.
+
+    Returns:
+        bool: Whether they differ from the checkpoint's.
+    """
+    fresh, states = runner.param_schedulers, checkpoint.get('param_schedulers')
+    groups = checkpoint.get('optimizer', {}).get('param_groups')
+    config = runner.cfg.get('param_scheduler')
+    if not (isinstance(fresh, list) and isinstance(states, list) and groups and config):
+        return False  # several optimizers, or no config to build from
+    same = len(fresh) == len(states)
+    if same and not any(_differs(vars(s), state) for s, state in zip(fresh, states)):
+        return False
+    names = {scheduler.param_name for scheduler in fresh}
+    for group, saved in zip(runner.optim_wrapper.param_groups, groups):
+        for name in names:
+            if f'initial_{name}' in saved:
+                group[name] = group[f'initial_{name}'] = saved[f'initial_{name}']
+    fresh = runner.build_param_scheduler(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the optimizer has taken no step
+        _take_steps(fresh, checkpoint['meta'], epoch_length)
+    for group, saved in zip(runner.optim_wrapper.param_groups, groups):
+        saved.update({name: group[name] for name in names if name in group})
+    checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in fresh]
+    runner.param_schedulers = fresh
+    return True
+
+
+def _take_steps(schedulers: List[_ParamScheduler], meta: dict, epoch_length: int) -> None:
+    """Take the steps of a run until a checkpoint, in the order of the run."""
+    schedulers = [s for s in schedulers if not hasattr(s, 'need_val_args')]
+    by_epoch = [scheduler for scheduler in schedulers if scheduler.by_epoch]
+    by_iteration = [scheduler for scheduler in schedulers if not scheduler.by_epoch]
+    for epoch in range(meta['epoch'] + 1):
+        last = meta['iter'] if epoch == meta['epoch'] else (epoch + 1) * epoch_length
+        for _ in range(epoch * epoch_length, last) if by_iteration else ():
+            for scheduler in by_iteration:
+                scheduler.step()
+        for scheduler in by_epoch if epoch < meta['epoch'] else ():
+            scheduler.step()
+
+
+def _differs(own: dict, saved: dict) -> bool:
+    """Return whether two states of a scheduler are of different schedules."""
+    keys = (own.keys() | saved.keys()) - {*_PROGRESS, 'optimizer'}
+    return any(key not in own or key not in saved or own[key] != saved[key] for key in keys)

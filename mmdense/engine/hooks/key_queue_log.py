@@ -51,7 +51,7 @@ class KeyQueueLogHook(Hook):
                 f'The key queue is {self._fill():.0%} full. While it fills, for the next '
                 f'{self.iters_left} iteration{ending} ({length} keys, {batch} an iteration), the '
                 f'loss rises toward chance level, ln(1 + {length}) = {self._chance():.2f}. This is '
-                'not divergence: it falls once the queue is full.',
+                'not divergence.',
                 fill=self._fill(),
                 iterations_left=self.iters_left,
                 queue_len=length,
@@ -103,8 +103,9 @@ class KeyQueueLogHook(Hook):
             log_event(
                 runner,
                 'queue_full',
-                f'The key queue is full (iteration {runner.iter + 1}); from here on the loss '
-                f'should fall. Chance level is {self._chance():.2f}.',
+                f'The key queue is full (iteration {runner.iter + 1}). The loss can rise further, '
+                'while the keys of the first weights leave the queue; then it falls. A loss that '
+                f'stays at chance level, {self._chance():.2f}, has learned nothing.',
                 iteration=runner.iter + 1,
                 chance=self._chance(),
             )

@@ -3,6 +3,7 @@ import logging
 import os
 import signal
 import threading
+from contextlib import suppress
 from typing import Optional
 
 import torch
@@ -20,6 +21,16 @@ from .momentum_encoder import accumulated
 from .progress_bar import ProgressBarHook
 
 
+def announce_interrupt() -> None:
+    """Say on stderr, at the first Ctrl-C, what is going to happen."""
+    text = (
+        '\nCtrl-C: the running iteration ends, a checkpoint is saved, then training ends. '
+        'A second Ctrl-C ends it at once, without saving.\n'
+    )
+    with suppress(OSError):
+        os.write(2, text.encode())  # a signal may interrupt any other writer
+
+
 @HOOKS.register_module()
 class PreemptionHook(Hook):
     """Save on SIGTERM and SIGUSR1 after the running iteration, and end with exit code 0.
@@ -33,7 +44,7 @@ class PreemptionHook(Hook):
     signal as well, continue meanwhile.
 
     With 'SIGINT' among the signals Ctrl-C saves, too, and ends with the shell's 130; a second
-    one ends at once.
+    one ends at once. The first one says so on stderr.
 
     Args:
         signals (Sequence[str]): Defaults to ('SIGTERM', 'SIGUSR1').
@@ -66,6 +77,8 @@ class PreemptionHook(Hook):
         if os.getpid() == self.process:  # else in a worker: see init_worker
             if number == self.received == signal.SIGINT:
                 raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                announce_interrupt()
             self.received = number
 
     def after_train_iter(

@@ -2,7 +2,6 @@
 import math
 from typing import List
 
-from mmengine.logging import print_log
 from mmengine.optim import _ParamScheduler
 
 from mmdense.registry import PARAM_SCHEDULERS
@@ -64,12 +63,6 @@ class WarmupCosineLR(_ParamScheduler):
         self.warmup = warmup
         self.start_factor = start_factor
         self.eta_min = eta_min
-        if end - begin <= warmup:
-            print_log(
-                f'WarmupCosineLR: the run ends within its warm-up ({end - begin} steps, warmup '
-                f'{warmup}): the learning rate only rises. Set warmup in param_scheduler.',
-                'current',
-            )
         super().__init__(optimizer, 'lr', begin, end, last_step, by_epoch, verbose)
 
     @classmethod

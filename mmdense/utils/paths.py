@@ -1,0 +1,102 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""Check paths before anything slow is imported or computed."""
+
+import glob
+import os.path as osp
+from tempfile import TemporaryFile
+
+from .errors import CheckpointError, DataError, InputError, MMDenseError
+
+# Files of the Hugging Face hub: weights, or the index of their shards.
+WEIGHTS = (
+    'model.safetensors',
+    'model.safetensors.index.json',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
+)
+_IN_FOLDERS = ('backbone.pth', *WEIGHTS)  # of a run too
+
+
+def check_checkpoint(path: str) -> None:
+    """Check that a checkpoint is a file, or a folder of the Hugging Face hub; a URL passes.
+
+    Raises:
+        CheckpointError: There is no such file, with the file to take where the path is the folder
+            of a run.
+    """
+    path = osp.expanduser(path)
+    if '://' in path or osp.isfile(path) or osp.isfile(osp.join(path, 'config.json')):
+        return
+    what = 'is a directory' if osp.isdir(path) else 'does not exist'
+    for inner in _IN_FOLDERS:
+        if osp.isfile(osp.join(path, inner)):
+            what += f': take {osp.join(path, inner)}'
+            break
+    raise CheckpointError(f'checkpoint {path} {what}')
+
+
+_KINDS = 'a folder, images, a zip, an LMDB or a COCO json'
+
+
+def check_images(path: str, kinds: str = _KINDS) -> None:
+    """Check that a path of images exists; a folder in an archive passes, and a pattern.
+
+    Args:
+        path (str): The path.
+        kinds (str): What it may be, for the message.
+
+    Raises:
+        DataError: It does not exist.
+    """
+    path = osp.abspath(osp.expanduser(path))
+    inside = '.zip/' in path or '.lmdb/' in path
+    if not (osp.exists(path) or inside or glob.has_magic(path)):
+        raise DataError(f'{path} does not exist: give {kinds}')
+
+
+def check_config(path: str) -> None:
+    """Check that a config is a file; a name in a package, such as ``mmdet::NAME``, passes.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    if '::' not in path and not osp.isfile(osp.expanduser(path)):
+        raise InputError(f'config {path} does not exist: give a path, mmdet::NAME or mmseg::NAME')
+
+
+def check_run(directory: str) -> None:
+    """Check that the work directory of a run is a directory.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not osp.isdir(directory):
+        problem = 'is no directory' if osp.exists(directory) else 'does not exist'
+        raise InputError(f'{directory} {problem}: give the work directory of a run')
+
+
+def check_writable(path: str) -> None:
+    """Check that a file can be written, by a temporary file in its folder.
+
+    Args:
+        path (str): The file. Its folder need not exist.
+
+    Raises:
+        MMDenseError: The file is a directory or read-only, or its folder cannot be written to or
+            made.
+    """
+    path = osp.abspath(osp.expanduser(path))
+    if osp.isdir(path):
+        raise MMDenseError(f'cannot write {path}: it is a directory')
+    folder = osp.dirname(path)
+    while not osp.lexists(folder):
+        folder = osp.dirname(folder)
+    if not osp.isdir(folder):
+        raise MMDenseError(f'cannot write {path}: Not a directory')
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise MMDenseError(
+            f'cannot write {path}: {error.strerror} ({folder}); give another --out'
+        ) from error
