@@ -298,7 +298,7 @@ def _export_onnx(
     if '://' in checkpoint:
         CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
         checkpoint = cached_path(checkpoint)
-    backbone, _, preprocessor, about = load_backbones(checkpoint, prefix)
+    backbone, _, preprocessor, about, load = load_backbones(checkpoint, prefix)
     if not isinstance(backbone, ResNet):
         raise CheckpointError(
             f'{checkpoint} holds a {type(backbone).__name__}: ONNX files are made of ResNets only. '
@@ -307,10 +307,10 @@ def _export_onnx(
     stages = _Stages(backbone)
     names = STAGES[: len(backbone.res_layers)]
     with report_write_errors(path), atomic_write(path) as part:
-        _write_onnx(stages, part, names, size)
+        _write_onnx(stages, part, names, (load.channels, *size))
         error = max(
             _difference(stages, part, shape)
-            for shape in ((1, 3, *size), (2, 3, size[1] + 32, size[0]))
+            for shape in ((1, load.channels, *size), (2, load.channels, size[1] + 32, size[0]))
         )
         if not error <= _TOLERANCE:
             raise CheckpointError(
@@ -318,6 +318,7 @@ def _export_onnx(
                 'value: nothing was written. Try other versions of torch and onnxruntime'
             )
     order = 'RGB' if preprocessor._channel_conversion else 'BGR'
+    order = order if load.channels == 3 else 'bands as in the files'
     pixels = 'pixels from 0 to 255'
     if preprocessor._enable_normalize:
         mean, std = (_numbers(getattr(preprocessor, k).flatten()) for k in ('mean', 'std'))
@@ -328,7 +329,7 @@ def _export_onnx(
         f'{error:.0e} of the largest value at most',
         'import onnxruntime\n'
         f'session = onnxruntime.InferenceSession({path!r})\n'
-        f'# image: float32, N×3×H×W, {order}, {pixels}\n'
+        f'# image: float32, N×{load.channels}×H×W, {order}, {pixels}\n'
         f'{", ".join(names)} = session.run(None, dict(image=image))',
     )
 
@@ -343,7 +344,7 @@ def _write_onnx(stages: nn.Module, path: str, names: Sequence[str], size: Sequen
         warnings.simplefilter('ignore')  # that there is another exporter
         torch.onnx.export(
             stages,
-            (torch.zeros(1, 3, *size),),
+            (torch.zeros(1, *size),),
             file,
             input_names=['image'],
             output_names=list(names),

@@ -394,6 +394,7 @@ def test_bands(call, run, tmp_path, bands):
     told += ['--workers', 0, '--method', tiny_form(PATCHES).method, '--out', 'run']
     code, out, err = call('pretrain', '.', *told)
     assert code == 0, err
+    finished = out
     assert re.search(r'^value range +0 to 4,096 +16-bit images use', out, re.M), out
     assert re.search(rf'^channels +{bands} +set explicitly; mean and std', out, re.M), out
     assert '16-bit images use' not in err  # it is set
@@ -418,6 +419,9 @@ def test_bands(call, run, tmp_path, bands):
     assert 'not shown' not in report
     code, _, err = call('show', 'run/backbone.pth', '.')
     assert code == 1 and f'takes images of {bands} channels: pictures are drawn' in err
+    assert 'mmdense show' not in finished and 'mmdense report' in finished
+    code, out, err = call('export', 'run/backbone.pth', '--to', 'onnx', '--out', 'bands.onnx')
+    assert code == 0 and f'N×{bands}×H×W, bands as in the files' in out, err
     # and on from a file of three channels
     torch.save(ResNet(18).state_dict(), 'rgb.pth')
     code, out, err = call('plan', '.', *told[:-2], '--init', 'rgb.pth')
