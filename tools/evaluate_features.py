@@ -92,6 +92,7 @@ def main():
             name = name or checkpoint
             print(f'{name} …', file=sys.stderr, flush=True)
             backbones = load_backbones(checkpoint)
+            settings['data'].load = backbones.load
             if args.baseline and not results:
                 calibrate_on(backbones.random, backbones.preprocessor, **settings)
                 results['random'] = evaluate_features(

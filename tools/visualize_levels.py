@@ -10,7 +10,7 @@ from mmdense.utils.log_level import suppress_third_party_warnings
 suppress_third_party_warnings(every=True)  # before the imports below
 
 from mmdense.checkpoints.backbones import load_backbones
-from mmdense.evaluation.feature_maps import read_images, stage_maps, to_inputs
+from mmdense.evaluation.feature_maps import as_colors, read_images, stage_maps, to_inputs
 from mmdense.models.utils import calibrate
 from mmdense.utils.errors import (
     CONFIG_ERRORS,
@@ -43,8 +43,8 @@ def main():
     with one_line_errors(*CONFIG_ERRORS, RuntimeError):
         if args.size < 64:
             raise InputError(f'--size must be at least 64, got {args.size}')
-        images = read_images(args.images, args.size)
         backbones = load_backbones(args.checkpoint, args.prefix)
+        images = read_images(args.images, args.size, backbones.load)
         inputs = to_inputs(images, backbones.preprocessor)
         calibrate(backbones.random, inputs)
         maps = {name: stage_maps(getattr(backbones, name), inputs) for name in NETWORKS}
@@ -57,7 +57,7 @@ def main():
         title += ', features of unit length' if args.normalize else ''
         out = Path(args.out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        draw_levels(images, args.images, networks, title, str(out))
+        draw_levels(list(map(as_colors, images)), args.images, networks, title, str(out))
     print(f'backbone  {backbones.about}\nVariance that three components hold, by stage:')
     for name, stages in networks.items():
         print(f'  {name:12s}' + ''.join(f'{stage.explained:7.1%}' for stage in stages))

@@ -394,7 +394,7 @@ def test_bands(call, run, tmp_path, bands):
     told += ['--workers', 0, '--method', tiny_form(PATCHES).method, '--out', 'run']
     code, out, err = call('pretrain', '.', *told)
     assert code == 0, err
-    finished = out
+    finished = out + err
     assert re.search(r'^value range +0 to 4,096 +16-bit images use', out, re.M), out
     assert re.search(rf'^channels +{bands} +set explicitly; mean and std', out, re.M), out
     assert '16-bit images use' not in err  # it is set

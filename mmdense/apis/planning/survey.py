@@ -524,7 +524,8 @@ def _time_backbone(backbone: torch.nn.Module, size: int) -> float:
     # small views in larger batches, as in training: each operation takes a while to start
     images = max(2, min(8, 8 * 96**2 // size**2))
     start = time.perf_counter()
-    sum(map_.sum() for map_ in backbone(torch.zeros(images, 3, size, size))).backward()
+    inputs = torch.zeros(images, input_channels(backbone) or 3, size, size)
+    sum(map_.sum() for map_ in backbone(inputs)).backward()
     return (time.perf_counter() - start) / images
 
 
