@@ -165,8 +165,8 @@ def _name_as(package: str, tensors: Dict[str, Tensor], name: str) -> Dict[str, T
     dialect = dialect_of(package, tensors)
     if dialect is None:
         raise CheckpointError(
-            f'{name}: the names of such a network in {package} are not known. Export it '
-            '--to mmpretrain'
+            f'{name}: the names of such a network in {package} are not known: nothing was '
+            "written. Leave names='mmpretrain'"
         )
     rest = {key: value for key, value in tensors.items() if not key.startswith(_OTHER_NORMS)}
     return to_names_of(dialect, rest)

@@ -165,7 +165,7 @@ def _timm_settings(found: Recognised, checkpoint: str) -> Tuple[str, str]:
     if not fits or activations != {nn.GELU}:
         raise CheckpointError(
             f'{checkpoint} ({found}) is no ResNet, vision transformer or ConvNeXt that timm has '
-            'too. Export it --to mmpretrain'
+            f'too. {_other_way(found, checkpoint)}'
         )
     return kind.__name__, ', '.join(f'{key}={value!r}' for key, value in settings.items())
 
@@ -186,7 +186,7 @@ def _detectron2(found: Recognised, checkpoint: str, path: str) -> str:
     if not (named and kind.kind == RESNET and kind.depth and not kind.deep_stem and batch_norm):
         raise CheckpointError(
             f'{checkpoint} ({found}) is no ResNet with a plain stem and BatchNorm: detectron2 has '
-            'no such network by these names. Export it --to mmpretrain'
+            f'no such network by these names. {_other_way(found, checkpoint)}'
         )
     model = saved_model_config(found.meta, checkpoint, parts=[]) or {}
     caffe = (model.get('backbone') or {}).get('style', 'pytorch') != 'pytorch'
@@ -224,8 +224,8 @@ def _torchvision_name(found: Recognised, checkpoint: str, target: str) -> str:
     elif not resnet_stages(found.backbone):
         other = 'is no ResNet'
     raise CheckpointError(
-        f'{checkpoint} ({found}) {other}: {target} has no such network by these names. Export it '
-        '--to mmpretrain'
+        f'{checkpoint} ({found}) {other}: {target} has no such network by these names. '
+        f'{_other_way(found, checkpoint)}'
     )
 
 
@@ -242,18 +242,33 @@ def _shapes_of_torchvision(name: str) -> Dict[str, torch.Size]:
     return _shapes(model.state_dict())
 
 
-def _mmpretrain(found: Recognised, checkpoint: str, path: str) -> str:
+_TAKE_RUN = 'Export a checkpoint of the run (epoch_*.pth)'
+
+
+def _find_config(found: Recognised, checkpoint: str) -> Optional[dict]:
+    """Return the config of a backbone, by its run or its tensors; None where neither shows it."""
     model = saved_model_config(found.meta, checkpoint, parts=[]) or {}
     backbone = {k: v for k, v in (model.get('backbone') or {}).items() if k != '_scope_'}
-    if not backbone.get('type'):
-        network = find_network(found.backbone)
-        if network is None or network.missed or network.config is None:
-            raise CheckpointError(
-                f'{checkpoint} ({found}) holds a backbone of unknown kind: it has no config of its '
-                'run, and its tensors do not show which network of mmpretrain it is. Export a '
-                'checkpoint of the run (epoch_*.pth)'
-            )
-        backbone = dict(network.config)
+    if backbone.get('type'):
+        return backbone
+    network = find_network(found.backbone)
+    if network is None or network.missed or network.config is None:
+        return None
+    return dict(network.config)
+
+
+def _other_way(found: Recognised, checkpoint: str) -> str:
+    """Return the export that works where another does not."""
+    return 'Export it --to mmpretrain' if _find_config(found, checkpoint) else _TAKE_RUN
+
+
+def _mmpretrain(found: Recognised, checkpoint: str, path: str) -> str:
+    backbone = _find_config(found, checkpoint)
+    if backbone is None:
+        raise CheckpointError(
+            f'{checkpoint} ({found}) holds a backbone of unknown kind: it has no config of its '
+            f'run, and its tensors do not show which network of mmpretrain it is. {_TAKE_RUN}'
+        )
     kind = str(backbone.pop('type')).split('.')[-1]
     settings = ''.join(f'{key}={value!r}, ' for key, value in backbone.items())
     # MMEngine alone reads no safetensors

@@ -159,6 +159,27 @@ def test_a_training_of_other_code(name, networks, tmp_path, monkeypatch):
     model.load_state_dict(torch.load(tmp_path / 'y.pth')['state_dict'])
 
 
+@pytest.mark.parametrize('name', ['DINO (teacher)', 'MoCo v3 (base encoder)'])
+def test_vision_transformers_of_trainings(name, require):
+    """Their heads are left out, and all else has our names."""
+    require('timm')
+    from timm.models.vision_transformer import VisionTransformer
+
+    sizes = dict(img_size=32, embed_dim=32, depth=2, num_heads=4, num_classes=0)
+    a, b = (VisionTransformer(**sizes).state_dict() for _ in range(2))
+    if name.startswith('DINO'):
+        content = LAYOUTS[name](a, b, None)
+    else:
+        networks = [dict(tensors, **put(head=HEAD)) for tensors in (a, b)]
+        parts = dict(zip(('module__base_encoder', 'module__momentum_encoder'), networks))
+        content = dict(state_dict=put(**parts, module__predictor=HEAD))
+    found = recognise(content)
+    arch = dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=128)
+    cfg = dict(type='mmpretrain.VisionTransformer', arch=arch, img_size=32, patch_size=16)
+    assert found.writer == name and found.backbone.keys() == MODELS.build(cfg).state_dict().keys()
+    assert torch.equal(found.backbone['layers.1.attn.qkv.weight'], a['blocks.1.attn.qkv.weight'])
+
+
 def test_other_networks_with_a_backbone_are_no_trainings(networks):
     """A segmenter of torchvision has a backbone and a classifier."""
     a = networks[0].state_dict()

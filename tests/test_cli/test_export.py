@@ -322,6 +322,18 @@ def test_other_networks_are_refused(target, cfg, reason, tmp_path, capsys):
     assert export_checkpoint(source, 'mmpretrain', str(tmp_path / 'c.pth'))
 
 
+def test_no_way_that_does_not_work(tmp_path, capsys):
+    """Without a config nobody knows the groups: the run's checkpoint is offered, and works."""
+    cfg = dict(type='ResNet', depth=18, norm_cfg=dict(type='GN', num_groups=4))
+    module = build(**cfg)
+    source, out = save(module, tmp_path / 'a.pth'), str(tmp_path / 'b.pkl')
+    for target in ('torchvision', 'timm', 'detectron2', 'mmpretrain'):
+        line = refused(capsys, source, '--to', target, '--out', out)
+        assert 'Export a checkpoint of the run' in line and '--to mmpretrain' not in line
+    run = save(module, tmp_path / 'epoch_1.pth', cfg)
+    assert 'num_groups' in export_checkpoint(run, 'mmpretrain', str(tmp_path / 'c.pth')).code
+
+
 def test_the_ending_of_detectron2(checkpoint, tmp_path, capsys):
     line = refused(capsys, checkpoint, '--to', 'detectron2', '--out', tmp_path / 'b.pth')
     assert 'must end in .pkl' in line and not (tmp_path / 'b.pth').exists()

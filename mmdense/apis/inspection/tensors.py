@@ -120,7 +120,7 @@ def tensor_health(found: Recognised) -> List[Note]:
     norms = [k[: -len('running_var')] for k in floats if k.endswith('running_var')]
     if not norms:
         text = 'no BatchNorm: its tensors do not show whether it was trained'
-        if saved_backbone_config(found.meta):
+        if saved_backbone_config(found.meta) or (network is not None and network.config):
             text += '; try --images'
         return [*notes, Note('note', text)]
     steps = [int(v.flatten()[0]) for k, v in tensors.items() if k.endswith('num_batches_tracked')]

@@ -24,8 +24,8 @@ class BackboneExportHook(Hook):
     only the last few checkpoints stay, and ``mmdense report`` shows how features develop.
 
     Args:
-        filename (str, optional): File in the work directory. None writes no file at the end.
-            Defaults to 'backbone.pth'.
+        filename (str, optional): File in the work directory, of the format safetensors if it ends
+            so. None writes no file at the end. Defaults to 'backbone.pth'.
         snapshots (int): Number of snapshots, evenly spread over the epochs before the last.
             Defaults to 4.
     """
