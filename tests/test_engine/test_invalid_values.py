@@ -150,6 +150,7 @@ class CallsItsBase(torch.optim.SGD):
 class CallsNoHooks(torch.optim.SGD):
     """PyTorch 2.1 marks classes so once a model was compiled: it never calls their step hooks."""
 
+    @torch.no_grad()
     def step(self, closure=None):
         return torch.optim.SGD.step.__wrapped__(self, closure)
 

@@ -309,10 +309,11 @@ def test_true_rows():
 
 def compiled_step(algorithm, backend):
     """Steps of a compiled model are those of the model as it is, and nothing of backbone, necks
-    and losses goes back to Python: ``fullgraph`` makes that an error."""
+    and losses goes back to Python: ``fullgraph`` makes that an error. PyTorch 2.1 goes back."""
     batch = joined_batch(algorithm)
     plain = tiny_model(algorithm, norm=BN)
-    model = tiny_model(algorithm, norm=BN, compile=dict(backend=backend, fullgraph=True))
+    complete = digit_version(torch.__version__) >= digit_version('2.2')
+    model = tiny_model(algorithm, norm=BN, compile=dict(backend=backend, fullgraph=complete))
     names = list(model.state_dict())
     torch._dynamo.reset()
     counters.clear()
@@ -323,7 +324,7 @@ def compiled_step(algorithm, backend):
             for m in (model, plain):
                 for p in m.parameters():
                     p.mul_(1.01)
-    assert not counters['graph_break']
+    assert not (complete and counters['graph_break'])
     assert counters['stats']['unique_graphs'] >= 3  # networks and loss were compiled
     assert list(model.state_dict()) == names == list(plain.state_dict())
     copy.deepcopy(model)
