@@ -149,7 +149,7 @@ class Chart(NamedTuple):
             side, gap = ('start', 5) if x < (_LEFT + axes.right) / 2 else ('end', -5)
             yield (
                 f'<line class="level" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{axes.bottom}"/>'
-                f'<text class="label" text-anchor="{side}" x="{x + gap:.1f}" y="{_TOP + 26}">'
+                f'<text class="label" text-anchor="{side}" x="{x + gap:.1f}" y="{axes.bottom - 24}">'
                 f'{escape(text)}</text>'
             )
 
