@@ -114,12 +114,12 @@ class DenseEvaluationHook(Hook):
         numbers = ', '.join(f'{name} {value:.2f}' for name, value in found.items())
         guesses = getattr(found, 'guesses', {})
         chance = ', '.join(f'{name} {value:.2f}' for name, value in guesses.items())
-        chance = chance and f'; the most frequent class everywhere scores {chance}'
+        chance = chance and f'. For comparison, the most frequent class everywhere scores {chance}'
         took = time.perf_counter() - start
         log_event(
             runner,
             'evaluation',
-            f'Features after {step} iterations: {numbers} ({took:.0f} s{chance})',
+            f'Features after {step} iterations: {numbers} ({took:.0f} s){chance}',
             iteration=step,
             values=dict(found),
             guesses=guesses,
