@@ -147,9 +147,10 @@ class Chart(NamedTuple):
         for spot, text in self.spots:
             x = float(axes.to_x(spot))
             side, gap = ('start', 5) if x < (_LEFT + axes.right) / 2 else ('end', -5)
+            y = axes.bottom - 24  # the labels of levels are above it
             yield (
                 f'<line class="level" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{axes.bottom}"/>'
-                f'<text class="label" text-anchor="{side}" x="{x + gap:.1f}" y="{_TOP + 26}">'
+                f'<text class="label" text-anchor="{side}" x="{x + gap:.1f}" y="{y}">'
                 f'{escape(text)}</text>'
             )
 

@@ -117,16 +117,17 @@ class DenseEvaluationHook(Hook):
             )
             return
         numbers = ', '.join(f'{name} {value:.2f}' for name, value in found.items())
-        chance = ', '.join(f'{name} {value:.2f}' for name, value in found.guesses.items())
+        guesses = getattr(found, 'guesses', {})
+        chance = ', '.join(f'{name} {value:.2f}' for name, value in guesses.items())
+        chance = chance and f'. For comparison, the most frequent class everywhere scores {chance}'
         took = time.perf_counter() - start
         log_event(
             runner,
             'evaluation',
-            f'Features after {step} iterations: {numbers} ({took:.0f} s; the most frequent class '
-            f'everywhere scores {chance})',
+            f'Features after {step} iterations: {numbers} ({took:.0f} s){chance}',
             iteration=step,
             values=dict(found),
-            guesses=found.guesses,
+            guesses=guesses,
             seconds=round(took, 1),
         )
         scalars = {f'eval/{name}': value for name, value in found.items()}

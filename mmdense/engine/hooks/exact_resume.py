@@ -32,9 +32,9 @@ class ExactResumeHook(Hook):
     sample of the epoch. If the total batch differs, schedules that count iterations would be at
     another place: that is an error, or a line in the log if all schedules count epochs.
 
-    The schedules are those of the config: a run that is resumed with more or fewer epochs has,
-    from there on, the learning rate of a run of that length. MMEngine keeps the schedules of the
-    checkpoint: the learning rate would stay where the shorter run ended.
+    A run that is resumed with more or fewer epochs has, from there on, the schedules of its config,
+    and the learning rate of a run of that length. MMEngine keeps the schedules of the checkpoint:
+    the learning rate would stay where the shorter run ended. A run of the same length keeps them.
     """
 
     known = True  # whether the checkpoint holds meta['course']
@@ -58,13 +58,12 @@ class ExactResumeHook(Hook):
         if before not in (None, now):
             self._move(runner, checkpoint, before, now)
         epoch = (before or now)['iterations']
-        if _replay_schedules(runner, checkpoint, epoch):
+        if _has_other_length(runner, checkpoint) and _replay_schedules(runner, checkpoint, epoch):
             log_event(
                 runner,
                 'schedule_changed',
-                'The schedule of the config (param_scheduler, and the length of the run) is not '
-                'that of the checkpoint: the learning rate is from here on the one that a run '
-                'with this config has at this place.',
+                'The length of the run is not that of the checkpoint: the learning rate is from '
+                'here on the one that a run with this config has at this place.',
                 iteration=meta.get('iter', 0),
             )
 
@@ -167,6 +166,14 @@ def _by_epoch(scheduler: dict) -> bool:
 
 # what steps change in a scheduler
 _PROGRESS = ('last_step', '_global_step', '_last_value', 'base_values', 'verbose')
+
+
+def _has_other_length(runner: Runner, checkpoint: dict) -> bool:
+    """Return whether the run of a checkpoint had another length, in epochs or in iterations."""
+    loop = runner.train_loop
+    name = 'max_epochs' if isinstance(loop, EpochBasedTrainLoop) else 'max_iters'
+    before = checkpoint.get('message_hub', {}).get('runtime_info', {}).get(name)
+    return before is not None and before != getattr(loop, name)
 
 
 def _replay_schedules(runner: Runner, checkpoint: dict, epoch_length: int) -> bool:
