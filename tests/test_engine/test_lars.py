@@ -526,3 +526,117 @@ def test_bad_schedules(options, message):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     with pytest.raises(InputError, match=message):
         WarmupCosineLR.build_iter_from_epoch(optimizer, end=4, epoch_length=10, **options)
+
+
+# --------------------------------------------------------------------------- of other methods
+
+
+@pytest.mark.parametrize(
+    'name, options',
+    [
+        ('mocov3_lars_three_steps', {}),
+        ('byol_lars_three_steps', {}),
+        ('simclr_lars_three_steps', dict(lr_in_buffer=True)),
+        ('swav_larc_three_steps', dict(adapt_all=True)),
+    ],
+)
+def test_golden_variants(golden, name, options):
+    g = golden(name)
+    gradient = 'g.{}_{}' if name.startswith('byol') else '{}_{}'
+    names = [k[:-2] for k in g if k.endswith('_0') and not k.startswith('g')]
+    params = {n: nn.Parameter(g[f'{n}_0'].clone()) for n in names}
+    optimizer = LARS(
+        params.values(),
+        lr=1.0,
+        momentum=float(g['momentum']),
+        weight_decay=float(g['weight_decay']),
+        trust_coefficient=float(g['trust_coefficient']),
+        **options,
+    )
+    for step, lr in enumerate(g['lrs'].tolist()):
+        for n, p in params.items():
+            of = n if name.startswith('byol') else f'g{n[1:]}'
+            p.grad = g[gradient.format(of, step)].clone()
+        optimizer.param_groups[0]['lr'] = lr
+        optimizer.step()
+        for n, p in params.items():
+            torch.testing.assert_close(p.data, g[f'{n}_{step + 1}'], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('options', [dict(lr_in_buffer=True), dict(adapt_all=True)])
+def test_variants_never_wait_and_resume(options):
+    params = make_params()
+    optimizer = LARS(params, lr=0.5, weight_decay=0.2, **options)
+    with NoSync():
+        optimizer.step()
+    again = [nn.Parameter(p.detach().clone()) for p in params]
+    for p, q in zip(params, again):
+        q.grad = p.grad
+    restored = LARS(again, lr=0.1)
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.step()
+    restored.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, again))
+
+
+def test_a_zero_norm_of_larc_takes_the_bare_gradient():
+    fresh, still = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(3, 2))
+    fresh.grad, still.grad = torch.arange(3.0), torch.zeros(3, 2)
+    LARS([fresh, still], lr=0.1, weight_decay=0.3, adapt_all=True).step()
+    torch.testing.assert_close(fresh.data, -0.1 * fresh.grad)
+    assert torch.equal(still.data, torch.ones(3, 2))  # no decay either
+
+
+def test_state_of_before_these_arguments():
+    optimizer = LARS(make_params(), lr=0.5, weight_decay=0.2)
+    state = optimizer.state_dict()
+    for group in state['param_groups']:
+        del group['lr_in_buffer'], group['adapt_all']
+    optimizer.load_state_dict(state)
+    optimizer.step()
+
+
+@pytest.mark.parametrize('name', ['mocov3_schedules', 'byol_schedules'])
+def test_golden_schedules_from_0_to_0(golden, name):
+    g = golden(name)
+    base, total, warmup = (
+        (
+            g['lr_base'],
+            g['epochs'] * g['iters_per_epoch'],
+            g['warmup_epochs'] * g['iters_per_epoch'],
+        )
+        if 'epochs' in g
+        else (g['base_lr'] * g['batch'] / 256, g['total_steps'], g['warmup_steps'])
+    )
+    found = schedule(
+        len(g['lr']),
+        end=int(total),
+        warmup=int(warmup),
+        start_factor=0.0,
+        eta_min=0.0,
+        by_epoch=False,
+    )
+    assert [lr / 2.0 * float(base) for lr in found] == pytest.approx(
+        g['lr'].tolist(), rel=1e-5, abs=1e-7
+    )
+
+
+def test_golden_schedule_of_swav(golden):
+    g = golden('swav_lr_schedule')
+    iters, base = int(g['iters_per_epoch']), float(g['base_lr'])
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=base)
+    scheduler = WarmupCosineLR(
+        optimizer,
+        end=int(g['epochs']) * iters,
+        warmup=int(g['warmup_epochs']) * iters,
+        start_factor=float(g['start_warmup']) / base,
+        eta_min=float(g['final_lr']),
+        reach_early=True,
+        by_epoch=False,
+    )
+    found = []
+    for _ in g['lr']:
+        found.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        scheduler.step()
+    assert found == pytest.approx(g['lr'].tolist(), rel=1e-6)

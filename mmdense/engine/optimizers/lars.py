@@ -12,14 +12,15 @@ from mmdense.utils.errors import InputError
 
 # Not self.defaults: PyTorch adds keys of its own to that one.
 OPTIONS = ('lr', 'momentum', 'weight_decay', 'trust_coefficient', 'eps', 'maximize')
+OPTIONS += ('lr_in_buffer', 'adapt_all')
 
 
 @OPTIMIZERS.register_module()
 class LARS(Optimizer):
     """Run SGD with momentum and an adapted step size for each weight tensor.
 
-    LARS (https://arxiv.org/abs/1708.03888), as PixPro (https://arxiv.org/abs/2011.10043) and
-    SlotCon (https://arxiv.org/abs/2205.15288) use it::
+    LARS (https://arxiv.org/abs/1708.03888), as PixPro (https://arxiv.org/abs/2011.10043), SlotCon
+    (https://arxiv.org/abs/2205.15288), BYOL and MoCo v3 use it::
 
         g = grad + weight_decay · w
         g = g · trust_coefficient · ‖w‖ / (‖g‖ + eps)      (as it is, if a norm is 0)
@@ -28,8 +29,16 @@ class LARS(Optimizer):
 
     Parameters of one dimension (biases, norm layers) or none get neither the
     decay nor the factor, whatever the config says: no ``paramwise_cfg`` is
-    needed. mmpretrain's optimizer of the same name uses the norm of the bare
-    gradient, keeps the learning rate in the buffer, and adapts every parameter.
+    needed. Other code differs, and two arguments follow it:
+
+    - ``lr_in_buffer`` (SimCLR, https://arxiv.org/abs/2002.05709): ``buffer = momentum · buffer +
+      lr · g; w = w − buffer``. With a constant learning rate it is the same.
+    - ``adapt_all`` (SwAV, https://arxiv.org/abs/2006.09882: apex's LARC without clipping): every
+      parameter gets decay and factor, and the factor is trust_coefficient · ‖w‖ / (‖grad‖ +
+      weight_decay · ‖w‖ + eps). Where a norm is 0 the bare gradient goes into the buffer.
+
+    mmpretrain's optimizer of the same name has the factor of the second and the buffer of the
+    first.
 
     The step asks the device for no value, so that the host never waits for it.
     Gradients are only read. With weight decay a step takes temporary memory of
@@ -46,6 +55,9 @@ class LARS(Optimizer):
             of the tensor's norm; above 0. Defaults to 1e-3.
         eps (float): Added to the norm of the gradient, from 0. Defaults to 1e-8.
         maximize (bool): Go up the gradient instead of down. Defaults to False.
+        lr_in_buffer (bool): Whether the buffer holds steps of their own learning rate. Defaults to
+            False.
+        adapt_all (bool): Whether to adapt all parameters, as apex's LARC. Defaults to False.
 
     Raises:
         InputError: If an argument is out of its range or not a number.
@@ -61,6 +73,8 @@ class LARS(Optimizer):
         eps: float = 1e-8,
         *,
         maximize: bool = False,
+        lr_in_buffer: bool = False,
+        adapt_all: bool = False,
     ) -> None:
         defaults = dict(
             lr=lr,
@@ -69,8 +83,16 @@ class LARS(Optimizer):
             trust_coefficient=trust_coefficient,
             eps=eps,
             maximize=maximize,
+            lr_in_buffer=lr_in_buffer,
+            adapt_all=adapt_all,
         )
         super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # of checkpoints from before these arguments
+            group.setdefault('lr_in_buffer', False)
+            group.setdefault('adapt_all', False)
 
     def add_param_group(self, param_group: dict) -> None:
         """Add parameters; keys that the dict lacks have the optimizer's values.
@@ -110,7 +132,8 @@ class LARS(Optimizer):
                     continue
                 if p.grad.is_sparse:
                     raise InputError('LARS: sparse gradients are not supported')
-                alike[(p.device, p.dtype, p.ndim > 1, options)].append(p)
+                adapt = p.ndim > 1 or group['adapt_all']
+                alike[(p.device, p.dtype, adapt, options)].append(p)
         for (device, _, adapt, options), params in alike.items():
             # On a CPU each large tensor by itself: all operations on it while it is in the caches,
             # and the decayed gradient in memory that the tensor before left.
@@ -129,25 +152,38 @@ class LARS(Optimizer):
         trust_coefficient: float,
         eps: float,
         maximize: bool,
+        lr_in_buffer: bool,
+        adapt_all: bool,
     ) -> None:
         """Make the step of parameters of one device and dtype; ``adapt``: with decay and factor."""
         grads = [p.grad for p in params]
         if maximize:
             grads = torch._foreach_neg(grads)
         buffers = [self._buffer(p) for p in params]
-        if adapt:
+        torch._foreach_mul_(buffers, momentum)
+        inner, outer = (lr, 1.0) if lr_in_buffer else (1.0, lr)
+        if adapt and adapt_all:
+            norm = torch.stack(torch._foreach_norm(params))
+            grad_norm = torch.stack(torch._foreach_norm(grads))
+            zero = (norm == 0) | (grad_norm == 0)
+            factor = trust_coefficient * norm / (grad_norm + weight_decay * norm + eps)
+            factor = inner * factor.masked_fill(zero, 1)
+            torch._foreach_addcmul_(buffers, grads, factor.unbind())
+            if weight_decay:
+                decay = (weight_decay * factor).masked_fill(zero, 0)
+                torch._foreach_addcmul_(buffers, params, decay.unbind())
+        elif adapt:
             if weight_decay:
                 grads = torch._foreach_add(grads, params, alpha=weight_decay)
             norm = torch.stack(torch._foreach_norm(params))
             grad_norm = torch.stack(torch._foreach_norm(grads))
             factor = trust_coefficient * norm / (grad_norm + eps)
             factor.masked_fill_((norm == 0) | (grad_norm == 0), 1)
-            torch._foreach_mul_(buffers, momentum)
+            factor = inner * factor if lr_in_buffer else factor
             torch._foreach_addcmul_(buffers, grads, factor.unbind())
         else:
-            torch._foreach_mul_(buffers, momentum)
-            torch._foreach_add_(buffers, grads)
-        torch._foreach_add_(params, buffers, alpha=-lr)
+            torch._foreach_add_(buffers, grads, alpha=inner)
+        torch._foreach_add_(params, buffers, alpha=-outer)
 
     def _buffer(self, p: Tensor) -> Tensor:
         state = self.state[p]
@@ -167,5 +203,6 @@ def _check(options: dict) -> None:
     )
     for name, (meaning, fits) in ranges.items():
         check_number(f'LARS: {name}', options[name], fits, meaning)
-    if not isinstance(options['maximize'], bool):
-        raise InputError(f'LARS: maximize must be True or False, got {options["maximize"]!r}')
+    for name in ('maximize', 'lr_in_buffer', 'adapt_all'):
+        if not isinstance(options[name], bool):
+            raise InputError(f'LARS: {name} must be True or False, got {options[name]!r}')

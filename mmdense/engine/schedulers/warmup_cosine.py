@@ -34,6 +34,8 @@ class WarmupCosineLR(_ParamScheduler):
         start_factor (float): Of lr at t = 0, in [0, 1]. Defaults to 0.01.
         eta_min (float): Where the cosine ends, from 0. It is not scaled with
             lr. Defaults to 1e-6.
+        reach_early (bool): Whether the warm-up reaches lr one step before its end, at t = W − 1,
+            so that two steps have it, as in SwAV's code. Defaults to False.
         begin (int): Step at which t is 0. Defaults to 0.
         last_step (int): t of the step before, when resuming without a state.
             Defaults to -1.
@@ -52,6 +54,7 @@ class WarmupCosineLR(_ParamScheduler):
         warmup: float = 5,
         start_factor: float = 0.01,
         eta_min: float = 1e-6,
+        reach_early: bool = False,
         begin: int = 0,
         last_step: int = -1,
         by_epoch: bool = True,
@@ -63,6 +66,7 @@ class WarmupCosineLR(_ParamScheduler):
         self.warmup = warmup
         self.start_factor = start_factor
         self.eta_min = eta_min
+        self.reach_early = reach_early
         super().__init__(optimizer, 'lr', begin, end, last_step, by_epoch, verbose)
 
     @classmethod
@@ -107,7 +111,8 @@ class WarmupCosineLR(_ParamScheduler):
         """Return the learning rate of each group at step ``last_step``."""
         t = self.last_step
         if t < self.warmup:
-            factor = self.start_factor + (1 - self.start_factor) * t / self.warmup
+            rise = t / max(self.warmup - self.reach_early, 1)
+            factor = self.start_factor + (1 - self.start_factor) * rise
             return [lr * factor for lr in self.base_values]
         done = (t - self.warmup) / (self.end - self.begin - self.warmup)
         factor = (1 + math.cos(math.pi * done)) / 2

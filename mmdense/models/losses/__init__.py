@@ -1,16 +1,22 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Compute losses: pure functions of tensors, without state."""
 
+from .cosine import cosine_distance
 from .group_distillation import group_distillation
 from .info_nce import info_nce
+from .nt_xent import nt_xent
 from .pixel_consistency import pixel_consistency
 from .pixel_contrast import pixel_contrast
+from .sinkhorn import sinkhorn
 from .slot_contrast import slot_contrast
 
 __all__ = [
+    'cosine_distance',
     'group_distillation',
     'info_nce',
+    'nt_xent',
     'pixel_consistency',
     'pixel_contrast',
+    'sinkhorn',
     'slot_contrast',
 ]

@@ -2,7 +2,7 @@
 from .batch_norm import calibrate
 from .correspondence import gather_locations, match_locations
 from .float32 import in_float32
-from .gather import gather_rows
+from .gather import gather_rows, gather_with_gradient
 from .geometry import (
     align_maps,
     boxes_in_view,
@@ -32,6 +32,7 @@ __all__ = [
     'from_view',
     'gather_locations',
     'gather_rows',
+    'gather_with_gradient',
     'in_float32',
     'is_flipped',
     'input_channels',
