@@ -3,6 +3,8 @@
 python tools/visualize_levels.py CHECKPOINT IMAGE [IMAGE …] [--out FILE.png]"""
 
 import argparse
+import os.path as osp
+from itertools import filterfalse
 from pathlib import Path
 
 from mmdense.utils.log_level import suppress_third_party_warnings
@@ -43,6 +45,8 @@ def main():
     with one_line_errors(*CONFIG_ERRORS, RuntimeError):
         if args.size < 64:
             raise InputError(f'--size must be at least 64, got {args.size}')
+        for path in filterfalse(osp.exists, args.images):
+            raise InputError(f'cannot read image {path}: No such file or directory')
         backbones = load_backbones(args.checkpoint, args.prefix)
         images = read_images(args.images, args.size, backbones.load)
         inputs = to_inputs(images, backbones.preprocessor)

@@ -20,6 +20,7 @@ def add_plan(command) -> None:
 
 
 def _add_settings(command) -> None:
+    command.usage = f'{command.prog} [options] images [images ...]'
     command.add_argument(
         'images',
         nargs='+',
@@ -70,14 +71,14 @@ def _add_settings(command) -> None:
         action='extend',
         type=_parse_path,
         metavar='PATTERN',
-        help="images to leave out, such as masks or '*_mask.png'; default: label maps",
+        help='images to leave out; default: label maps',
     )
     add(
         '--value-range',
         nargs=2,
         type=_parse_value,
         metavar=('LOW', 'HIGH'),
-        help='what is black and white in images of more than 8 bits: 0 4096, or 1%% 99%%',
+        help='black and white of 16-bit images: 0 4096, 1%% 99%%',
     )
     add('--in-channels', type=_parse_count, metavar='N', help='bands of the images; default: 3')
     add(

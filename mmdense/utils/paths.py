@@ -61,7 +61,7 @@ def check_config(path: str) -> None:
         InputError: There is no such file.
     """
     if '::' not in path and not osp.isfile(osp.expanduser(path)):
-        raise InputError(f'config {path} does not exist: give a path, mmdet::NAME or mmseg::NAME')
+        raise InputError(f'there is no config {path}: give its path, mmdet::NAME or mmseg::NAME')
 
 
 def check_run(directory: str) -> None:
@@ -85,14 +85,13 @@ def check_writable(path: str) -> None:
         MMDenseError: The file is a directory or read-only, or its folder cannot be written to or
             made.
     """
-    path = osp.abspath(osp.expanduser(path))
-    if osp.isdir(path):
+    if osp.isdir(osp.expanduser(path)):
         raise MMDenseError(f'cannot write {path}: it is a directory')
-    folder = osp.dirname(path)
+    folder = osp.dirname(osp.abspath(osp.expanduser(path)))
     while not osp.lexists(folder):
         folder = osp.dirname(folder)
     if not osp.isdir(folder):
-        raise MMDenseError(f'cannot write {path}: Not a directory')
+        raise MMDenseError(f'cannot write {path}: {folder} is no folder')
     try:
         with TemporaryFile(dir=folder):
             pass

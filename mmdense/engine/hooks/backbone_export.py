@@ -91,7 +91,7 @@ class BackboneExportHook(Hook):
 
 def _describe_loading(runner) -> dict:
     """Return how images were loaded and normalised, where that is not as usual."""
-    load = find_loader(runner.train_dataloader.dataset)
+    load = find_loader(getattr(runner.train_dataloader, 'dataset', None))
     if load is None or (load.channels, load.value_range) == (3, None):
         return {}
     images: dict = dict(channels=load.channels, value_range=load.value_range)
