@@ -191,7 +191,7 @@ TRANSFORMERS = {
 
 
 class NarrowResNet(torchvision.models.ResNet):
-    """As transformers builds it, of other widths than torchvision's."""
+    """Build a ResNet as transformers does, of other widths than torchvision's."""
 
     def __init__(self, widths, depths):
         super().__init__(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1])

@@ -30,7 +30,7 @@ def put(**parts):
 
 @pytest.fixture(scope='module')
 def networks():
-    """What is to be taken, a second one with other weights, and the image that goes in."""
+    """Build the network to be taken, a second one with other weights, and an image."""
     torch.manual_seed(0)
     pair = [torchvision.models.resnet18() for _ in range(2)]
     for network in pair:

@@ -154,7 +154,7 @@ def survey_images(
     path, count = ' '.join(paths[:3]) + ' …' * (len(paths) > 3), len(dataset)
     load = LoadImage(value_range=value_range, channels=channels or 3)
     step = max(1, count // _SAMPLE)
-    indices = range(0, count, step)[:_SAMPLE]
+    indices = sample = range(0, count, step)[:_SAMPLE]
     sides, reasons = _read_sides(dataset, indices, load)
     if sides and reasons and count <= SMALL:  # count them before training, not in it
         indices = range(count)
@@ -168,13 +168,12 @@ def survey_images(
     if not sides:
         raise DataError(f'none of {len(reasons)} images tried of {path} can be read: {reasons[0]}')
     found = Images(arguments, count, int(median(sides)), len(reasons), len(indices), messages)
-    sample = _Sample(dataset, range(0, count, step)[:_SAMPLE])
     if value_range is None:
-        found = found._replace(narrow=find_narrow_range(sample.contents(bits=16)))
+        found = found._replace(narrow=find_narrow_range(_read_sample(dataset, sample, 16)))
     if load.channels != 3:
         if found.narrow is not None:
             load = LoadImage(value_range=found.narrow.value_range, channels=load.channels)
-        found = found._replace(pixels=_measure_pixels(sample.contents(), load))
+        found = found._replace(pixels=_measure_pixels(_read_sample(dataset, sample), load))
     return found
 
 
@@ -259,19 +258,15 @@ def _shorten(names: Sequence[str]) -> str:
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
-class _Sample:
-    """Read images of a sample once more."""
-
-    def __init__(self, dataset: UnlabeledDataset, indices: Iterable[int]) -> None:
-        self.dataset, self.indices = dataset, indices
-
-    def contents(self, bits: int = 0) -> Iterator[bytes]:
-        """Yield the readable files, or those of so many bits a value."""
-        for index in self.indices:
-            with suppress(UnreadableImageError, ValueError):
-                content = self.dataset.read(index)[1]
-                if not bits or read_header(content, channels=None).bits == bits:
-                    yield content
+def _read_sample(
+    dataset: UnlabeledDataset, indices: Iterable[int], bits: int = 0
+) -> Iterator[bytes]:
+    """Yield the files of images that can be read, or of those with so many bits a value."""
+    for index in indices:
+        with suppress(UnreadableImageError, ValueError):
+            content = dataset.read(index)[1]
+            if not bits or read_header(content, channels=None).bits == bits:
+                yield content
 
 
 def _measure_pixels(contents: Iterable[bytes], load: LoadImage) -> Tuple[List[float], List[float]]:

@@ -145,6 +145,7 @@ def check_dtype(values: np.ndarray) -> None:
 
 
 def describe_dtype(what: str) -> str:
+    """Return the message for numbers that need a ``value_range``."""
     return (
         f'{what}; 8 and 16 bits can be read, others with value_range= of LoadImage (--value-range)'
     )
