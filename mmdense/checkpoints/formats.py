@@ -19,7 +19,7 @@ from mmdense.checkpoints.architectures import architecture, first_names, has_pre
 from mmdense.checkpoints.dialects import find_dialect, to_our_names
 from mmdense.checkpoints.layouts import find_layout
 from mmdense.checkpoints.restricted_pickle import Placeholder
-from mmdense.models.selfsup import registered_algorithms
+from mmdense.models.selfsup import AuthorsFormat, registered_algorithms
 from mmdense.utils.errors import CheckpointError
 
 
@@ -279,10 +279,23 @@ def _authors(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
             once = {k: v for k, v in tensors.items() if not k.startswith(format.duplicates)}
             state = kind.complete_authors_state(_rename(once, format.names))
             name = kind.__name__
-            return _split(
+            found = _split(
                 format.source, tensors, format.product, meta, algorithm=state, algorithm_type=name
             )
+            _without_head(found, format)
+            return found
     return None
+
+
+def _without_head(found: Recognised, format: AuthorsFormat) -> None:
+    """Leave out of the backbone what is part of another network of ours: a projector in the
+    place of the classifier."""
+    ours = format.names.get(format.product, format.product)
+    for key in list(found.backbone):
+        (name,) = _rename({format.product + key: found.backbone[key]}, format.names)
+        if not name.startswith(ours):
+            found.dropped.append(format.product + key)
+            del found.backbone[key]
 
 
 def _openmmlab(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:

@@ -42,11 +42,11 @@ LAYOUTS = (
     *(
         Layout(
             f'MoCo v{version}',
-            (r'encoder_q\.conv1\.', r'encoder_q\.layer1\.', r'queue', *head),
+            (r'encoder_q\.conv1\.', r'encoder_q\.layer1\.', head),
             r'encoder_q\.',
             'query encoder',
         )
-        for version, head in ((2, (r'encoder_q\.fc\.0\.',)), (1, ()))
+        for version, head in ((2, r'encoder_q\.fc\.0\.'), (1, r'encoder_q\.fc\.weight'))
     ),
     Layout(
         'MoCo v3',

@@ -1,11 +1,16 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .info_nce_head import InfoNCEHead
+from .nt_xent_head import NTXentHead
 from .pixpro_head import InstanceConsistencyHead, PixContrastHead, PixelHead, PixProHead
+from .prediction_heads import BYOLHead, MoCoV3Head
 from .slot_contrast_head import SlotContrastHead, kept_slots
 
 __all__ = [
+    'BYOLHead',
     'InfoNCEHead',
     'InstanceConsistencyHead',
+    'MoCoV3Head',
+    'NTXentHead',
     'PixContrastHead',
     'PixProHead',
     'PixelHead',

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Compute losses: pure functions of tensors, without state."""
 
+from .batch_info_nce import batch_info_nce
 from .cosine import cosine_distance
 from .group_distillation import group_distillation
 from .info_nce import info_nce
@@ -11,6 +12,7 @@ from .sinkhorn import sinkhorn
 from .slot_contrast import slot_contrast
 
 __all__ = [
+    'batch_info_nce',
     'cosine_distance',
     'group_distillation',
     'info_nce',

@@ -2,5 +2,6 @@
 from .densecl_neck import DenseCLNeck
 from .detco_neck import DetCoNeck
 from .projection_mlp import ProjectionMLP
+from .simclr_neck import SimCLRNeck
 
-__all__ = ['DenseCLNeck', 'DetCoNeck', 'ProjectionMLP']
+__all__ = ['DenseCLNeck', 'DetCoNeck', 'ProjectionMLP', 'SimCLRNeck']

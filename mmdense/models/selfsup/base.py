@@ -87,7 +87,7 @@ class AuthorsFormat(NamedTuple):
 
     Attributes:
         source (str): Name of that code, such as 'OpenSelfSup DenseCL'. With 'mmpretrain' the
-            tensors have our names already.
+            tensors that ``names`` leaves out have our names already.
         parts (tuple[str]): Beginnings of tensor names; a file of this format has all of them.
         product (str): Beginning of the names of the product's tensors.
         names (dict[str, str]): Beginnings of their names and of ours. A name that begins with
@@ -141,12 +141,15 @@ class SelfSupervisor:
             name such as ``mmdense::densecl/densecl_r50_coco.py``; or a dict with ``_base_`` and
             what differs from it. Algorithms of mmdense name theirs in their metafile.
         AUTHORS (tuple[AuthorsFormat]): Checkpoints of other code that hold the algorithm.
+        MMPRETRAIN_TYPES (dict[str, str]): Types of parts in a config of mmpretrain, and the types
+            of ours that take their place, with the same arguments and state dict.
     """
 
     product: str = 'backbone'
     views: Views = Views()
     recipe: Union[None, str, dict] = None
     AUTHORS: Tuple[AuthorsFormat, ...] = ()
+    MMPRETRAIN_TYPES: Dict[str, str] = {}
 
     def __init__(
         self,
@@ -170,7 +173,7 @@ class SelfSupervisor:
             data_preprocessor = dict(data_preprocessor or {})
             data_preprocessor.setdefault('type', 'mmdense.SelfSupDataPreprocessor')
         parts = dict(backbone=backbone, neck=neck, head=head)
-        parts = {name: part for name, part in parts.items() if part is not None}
+        parts = {name: self._our_part(part) for name, part in parts.items() if part is not None}
         super().__init__(**parts, data_preprocessor=data_preprocessor, **kwargs)
         self.channels_last = channels_last
         if channels_last:  # before a momentum encoder copies the networks
@@ -313,6 +316,7 @@ class SelfSupervisor:
             Dict[str, Tensor]: All of them, named as here.
         """
         tensors = dict(tensors)
+        self.rename_mmpretrain(tensors)
         unflatten_queues(self, tensors)
         return tensors
 
@@ -330,7 +334,28 @@ class SelfSupervisor:
                 wanted[f'{name}.keys'] = keys
         return wanted
 
+    @classmethod
+    def _our_part(cls, part: Any) -> Any:
+        """Return the config of a part of mmpretrain with our type in its place."""
+        kind = part.get('type') if isinstance(part, dict) else None
+        ours = cls.MMPRETRAIN_TYPES.get(getattr(kind, '__name__', str(kind)).split('.')[-1])
+        return dict(part, type=ours) if ours else part
+
+    @classmethod
+    def rename_mmpretrain(cls, state_dict: Dict[str, Tensor], prefix: str = '') -> None:
+        """Rename the tensors of mmpretrain's class in a state dict, in place.
+
+        Args:
+            state_dict (dict): Named as in mmpretrain, or as here.
+            prefix (str): Beginning of the names of the algorithm's tensors.
+        """
+        for names in (format.names for format in cls.AUTHORS if format.source == 'mmpretrain'):
+            for theirs, ours in names.items():
+                for name in [name for name in state_dict if name.startswith(prefix + theirs)]:
+                    state_dict[prefix + ours + name[len(prefix + theirs) :]] = state_dict.pop(name)
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        self.rename_mmpretrain(state_dict, prefix)
         unflatten_queues(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -55,6 +55,10 @@ class DenseCL(MomentumSelfSupervisor):
         ),
         AuthorsFormat(source='mmpretrain', parts=('queue2',), product='backbone.'),
     )
+    MMPRETRAIN_TYPES = {
+        'DenseCLNeck': 'mmdense.DenseCLNeck',
+        'ContrastiveHead': 'mmdense.InfoNCEHead',
+    }
 
     def __init__(
         self,

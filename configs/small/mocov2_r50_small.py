@@ -1,0 +1,7 @@
+# MoCo v2 for small data: `mmdense pretrain` sets these values for 2,000 images and one GPU of 24 GB
+# with --amp. It inherits this file for up to 20,000 images, and sets what depends on their number.
+_base_ = '../mocov2/mocov2_r50_coco.py'
+
+model = dict(queue_len=1024)  # in a longer queue an image's own old keys are negatives
+train_dataloader = dict(batch_size=256, dataset=dict(data_root='data/images', data_prefix=''))
+default_hooks = dict(logger=dict(interval=7))  # an epoch has 7 steps

@@ -1,0 +1,4 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from .mocov3_vit import ConvStem, MoCoV3ViT
+
+__all__ = ['ConvStem', 'MoCoV3ViT']

@@ -1,0 +1,97 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Tuple
+
+from mmengine.model import BaseModule
+from mmpretrain.models.selfsup import MoCoV3ViT as _MoCoV3ViT
+from torch import Tensor, nn
+
+from mmdense.registry import MODELS
+
+
+class ConvStem(BaseModule):
+    """Embed patches of 16×16 pixels by five convolutions instead of one.
+
+    `An Empirical Study of Training Self-Supervised Vision Transformers
+    <https://arxiv.org/abs/2104.02057>`_, section 4.3, after `Early Convolutions Help Transformers
+    See Better <https://arxiv.org/abs/2106.14881>`_: four 3×3 convolutions of stride 2, each with
+    BatchNorm and ReLU, and a 1×1 convolution.
+
+    Args:
+        embed_dims (int): Channels C of the tokens, a multiple of 8. The convolutions have C/8, C/4,
+            C/2 and C channels.
+    """
+
+    def __init__(self, embed_dims: int) -> None:
+        super().__init__()
+        layers, in_channels = [], 3
+        for channels in (embed_dims // 8, embed_dims // 4, embed_dims // 2, embed_dims):
+            layers += [
+                nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+            ]
+            in_channels = channels
+        self.stem = nn.Sequential(*layers)
+        self.projection = nn.Conv2d(embed_dims, embed_dims, 1)
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
+        """Return the tokens and the size of their grid.
+
+        Args:
+            x (Tensor): N×3×H×W.
+
+        Returns:
+            tuple: N×(H/16·W/16)×C, row by row; (H/16, W/16).
+        """
+        x = self.projection(self.stem(x))
+        return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
+
+
+@MODELS.register_module()
+class MoCoV3ViT(_MoCoV3ViT):
+    """Extend mmpretrain's ViT of MoCo v3 by feature maps and the convolutional stem.
+
+    In training it returns the class token, which the projector takes. Otherwise it returns feature
+    maps N×C×H/p×W/p, as every backbone that is evaluated, shown or transferred; an image may have
+    any size, since the position embeddings are resized.
+
+    Args:
+        arch (str | dict): 'mocov3-small', 'base', or as for mmpretrain's ``VisionTransformer``.
+        conv_stem (bool): Whether :class:`ConvStem` embeds the patches. The paper's then has 11
+            blocks, not 12. Defaults to False.
+        stop_grad_conv1 (bool): Whether the patch projection stays as it is initialized, which keeps
+            the training stable (paper, section 4.1). Defaults to True.
+        patch_size (int): Side p of a patch. Defaults to 16.
+        kwargs: Further arguments of mmpretrain's ``MoCoV3ViT``.
+    """
+
+    def __init__(
+        self,
+        conv_stem: bool = False,
+        stop_grad_conv1: bool = True,
+        patch_size: int = 16,
+        **kwargs,
+    ) -> None:
+        super().__init__(
+            stop_grad_conv1=stop_grad_conv1 and not conv_stem, patch_size=patch_size, **kwargs
+        )
+        self.conv_stem = conv_stem
+        if conv_stem:
+            self.patch_embed = ConvStem(self.embed_dims)
+
+    def init_weights(self) -> None:
+        """Initialize the weights as the published code does."""
+        super().init_weights()
+        if self.conv_stem:  # mmpretrain's has initialized it as a patch projection
+            self.patch_embed.projection.reset_parameters()
+
+    def train(self, mode: bool = True) -> 'MoCoV3ViT':
+        """Set the mode; unlike mmpretrain's it returns the module."""
+        super().train(mode)
+        return self
+
+    def _format_output(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
+        if self.training:
+            return x[:, 0]
+        tokens = x[:, self.num_extra_tokens :]  # N×HW×C
+        return tokens.transpose(1, 2).unflatten(2, tuple(hw))
