@@ -60,6 +60,9 @@ class Tiny:
             those that bear its name.
         example (bool): Whether tests take this algorithm when any will do; True for one.
         variants (dict): Further ``parts`` by the name of the variant.
+        passes (int, optional): How many times a step sends views through the trained backbone.
+            None: once for each view that it computes gradients of.
+        grows (list[str]): Calls of ``calls`` whose bytes grow with the number of processes.
         reads (list[str]): Methods by which a step reads tensors on the host.
         watch (Callable, optional): Called in a process of test_communication.py before the steps;
             returns a list in which later steps record what ``calls`` needs.
@@ -81,6 +84,8 @@ class Tiny:
     own: List[str] = field(default_factory=list)
     example: bool = False
     variants: Dict[str, Callable[[dict], dict]] = field(default_factory=dict)
+    passes: Optional[int] = None
+    grows: List[str] = field(default_factory=list)
     reads: List[str] = field(default_factory=list)
     watch: Optional[Callable[[], list]] = None
     calls: Callable[[int, int, list], List[Tuple[str, int]]] = lambda image, patches, seen: []

@@ -71,9 +71,15 @@ def count_tiny(algorithm, world, norm=NORM):
 
 @each_algorithm(variants=True)
 def test_flat_in_the_number_of_processes(algorithm):
-    """What a process gives is the same on 8 and on 512 GPUs; what it receives grows by keys and
-    slots alone, which are gathered."""
+    """What a process gives is the same on 8 and on 512 GPUs but for what the algorithm declares;
+    what it receives grows by keys and slots alone, which are gathered."""
     few, many = (count_tiny(algorithm, world) for world in (8, 512))
+    grows = tiny_form(algorithm).grows
+    growing = [[call for call in c.calls if call[0] in grows] for c in (few, many)]
+    assert [(name, 64 * size) for name, size in growing[0]] == [tuple(c) for c in growing[1]]
+    few, many = (
+        c._replace(calls=[call for call in c.calls if call[0] not in grows]) for c in (few, many)
+    )
     assert few == many
     model = tiny_model(algorithm)
     trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)

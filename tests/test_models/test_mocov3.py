@@ -10,7 +10,7 @@ from torch import nn
 
 from mmdense.checkpoints import read_checkpoint, recognise
 from mmdense.engine import LARS
-from mmdense.models import ConvStem, MoCoV3, MoCoV3Head, MoCoV3ViT, batch_info_nce
+from mmdense.models import ConvStem, MoCoV3, InfoNCEPredictionHead, MoCoV3ViT, batch_info_nce
 from mmdense.models.layers import MomentumEncoder
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
@@ -23,7 +23,7 @@ def tiny():
 
     def parts(norm):
         norm = dict(norm, type='BN1d') if norm['type'] == 'BN' else norm  # of vectors
-        neck, head = networks(64, 16, 8, norm=norm)
+        neck, head = networks(64, 16, 32, norm=norm)
         return dict(neck=neck, head=head, total_steps=50)
 
     return Tiny(
@@ -40,7 +40,7 @@ def tiny():
         losses=['loss'],
         collapses=False,  # its last BatchNorm keeps projections apart
         # the keys of each view
-        calls=lambda image, patches, seen: 2 * [('all_gather', 3 * 8 * 4)],
+        calls=lambda image, patches, seen: 2 * [('all_gather', 3 * 32 * 4)],
     )
 
 
@@ -57,7 +57,7 @@ def networks(in_channels, hidden, channels, vit=False, temperature=1.0, norm=Non
     )
     neck = dict(mlp, in_channels=in_channels, num_layers=3 if vit else 2, with_avg_pool=not vit)
     predictor = dict(mlp, in_channels=channels, with_last_bn=vit, with_avg_pool=False)
-    return neck, dict(type='MoCoV3Head', predictor=predictor, temperature=temperature)
+    return neck, dict(type='InfoNCEPredictionHead', predictor=predictor, temperature=temperature)
 
 
 def config(**changes):
@@ -293,13 +293,13 @@ def test_equals_mmpretrain(kind):
     cfg.pop('total_steps')
     temperature = cfg['head']['temperature']
     loss = dict(type='CrossEntropyLoss', loss_weight=2 * temperature)
-    cfg['head'] = dict(cfg['head'], loss=loss)
+    cfg['head'] = dict(cfg['head'], type='MoCoV3Head', loss=loss)
     if kind == 'vit':
         cfg['backbone'] = dict(cfg['backbone'], patch_size=16, stop_grad_conv1=True)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         theirs = MMPRETRAIN.build(cfg)
     ours = MODELS.build(dict(cfg, total_steps=100, channels_last=False))
-    assert type(ours) is MoCoV3 and type(ours.head) is MoCoV3Head and type(theirs) is not MoCoV3
+    assert type(ours) is MoCoV3 and type(ours.head) is InfoNCEPredictionHead and type(theirs) is not MoCoV3
     assert (kind == 'vit') == (type(ours.backbone) is MoCoV3ViT)
     theirs.init_weights()
     theirs.momentum_encoder.steps += 1

@@ -18,8 +18,9 @@ def tiny():
 
     def parts(norm):
         norm = dict(norm, type='BN1d') if norm['type'] == 'BN' else norm  # of vectors
-        neck = dict(type='SimCLRNeck', in_channels=64, hid_channels=16, out_channels=8)
-        return dict(neck=dict(neck, norm_cfg=norm), head=dict(type='NTXentHead'))
+        neck = dict(type='SimCLRNeck', in_channels=64, hid_channels=16, out_channels=32)
+        head = dict(type='NTXentHead', temperature=0.5)
+        return dict(neck=dict(neck, norm_cfg=norm), head=head)
 
     return Tiny(
         algorithm='SimCLR',
@@ -30,8 +31,9 @@ def tiny():
         health=health_names(global_=PAIRS),
         losses=['loss'],
         collapses=False,  # its last BatchNorm keeps projections apart
-        # projections of both views, and their gradients
-        calls=lambda image, patches, seen: [('all_gather', 3 * 2 * 8 * 4)],
+        passes=1,  # both views at once
+        grows=['all_reduce'],  # the gradients of all processes' projections
+        calls=lambda image, patches, seen: [('all_gather', 3 * 2 * 32 * 4)],
     )
 
 

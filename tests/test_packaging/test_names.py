@@ -4,6 +4,7 @@
 import ast
 import re
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,13 @@ def own_files(algorithm):
     return own
 
 
+@lru_cache(maxsize=None)
 def words(text):
     """Return the line and the text of every identifier and every string but docstrings."""
+    return list(_words(text))
+
+
+def _words(text):
     tree = ast.parse(text)
     docstrings = set()
     for node in ast.walk(tree):
@@ -53,9 +59,12 @@ def words(text):
 
 
 def lines_that_name(algorithm, text):
-    """Return the numbers of the lines of code that name an algorithm, in any spelling."""
+    """Return the numbers of the lines of code that name an algorithm, in any spelling; MoCo v3 is
+    another one than MoCo."""
     small, large = algorithm.lower(), algorithm.upper()
-    pattern = re.compile(f'(?:{algorithm}|{small})(?![a-z])|{large}(?![A-Z])')
+    pattern = re.compile(
+        rf'(?:{algorithm}|{small})(?![a-z]| ?v\d|V\d)|{large}(?![A-Z]|v\d|V\d)'
+    )
     return sorted({line for line, word in words(text) if pattern.search(word)})
 
 

@@ -14,7 +14,7 @@ model = dict(
     backbone=dict(norm_cfg=dict(type='SyncBN'), zero_init_residual=True),
     neck=dict(mlp, in_channels=2048, with_last_bn_affine=False, with_avg_pool=True),
     head=dict(
-        type='MoCoV3Head',
+        type='InfoNCEPredictionHead',
         temperature=1.0,
         predictor=dict(mlp, in_channels=256, with_last_bn=False, with_avg_pool=False),
     ),

@@ -15,7 +15,7 @@ model = dict(
     backbone=dict(_delete_=True, type='MoCoV3ViT', arch='mocov3-small', img_size=224),
     neck=dict(mlp, in_channels=384, num_layers=3),
     head=dict(
-        type='MoCoV3Head',
+        type='InfoNCEPredictionHead',
         temperature=0.2,
         predictor=dict(mlp, in_channels=256, num_layers=2),
     ),

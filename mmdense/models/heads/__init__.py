@@ -2,14 +2,14 @@
 from .info_nce_head import InfoNCEHead
 from .nt_xent_head import NTXentHead
 from .pixpro_head import InstanceConsistencyHead, PixContrastHead, PixelHead, PixProHead
-from .prediction_heads import BYOLHead, MoCoV3Head
+from .prediction_heads import CosinePredictionHead, InfoNCEPredictionHead
 from .slot_contrast_head import SlotContrastHead, kept_slots
 
 __all__ = [
-    'BYOLHead',
+    'CosinePredictionHead',
     'InfoNCEHead',
     'InstanceConsistencyHead',
-    'MoCoV3Head',
+    'InfoNCEPredictionHead',
     'NTXentHead',
     'PixContrastHead',
     'PixProHead',

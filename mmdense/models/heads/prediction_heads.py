@@ -12,7 +12,7 @@ from .mmpretrain_loss import check_loss
 
 
 @MODELS.register_module()
-class BYOLHead(BaseModule):
+class CosinePredictionHead(BaseModule):
     """Predict the target network's projection: :func:`mmdense.models.losses.cosine_distance`.
 
     Its state dict is that of mmpretrain's ``LatentPredictHead``.
@@ -42,7 +42,7 @@ class BYOLHead(BaseModule):
 
 
 @MODELS.register_module()
-class MoCoV3Head(BaseModule):
+class InfoNCEPredictionHead(BaseModule):
     """Predict keys, and contrast them in the batch: :func:`mmdense.models.losses.batch_info_nce`.
 
     The loss is that of `An Empirical Study of Training Self-Supervised Vision Transformers

@@ -33,14 +33,15 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
     # of all processes: (N·W)×C
     all_first, all_second = gather_with_gradient(torch.cat([first, second], 1)).chunk(2, 1)
     own = torch.arange(number, device=first.device) + number * get_rank()
-    rows = torch.arange(number, device=first.device)
+    columns = torch.arange(len(all_first), device=first.device)
+    itself = own[:, None] == columns  # Nx(N·W)
     loss = 0
     for query, keys, others in (
         (first, all_second, all_first),
         (second, all_first, all_second),
     ):
         positive_and_negatives = query @ keys.t()  # Nx(N·W)
-        negatives = (query @ others.t()).index_put((rows, own), first.new_tensor(-torch.inf))
+        negatives = (query @ others.t()).masked_fill(itself, -torch.inf)
         logits = torch.cat([positive_and_negatives, negatives], 1) / temperature
         loss = loss + cross_entropy(logits, own)
     return loss

@@ -23,7 +23,7 @@ class BYOL(MomentumSelfSupervisor):
     Args:
         backbone (dict): Any backbone that returns feature maps; the last one is used.
         neck (dict): The projector, ``mmpretrain.NonLinearNeck``.
-        head (dict): :class:`mmdense.models.heads.BYOLHead`.
+        head (dict): :class:`mmdense.models.heads.CosinePredictionHead`.
         base_momentum (float): Momentum of the momentum encoder at the first step, one minus the
             paper's; it falls to 0 along a cosine (appendix B). Defaults to 0.004 (the paper's
             0.996, for 1000 epochs).
@@ -40,7 +40,7 @@ class BYOL(MomentumSelfSupervisor):
             names={'target_net.': 'encoder_k.'},
         ),
     )
-    MMPRETRAIN_TYPES = {'LatentPredictHead': 'mmdense.BYOLHead'}
+    MMPRETRAIN_TYPES = {'LatentPredictHead': 'mmdense.CosinePredictionHead'}
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class MoCoV3(MomentumSelfSupervisor):
         backbone (dict): Any backbone that returns feature maps, of which the last one is used; or
             :class:`mmdense.models.backbones.MoCoV3ViT`, whose class token is used.
         neck (dict): The projector, ``mmpretrain.NonLinearNeck``.
-        head (dict): :class:`mmdense.models.heads.MoCoV3Head`.
+        head (dict): :class:`mmdense.models.heads.InfoNCEPredictionHead`.
         base_momentum (float): Momentum of the momentum encoder at the first step, one minus the
             paper's; it falls to 0 along a cosine. Defaults to 0.01 (the published code's 0.99).
         total_steps (int, optional): Steps of the complete run. None takes those of MMEngine's
@@ -62,7 +62,7 @@ class MoCoV3(MomentumSelfSupervisor):
             names={'momentum_encoder.': 'encoder_k.'},
         ),
     )
-    MMPRETRAIN_TYPES = {'MoCoV3Head': 'mmdense.MoCoV3Head', 'MoCoV3ViT': 'mmdense.MoCoV3ViT'}
+    MMPRETRAIN_TYPES = {'MoCoV3Head': 'mmdense.InfoNCEPredictionHead', 'MoCoV3ViT': 'mmdense.MoCoV3ViT'}
 
     def __init__(
         self,
