@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Every config builds; the recipes are the published ones."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from mmdense.engine.training import start_from_checkpoint
 from mmdense.registry import MODELS
+from mmdense.utils import model_index
 
 REPO = Path(__file__).resolve().parents[1]
 ALL = sorted(
@@ -20,7 +22,9 @@ ALL = sorted(
 PRETRAINING = [p for p in ALL if 'transfer' not in p]
 # a recipe for ImageNet and one for COCO of every algorithm
 FULL = [
-    p[len('configs/') :] for p in PRETRAINING if '_8xb' in p and p.endswith(('in1k.py', 'coco.py'))
+    p[len('configs/') :]
+    for p in PRETRAINING
+    if re.search(r'_\d+xb', p) and p.endswith(('in1k.py', 'coco.py'))
 ]
 INHERITED = {(p.split('/')[0], p[-7:]): p for p in reversed(FULL)}.values()
 SMALL = [p for p in PRETRAINING if p.startswith('configs/small/')]
@@ -65,12 +69,19 @@ def test_pretraining_configs_build(path):
     assert model.get_product() is model.get_submodule(model.product)
     (schedule,) = config.param_scheduler
     # as long as the run
-    assert schedule.type in ('CosineAnnealingLR', 'WarmupCosineLR')
+    assert schedule.type in ('CosineAnnealingLR', 'WarmupCosineLR', 'MultiStepLR')
     assert not {'T_max', 'end'} & set(schedule)
+    assert max(schedule.get('milestones', [0])) < config.train_cfg.max_epochs
     if 'demo' not in path:
-        gpus = 1 if 'small' in path else 8
+        name = short_names().get(Path(path).stem, Path(path).stem)
+        gpus = 1 if '/small/' in path else int((re.findall(r'_(\d+)xb\d+', name) or [8])[0])
         batch = gpus * config.train_dataloader.batch_size
         assert config.auto_scale_lr.base_batch_size == batch
+
+
+def short_names():
+    """Return the complete name of each short one."""
+    return {alias: e['Name'] for e in model_index.entries() for alias in e.get('Alias', [])}
 
 
 @pytest.mark.parametrize('scope', ['mmdense', 'mmpretrain', 'mmengine'])

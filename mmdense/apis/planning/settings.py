@@ -467,18 +467,25 @@ def _decide_schedule(recipe: Config, length: _Length) -> Setting:
         reason = f'{warmup * length.steps_per_epoch:,} steps; then a cosine to the end'
         return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
     for schedule in schedules:
+        if schedule['type'] == 'MultiStepLR':
+            share = length.epochs / recipe.train_cfg.max_epochs
+            steps = [max(1, round(share * step)) for step in schedule['milestones']]
+            schedule['milestones'] = sorted({step for step in steps if step < length.epochs})
         if schedule['type'] == 'CosineAnnealingLR':
             for name in ('T_max', 'end'):  # without them it is as long as the run
                 schedule.pop(name, None)
-    if kinds == ['CosineAnnealingLR'] and recipe.optim_wrapper.optimizer.get('_delete_'):
+    if len(kinds) == 1 and recipe.optim_wrapper.optimizer.get('_delete_'):
         warmup = max(1, length.epochs // 10)
         rises = dict(type='LinearLR', start_factor=0.01, end=warmup, convert_to_iter_based=True)
-        falls = [dict(schedules[0], begin=warmup)] if length.epochs > warmup else []
-        config = {'param_scheduler': [rises, *falls]}
+        falls = dict(type='CosineAnnealingLR', by_epoch=True, begin=warmup)
+        config = {'param_scheduler': [rises, falls][: 2 if length.epochs > warmup else 1]}
         reason = 'a tenth of the run, as in MoCo v3; then a cosine to the end'
         return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
-    value = 'none' if kinds == ['CosineAnnealingLR'] else "the recipe's"
+    value = 'none' if len(kinds) == 1 else "the recipe's"
     reason = "the recipe's"
+    if kinds == ['MultiStepLR']:
+        epochs = ' and '.join(map(str, schedules[0]['milestones'])) or 'none'
+        reason += f'; lowered at epochs: {epochs}'
     if 'CosineAnnealingLR' in kinds:
         reason += '; a cosine to the end'
     return Setting('warm-up', value, reason, {'param_scheduler': schedules})

@@ -2,6 +2,7 @@
 from typing import Optional
 
 from mmengine.model import BaseModule
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import Tensor
 
 from mmdense.models.losses import batch_info_nce, cosine_distance
@@ -26,7 +27,7 @@ class CosinePredictionHead(BaseModule):
     def __init__(self, predictor: dict, loss: Optional[dict] = None) -> None:
         super().__init__()
         check_loss(loss, 'CosineSimilarityLoss')
-        self.predictor = MODELS.build(predictor)
+        self.predictor = MMPRETRAIN_MODELS.build(predictor)  # a plain name is mmpretrain's
 
     def loss(self, projection: Tensor, target: Tensor) -> Tensor:
         """Return the loss of one direction.
@@ -64,7 +65,7 @@ class InfoNCEPredictionHead(BaseModule):
         loss = None if loss is None else dict(loss)
         self.loss_weight = 2 * temperature if loss is None else loss.pop('loss_weight', 1.0)
         check_loss(loss, 'CrossEntropyLoss')
-        self.predictor = MODELS.build(predictor)
+        self.predictor = MMPRETRAIN_MODELS.build(predictor)  # a plain name is mmpretrain's
         self.temperature = temperature
 
     def loss(self, projection: Tensor, key: Tensor) -> Tensor:

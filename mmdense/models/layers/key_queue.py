@@ -43,6 +43,10 @@ class KeyQueue(nn.Module):
     def queue_len(self) -> int:
         return self.keys.size(1)
 
+    def size(self) -> torch.Size:
+        """Return (C, K), as of the tensor that a queue is in mmpretrain."""
+        return self.keys.size()
+
     def enqueue(self, keys: Tensor) -> None:
         """Replace the oldest keys by this batch's, of all processes; for
         several queues at once see :func:`enqueue`.

@@ -141,6 +141,16 @@ class DenseCL(MomentumSelfSupervisor):
         rule = Setting('dense loss', when, reason, {'custom_hooks': hooks})
         return [*super().small_data_rules(facts), rule]
 
+    @property
+    def queue_ptr(self) -> Tensor:
+        """Return the place of the oldest key in the queue, which mmpretrain calls so."""
+        return self.queue.ptr
+
+    @property
+    def queue2_ptr(self) -> Tensor:
+        """Return the place of the oldest key in the queue of dense keys."""
+        return self.queue2.ptr
+
     @staticmethod
     def _encode(backbone: nn.Module, neck: nn.Module, x: Tensor) -> Tuple[Tensor, ...]:
         """Return the backbone's map on the neck's grid (no gradient) and the neck's three outputs,

@@ -109,6 +109,11 @@ class MoCo(MomentumSelfSupervisor):
         self.probe(global_=(q, k))
         return dict(loss=loss)
 
+    @property
+    def queue_ptr(self) -> Tensor:
+        """Return the place of the queue's oldest key, which mmpretrain calls so."""
+        return self.queue.ptr
+
     @staticmethod
     def _encode(encoder: nn.Module, x: Tensor) -> Tensor:
         return normalize(encoder(x)[0].float(), dim=1)
