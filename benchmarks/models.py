@@ -14,14 +14,24 @@ from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.structures import DataSample
 
 from mmdense.models import registered_algorithms
+from mmdense.utils import model_index
 
-# Ours, by the names that commands take.
-ALGORITHMS = {kind.__name__.lower(): kind for kind in registered_algorithms()}
+TITLES = {entry['Method']: entry['Name'] for entry in model_index.collections()}
 
 
 def title(algorithm):
     """Return an algorithm's name in the tables."""
-    return ALGORITHMS[algorithm].__name__
+    return TITLES[algorithm]
+
+
+def class_of(algorithm):
+    """Return the class of an algorithm: that whose name its own begins with, MoCo of MoCoV2."""
+    kinds = [k for k in registered_algorithms() if title(algorithm).startswith(k.__name__)]
+    return max(kinds, key=lambda kind: len(kind.__name__))
+
+
+# Ours, by the names that commands take.
+ALGORITHMS = {method: class_of(method) for method in TITLES}
 
 
 def both(algorithm):

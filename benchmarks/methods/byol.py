@@ -1,0 +1,51 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+"""BYOL.
+
+Losses: one direction, from predictions.
+Floor: backbone and projector of both views, forward and backward, and in the momentum encoder,
+forward; the predictor on both.
+"""
+
+import common
+import torch
+from floors import forward, forward_backward, last_map, leaf, maps_of
+
+from mmdense.models.losses import cosine_distance
+
+SETTING = ''
+TARGET = 1.03
+SHIPPED = 'byol/byol_resnet50_16xb256-coslr-200e_in1k.py'
+PEERS = {'mmpretrain BYOL': SHIPPED}
+
+
+def distance_written_out(prediction, target):
+    """Return equation 2 of https://arxiv.org/abs/2006.07733."""
+    p, z = (x / x.norm(dim=1, keepdim=True) for x in (prediction, target))
+    return (p - z).square().sum(1).mean()
+
+
+def losses(args):
+    prediction, target = torch.randn(2, args.batch_size, 256, device=args.device)
+    prediction.requires_grad_()
+    losses = {
+        'mmdense': lambda: cosine_distance(prediction, target),
+        'written out': lambda: distance_written_out(prediction, target),
+    }
+    return {'Distance': (losses, [prediction])}
+
+
+def floor(model, views, args):
+    maps = maps_of(model.backbone, views, args)
+    with torch.no_grad(), common.autocast(args):
+        z = [leaf(model.neck((m,))[0]) for m in maps]
+    backbone, neck = model.encoder_k.module
+    parts = {
+        'backbone': forward_backward(last_map(model.backbone), views, model, args),
+        'momentum_backbone': forward(backbone, views, args),
+        'projector': forward_backward(
+            lambda x: model.neck((x,))[0], [leaf(m) for m in maps], model, args
+        ),
+        'momentum_projector': forward(lambda x: neck((x,)), maps, args),
+        'predictor': forward_backward(lambda x: model.head.predictor([x])[0], z, model, args),
+    }
+    return parts, None
