@@ -3,6 +3,7 @@
 
 import hashlib
 import io
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmpretrain.models import ResNet
 
 import mmdense
 from mmdense.apis import hub
@@ -78,6 +80,35 @@ def test_unknown_names():
         mmdense.get_model('densecl_r50_coc', pretrained=True)
     with pytest.raises(AttributeError, match='no_such'):
         mmdense.no_such  # noqa: B018
+
+
+def test_a_license_that_forbids_commercial_use_is_said(monkeypatch, tmp_path, capsys):
+    """By `list`, `download` and `check`; a license that does not forbid it is not."""
+    restricted = [
+        e['Name'] for e in model_index.entries() if 'NC' in e.get('Authors License', '')
+    ]
+    free = [e['Name'] for e in model_index.entries() if e.get('Authors License') == 'MIT']
+    said = 'CC BY-NC 4.0: not for commercial use'
+    main(['list'])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    monkeypatch.setattr(hub, 'download', lambda name, dest: f'{dest}/{name}.pth')
+    for names, forbidden in ((restricted, True), (free, False)):
+        assert names
+        for name in names:
+            weights = hub.find_weights(name)
+            expected = forbidden and weights.by_authors
+            assert (said in lines[name]) == expected
+            main(['download', name, '--dest', str(tmp_path)])
+            printed = capsys.readouterr()
+            assert (said in printed.err) == expected and printed.out.endswith(f'{name}.pth\n')
+            entry = hub._find_entry(name)
+            published = entry['Authors Weights'].rsplit('/', 1)[-1]
+            for path in (f'/somewhere/{name}.pth', f'https://elsewhere.org/{published}'):
+                assert hub.find_restriction(path) == (said if forbidden else '')
+    assert hub.find_restriction('backbone.pth') == ''
+    torch.save(ResNet(18).state_dict(), tmp_path / f'{restricted[0]}.pth')
+    main(['check', str(tmp_path / f'{restricted[0]}.pth')])
+    assert re.search(f'license +{re.escape(said)}', capsys.readouterr().out)
 
 
 def test_no_weights():

@@ -19,11 +19,19 @@ class Weights(NamedTuple):
         sha256 (str or None): Of the file, where the name does not carry it.
         by_authors (bool): In the algorithm's authors' own format, which
             mmdense reads and ``mmengine.hub`` does not.
+        license (str): Its license, as its source states it.
     """
 
     url: str
     sha256: Optional[str]
     by_authors: bool
+    license: str = ''
+
+    @property
+    def restriction(self) -> str:
+        """Return the license in words where it forbids commercial use, else ''."""
+        forbids = '-NC' in self.license
+        return f'{self.license}: not for commercial use' if forbids else ''
 
 
 def list_models(pattern: Optional[str] = None) -> List[str]:
@@ -53,10 +61,37 @@ def find_weights(name: str) -> Optional[Weights]:
     """
     entry = _find_entry(name)
     if 'Weights' in entry:
-        return Weights(entry['Weights'], entry.get('SHA256'), by_authors=False)
+        return Weights(entry['Weights'], entry.get('SHA256'), False, 'Apache-2.0')  # mmpretrain's
     if 'Authors Weights' in entry:
-        return Weights(entry['Authors Weights'], entry.get('SHA256'), by_authors=True)
+        license = entry.get('Authors License', '')
+        return Weights(entry['Authors Weights'], entry.get('SHA256'), True, license)
     return None
+
+
+def find_restriction(path: str) -> str:
+    """Return the license of a published file that forbids commercial use.
+
+    Args:
+        path (str): Path or URL. The file is known by its name: the one that it was published
+            under, or the one that :func:`download` gives it.
+
+    Returns:
+        str: The license in words; '' for any other file.
+    """
+    name = path.replace('\\', '/').rsplit('/', 1)[-1]
+    for entry in model_index.entries():
+        if 'Authors Weights' in entry:
+            license = entry.get('Authors License', '')
+            weights = Weights(entry['Authors Weights'], None, True, license)
+            if name in (weights.url.rsplit('/', 1)[-1], _authors_file(entry)):
+                return weights.restriction
+    return ''
+
+
+def _authors_file(entry: dict) -> str:
+    """Return the name that a downloaded file of the authors gets: theirs say little, some of them
+    nothing ('download')."""
+    return f'{entry["Name"]}.pth'
 
 
 def get_model(name: str, pretrained: Union[bool, str] = False, **overrides):
@@ -116,10 +151,9 @@ def download(name: str, folder: str = '.') -> str:
     from mmdense.utils.download import download, hash_in_name
 
     weights = _required_weights(name)
-    # The authors' names say little, some of them nothing ('download').
     file = weights.url.rsplit('/', 1)[1]
     if weights.by_authors:
-        file = f'{_find_entry(name)["Name"]}.pth'
+        file = _authors_file(_find_entry(name))
     path = str(Path(folder) / file)
     known = weights.sha256 or hash_in_name(weights.url)
     check = None if known else lambda file: read_checkpoint(file, name=weights.url)

@@ -32,12 +32,13 @@ def check_check(args: Namespace) -> None:
 
 def run_check(args: Namespace) -> None:
     """Print the report, and raise an error in the end where the file is of no use."""
-    from mmdense.apis import inspection
+    from mmdense.apis import hub, inspection
     from mmdense.utils.errors import CheckpointError
 
     found = inspection.read(args.checkpoint, args.prefix)
     print(args.checkpoint)
-    _print_facts(inspection.describe(found))
+    license = hub.find_restriction(args.checkpoint)
+    _print_facts({**inspection.describe(found), **({'license': license} if license else {})})
     print('health')
     notes = inspection.tensor_health(found)
     _print_notes(notes, args.quiet)

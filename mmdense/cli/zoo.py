@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Define ``mmdense list`` and ``mmdense download``."""
 
+import sys
 from argparse import Namespace
 
 
@@ -23,6 +24,8 @@ def run_list(args: Namespace) -> None:
     for name, alias in zip(names, short):
         weights = hub.find_weights(name)
         kind = 'no weights' if weights is None else "authors'" if weights.by_authors else 'full'
+        if weights is not None and weights.restriction:
+            kind += f' ({weights.restriction})'
         print(f'{name:{widths[0]}}  {alias:{widths[1]}}  {kind}')
 
 
@@ -38,4 +41,7 @@ def run_download(args: Namespace) -> None:
     """Download the weights, and print the path."""
     from mmdense.apis import hub
 
+    weights = hub.find_weights(args.name)
+    if weights is not None and weights.restriction:
+        print(f'the license of these weights is {weights.restriction}', file=sys.stderr)
     print(hub.download(args.name, args.dest))

@@ -117,7 +117,12 @@ def test_entry(model):
         url = model['Weights']
         assert url.startswith('https://download.openmmlab.com/') and hash_in_name(url)
         assert url.rsplit('/', 1)[1].startswith(model['Name'])
+    assert ('Authors License' in model) == ('Authors Weights' in model)
     if 'Authors Weights' in model:
+        assert model['Authors License'] in ('Apache-2.0', 'MIT', 'CC BY-NC 4.0', 'not stated')
+        readme = (REPO / model['Config']).with_name('README.md').read_text()
+        forbids = 'NC' in model['Authors License']
+        assert forbids == ('not for\ncommercial' in readme or 'not for commercial' in readme)
         url = urlparse(model['Authors Weights'])
         assert url.scheme == 'https' and url.netloc in HOSTS
         assert re.fullmatch(HOSTS[url.netloc], f'{url.path}?{url.query}')
