@@ -232,7 +232,7 @@ def main():
     parser = common.parser(__doc__, rounds=3)
     common.add_model_options(parser, batch_size=32)
     add_image_options(parser, 128)
-    parser.add_argument('--algorithm', choices=methods.shipped(), default=methods.shipped()[0])
+    parser.add_argument('--algorithm', choices=methods.shipped(), default=methods.example())
     parser.add_argument('--workers', type=int, default=max(len(os.sched_getaffinity(0)) - 1, 1))
     parser.add_argument('--warmup', type=int, default=8, help='iterations before the clock starts')
     parser.add_argument('--iterations', type=int, default=24, help='that are timed')

@@ -136,7 +136,7 @@ def check_environment(args):
     os.environ['PYTHONPATH'] = os.pathsep.join([*folders, os.environ.get('PYTHONPATH', '')])
     try:
         parts = importlib.import_module('gpu_parts')
-        parts.models.shipped_config(parts.methods.load(parts.methods.shipped()[0]).SHIPPED)
+        parts.models.shipped_config(parts.methods.load(parts.methods.example()).SHIPPED)
     except (ImportError, AssertionError, FileNotFoundError) as error:
         raise SystemExit(f'cannot be imported: {type(error).__name__}: {error}') from error
     if args.fake and not parts.fake_gpu.is_supported():
@@ -155,6 +155,7 @@ def parts_of(plan, algorithms, args):
     import methods
 
     shared = [name for name in algorithms if name in methods.shipped()] or methods.shipped()
+    shared = sorted(shared, key=lambda name: name != methods.example())
     named = [
         (f'{part.name}-{algorithm}' if part.each else part.name, part, algorithm)
         for part in plan

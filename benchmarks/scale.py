@@ -120,7 +120,7 @@ def main():
     parser = common.parser(__doc__, rounds=5)
     parser.add_argument('what', choices=['batches', 'processes'])
     common.add_model_options(parser)
-    parser.add_argument('--algorithm', choices=methods.shipped(), default=methods.shipped()[0])
+    parser.add_argument('--algorithm', choices=methods.shipped(), default=methods.example())
     parser.add_argument('--batch-sizes', type=int, nargs='+', default=[8, 16, 32, 64])
     parser.add_argument('--processes', type=int, nargs='+', default=[1, 2, 4])
     args = parser.parse_args()

@@ -27,3 +27,10 @@ def load(name):
 def shipped():
     """Return the names of those that mmpretrain has too."""
     return [name for name in names() if hasattr(load(name), 'SHIPPED')]
+
+
+def example():
+    """Return the name of the one that runs and scaling are measured of without another choice: the
+    one whose gain the page begins with."""
+    (name,) = [name for name in shipped() if 'end_to_end' in str(getattr(load(name), 'GAINS', ''))]
+    return name

@@ -279,9 +279,8 @@ def _authors(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
             once = {k: v for k, v in tensors.items() if not k.startswith(format.duplicates)}
             state = kind.complete_authors_state(_rename(once, format.names))
             name = kind.__name__
-            found = _split(
-                format.source, tensors, format.product, meta, algorithm=state, algorithm_type=name
-            )
+            whole = dict(algorithm=state, algorithm_type=name, network=format.network)
+            found = _split(format.source, tensors, format.product, meta, **whole)
             _without_head(found, format)
             return found
     return None

@@ -19,7 +19,7 @@ from mmengine.runner import CheckpointLoader
 from mmdense.utils.download import download, file_name
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.mmengine_patches import replace_checkpoint_loaders
-from mmdense.utils.paths import WEIGHTS, check_checkpoint
+from mmdense.utils.paths import WEIGHTS, check_checkpoint, is_of_tensorflow, not_of_pytorch
 
 from . import restricted_pickle
 
@@ -130,6 +130,8 @@ def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
             file.seek(0)
             # torch.save begins with a number; detectron2's model zoo is the pickle of a dict
             if start.startswith(b'\x80'):
+                if _is_of_jax(file):
+                    raise CheckpointError(f'checkpoint {name} {not_of_pytorch("JAX")}')
                 content = pickle_module.Unpickler(file, encoding='latin1').load()
                 if isinstance(content, dict):
                     return content
@@ -162,6 +164,14 @@ def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
         ) from error
 
 
+def _is_of_jax(file: BinaryIO) -> bool:
+    """Return whether a pickle names JAX or Haiku at its beginning; the file is at its start
+    again."""
+    beginning = file.read(1 << 16)
+    file.seek(0)
+    return any(package in beginning for package in (b'haiku.', b'jaxlib.', b'jax._src'))
+
+
 def _read_safetensors(file: BinaryIO, name: str, map_location: Any) -> dict:
     """Read a file of the format safetensors, which cannot hold code; ``meta`` is what
     :func:`~mmdense.checkpoints.save_backbone` has put into its header."""
@@ -186,6 +196,10 @@ def _storage_sizes(file: BinaryIO, size: int, name: str) -> dict:
     It is certain by then that nothing grows when it is read: the file's parts are as long as in
     the file, and no part is in it twice.
     """
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        if any(map(is_of_tensorflow, archive.namelist())):
+            raise CheckpointError(f'checkpoint {name} {not_of_pytorch("TensorFlow")}')
+    file.seek(0)
     reader = torch._C.PyTorchFileReader(file)
     records = reader.get_all_records()
     if 'constants.pkl' in records:  # torch.load would hand it to torch.jit.load

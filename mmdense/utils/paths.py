@@ -3,6 +3,7 @@
 
 import glob
 import os.path as osp
+import re
 from tempfile import TemporaryFile
 
 from .errors import CheckpointError, DataError, InputError, MMDenseError
@@ -25,6 +26,8 @@ def check_checkpoint(path: str) -> None:
             of a run.
     """
     path = osp.expanduser(path)
+    if is_of_tensorflow(path):
+        raise CheckpointError(f'checkpoint {path} {not_of_pytorch("TensorFlow")}')
     if '://' in path or osp.isfile(path) or osp.isfile(osp.join(path, 'config.json')):
         return
     what = 'is a directory' if osp.isdir(path) else 'does not exist'
@@ -33,6 +36,22 @@ def check_checkpoint(path: str) -> None:
             what += f': take {osp.join(path, inner)}'
             break
     raise CheckpointError(f'checkpoint {path} {what}')
+
+
+def not_of_pytorch(framework: str) -> str:
+    """Return the end of a message about a checkpoint of another framework."""
+    return (
+        f'is of {framework}, which mmdense does not read. Take weights that were converted to '
+        'PyTorch: `mmdense list` names what can be downloaded, "full" is complete'
+    )
+
+
+def is_of_tensorflow(path: str) -> bool:
+    """Return whether a path, or a name in an archive, is of a checkpoint or a saved model of
+    TensorFlow."""
+    if re.search(r'(\.(index|meta|data-\d{5}-of-\d{5})|saved_model\.pb)$', path):
+        return '://' not in path
+    return osp.isfile(f'{path}.index') or osp.isfile(osp.join(path, 'saved_model.pb'))
 
 
 _KINDS = 'a folder, images, a zip, an LMDB or a COCO json'

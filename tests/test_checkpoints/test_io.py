@@ -222,6 +222,31 @@ def test_other_files_say_what_they_are(tmp_path, content, message):
     assert str(path) in str(error.value) and '\n' not in str(error.value)
 
 
+def test_checkpoints_of_tensorflow_and_jax(tmp_path):
+    """SimCLR's files, one by one, in a folder or in a zip, and BYOL's pickles: one line that says
+    what to take instead."""
+    files = ['model.ckpt-250228.index', 'model.ckpt-250228.data-00000-of-00001']
+    (tmp_path / 'saved').mkdir()
+    for name in (*files, 'model.ckpt-250228.meta', 'saved/saved_model.pb'):
+        (tmp_path / name).write_bytes(b'\0' * 64)
+    with zipfile.ZipFile(tmp_path / 'ResNet50_1x.zip', 'w') as archive:
+        for name in files:
+            archive.write(tmp_path / name, f'ResNet50_1x/{name}')
+    haiku = b'\x80\x04\x8c\x1ahaiku._src.data_structures\x94\x8c\x0bFlatMapping\x94\x93\x94)\x81.'
+    (tmp_path / 'pretrain_res50x1.pkl').write_bytes(haiku)
+    torch.save(dict(a=torch.ones(2)), tmp_path / 'ours.pth')
+    for name, framework in (
+        ('model.ckpt-250228', 'TensorFlow'),
+        *((name, 'TensorFlow') for name in files),
+        ('saved', 'TensorFlow'),
+        ('ResNet50_1x.zip', 'TensorFlow'),
+        ('pretrain_res50x1.pkl', 'JAX'),
+    ):
+        with pytest.raises(CheckpointError, match=f'is of {framework}, which mmd.*`mmdense list`'):
+            read_checkpoint(str(tmp_path / name))
+    assert read_checkpoint(str(tmp_path / 'ours.pth')).keys() == {'a'}
+
+
 @pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
 @pytest.mark.parametrize('share', [0.1, 0.5, 0.9, 0.999])
 def test_truncated_files_say_so(tmp_path, zipped, share):

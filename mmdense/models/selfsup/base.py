@@ -95,6 +95,8 @@ class AuthorsFormat(NamedTuple):
         duplicates (tuple[str]): Beginnings of the names of tensors that the file holds twice.
         complete (bool): Whether the file's other parts fit those of the algorithm under ``names``.
             If not, only its product is taken, without a classifier ``fc``. Defaults to True.
+        network (str): Network that the product is, in words, such as 'query encoder'; '' where
+            no one asks.
     """
 
     source: str
@@ -103,6 +105,7 @@ class AuthorsFormat(NamedTuple):
     names: Dict[str, str] = {}
     duplicates: Tuple[str, ...] = ()
     complete: bool = True
+    network: str = ''
 
 
 class SelfSupervisor:

@@ -40,8 +40,9 @@ class MoCo(MomentumSelfSupervisor):
     AUTHORS = (
         AuthorsFormat(  # v2
             source='MoCo v2',
-            parts=('encoder_q.conv1.', 'encoder_q.fc.2.', 'encoder_k.', 'queue'),
+            parts=('encoder_q.conv1.', 'encoder_q.fc.0.', 'encoder_k.', 'queue'),
             product='encoder_q.',
+            network='query encoder',
             names={
                 'encoder_q.fc.': 'neck.mlp.',
                 'encoder_q.': 'backbone.',
@@ -53,12 +54,25 @@ class MoCo(MomentumSelfSupervisor):
             source='MoCo v1',
             parts=('encoder_q.conv1.', 'encoder_q.fc.weight', 'encoder_k.', 'queue'),
             product='encoder_q.',
+            network='query encoder',
             names={
                 'encoder_q.fc.': 'neck.fc.',
                 'encoder_q.': 'backbone.',
                 'encoder_k.fc.': 'encoder_k.module.1.fc.',
                 'encoder_k.': 'encoder_k.module.0.',
             },
+        ),
+        AuthorsFormat(
+            source='OpenSelfSup MoCo',
+            parts=('encoder_q.0.', 'encoder_k.0.', 'queue'),
+            product='encoder_q.0.',
+            network='query encoder',
+            names={
+                'encoder_q.0.': 'backbone.',
+                'encoder_q.1.': 'neck.',
+                'encoder_k.': 'encoder_k.module.',
+            },
+            duplicates=('backbone.',),  # encoder_q.0 again
         ),
         AuthorsFormat(source='mmpretrain', parts=('encoder_k', 'queue'), product='backbone.'),
     )

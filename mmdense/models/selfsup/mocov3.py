@@ -53,6 +53,7 @@ class MoCoV3(MomentumSelfSupervisor):
             source='MoCo v3',
             parts=('base_encoder.conv1.', 'momentum_encoder.', 'predictor.'),
             product='base_encoder.',
+            network='base encoder',
             names=_names('fc', _TWO_LAYERS, _TWO_LAYERS),
         ),
         AuthorsFormat(
