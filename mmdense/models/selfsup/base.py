@@ -257,22 +257,25 @@ class SelfSupervisor:
         """Return the product's maps of N×C×H×W images."""
         return self.get_product()(inputs)
 
-    def check_views(self, inputs: List[Tensor]) -> None:
+    def check_views(self, inputs: Union[Tensor, List[Tensor]]) -> None:
         """Check a batch of views against :attr:`views`.
 
         Args:
-            inputs (List[Tensor]): Views, each N×C×H×W.
+            inputs (Tensor | List[Tensor]): Views, each N×C×H×W. The only view of an algorithm may
+                be a tensor, as a pipeline without ``MultiView`` gives it.
 
         Raises:
             InputError: When there are not as many as :attr:`views` says, of equal N, or the
                 backbone takes images of other channels.
         """
         name, count = type(self).__name__, self.views.count
+        if count == 1 and isinstance(inputs, Tensor):
+            inputs = [inputs]
         if not isinstance(inputs, (list, tuple)) or len(inputs) != count:
             got = len(inputs) if isinstance(inputs, (list, tuple)) else 1
             raise InputError(
-                f'{name} needs {count} views of every image, got {got}; check num_views of '
-                'MultiView in the training pipeline'
+                f'{name} needs {count} view{"s" * (count > 1)} of every image, got {got}; check '
+                'num_views of MultiView in the training pipeline'
             )
         shapes = [tuple(view.shape) for view in inputs]
         if any(len(shape) != 4 or shape[0] != shapes[0][0] for shape in shapes):
@@ -295,6 +298,16 @@ class SelfSupervisor:
             facts (RunFacts): The run.
         """
         return []
+
+    @classmethod
+    def size_settings(cls, size: int) -> Dict[str, Any]:
+        """Return the settings of the backbone that depend on the size of the views, for the
+        planner; {} where it trains on views of any size.
+
+        Args:
+            size (int): Side of the largest views in pixels.
+        """
+        return {}
 
     @classmethod
     def complete_authors_state(cls, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
