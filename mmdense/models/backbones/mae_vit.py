@@ -53,7 +53,7 @@ class MAEViT(_MAEViT):
         initialize_linears(self.layers)
 
     def draw_noise(self, images: Tensor) -> Tensor:
-        """Draw uniform noise, N×L, for N images of L patches: those with the lowest stay visible."""
+        """Draw uniform noise N×L; of the L patches those with the lowest noise stay visible."""
         return torch.rand(len(images), self.num_patches, device=images.device)
 
     def forward(

@@ -253,6 +253,15 @@ class SelfSupervisor:
         """Return the module that :attr:`product` names."""
         return self.get_submodule(self.product)
 
+    def trained_maps(self, images: Tensor) -> Tuple[Tensor, ...]:
+        """Return the maps of one view as a step computes them with gradients; the planner measures
+        their time and memory.
+
+        Args:
+            images (Tensor): N×C×H×W.
+        """
+        return self.backbone(images)
+
     def extract_feat(self, inputs: Tensor) -> Tuple[Tensor, ...]:
         """Return the product's maps of N×C×H×W images."""
         return self.get_product()(inputs)

@@ -76,6 +76,11 @@ class MAE(SelfSupervisor, _MAE):
         self.probe(global_=latent[:, 0], dense=latent[:, 1:].transpose(1, 2))
         return dict(loss=loss)
 
+    def trained_maps(self, images: Tensor) -> Tuple[Tensor, ...]:
+        """Return the pixels that the decoder predicts of N×C×H×W images."""
+        latent, _, places = self.backbone(images)
+        return (self.neck(latent, places),)
+
     def extract_feat(self, inputs: Tensor) -> Tuple[Tensor, ...]:
         """Return the encoder's maps of N×C×H×W images of any size, in train mode too."""
         return self.backbone(inputs, mask=None)
@@ -150,7 +155,8 @@ def _read_sizes(backbone: nn.Module) -> Tuple[Dict[str, int], Dict[str, int]]:
     patch, channels = projection.kernel_size[0], projection.in_channels
     if height != width or height % patch:
         raise InputError(
-            f'MAE needs square images of whole patches: {height}×{width} px in patches of {patch} px'
+            f'MAE needs square images of whole patches: {height}×{width} px have no whole patches '
+            f'of {patch} px'
         )
     decoder = dict(num_patches=backbone.num_patches, embed_dim=backbone.embed_dims)
     return (
