@@ -46,9 +46,7 @@ class MAEViT(_MAEViT):
             return
         grid, channels = round(self.num_patches**0.5), self.embed_dims
         self.pos_embed.data.copy_(sincos_positions(grid, channels))
-        patches = self.patch_embed.projection.weight.data
-        matrix = nn.init.xavier_uniform_(torch.empty(channels, patches[0].numel()))
-        patches.copy_(matrix.view_as(patches))
+        nn.init.xavier_uniform_(self.patch_embed.projection.weight.data.view(channels, -1))
         nn.init.normal_(self.cls_token, std=0.02)
         initialize_linears(self.layers)
 

@@ -174,7 +174,7 @@ class SelfSupervisor:
         super().__init__(**parts, data_preprocessor=data_preprocessor, **kwargs)
         self.channels_last = channels_last
         if channels_last:  # before a momentum encoder copies the networks
-            _use_channels_last(self)
+            _use_format(self, torch.channels_last)
         self.compile_options = _compile_options(compile)
         self.health_monitor: Optional[Callable[[Dict[str, Any]], None]] = None
 
@@ -206,9 +206,11 @@ class SelfSupervisor:
 
     def init_weights(self) -> None:
         """Initialize the weights; parts that were built last get their channels last too."""
+        if self.channels_last:  # initializers of transformers view a kernel as a matrix
+            _use_format(self, torch.contiguous_format)
         super().init_weights()
         if self.channels_last:
-            _use_channels_last(self)
+            _use_format(self, torch.channels_last)
 
     def probe(self, **features: Any) -> None:
         """Hand features to the health monitor. It does nothing unless a check is due.
@@ -374,10 +376,10 @@ def _check_arguments(name: str, init: Callable, kwargs: Dict[str, Any]) -> None:
         raise TypeError(f'{name} got an unexpected argument: {", ".join(unknown)}')
 
 
-def _use_channels_last(module: nn.Module) -> None:
+def _use_format(module: nn.Module, memory_format: torch.memory_format) -> None:
     for p in module.parameters():
         if p.dim() == 4:  # Module.to() would stop at five dimensions
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
+            p.data = p.data.contiguous(memory_format=memory_format)
 
 
 def _channels_last(x: Tensor) -> Tensor:
