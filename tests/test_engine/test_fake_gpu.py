@@ -46,6 +46,8 @@ def build(images, work_dir, algorithm):
         algorithm,
         **{
             'train_dataloader.dataset.pipeline.1.device_augment': True,
+            # the tiny model's, whose positions may be fixed
+            'train_dataloader.dataset.pipeline.1.transforms.0.0.scale': 96,
             'default_hooks.logger.interval': 2,
             'default_hooks.health.interval': 2,
             'default_hooks.checkpoint.interval': 100,
@@ -69,7 +71,7 @@ def test_steps(algorithm, gpu, images, tmp_path):
     with gpu.fake_cuda(model), gpu.Reads() as reads:
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-        model.backbone.register_forward_hook(lambda *args: half.append(args[2][-1].dtype))
+        model.backbone.register_forward_hook(lambda *args: half.append(args[2][0].dtype))
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
         seen = []

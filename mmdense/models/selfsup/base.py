@@ -246,6 +246,7 @@ class SelfSupervisor:
             options: Arguments of ``torch.compile``.
         """
         for part in self.trained_parts():
+            _use_python_numbers(part)
             part.compile(**options)
         head = getattr(self, 'head', None)
         if head is not None:
@@ -384,6 +385,14 @@ def _use_format(module: nn.Module, memory_format: torch.memory_format) -> None:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _use_python_numbers(module: nn.Module) -> None:
+    """Turn the rates of drop path into Python's numbers: mmpretrain's transformers have NumPy's,
+    whose comparisons ``torch.compile`` does not take."""
+    for part in module.modules():
+        if hasattr(part, 'drop_prob'):
+            part.drop_prob = float(part.drop_prob)
 
 
 def _compile_options(compile: Union[bool, dict]) -> Optional[dict]:
