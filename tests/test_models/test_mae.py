@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import mmpretrain
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -10,11 +11,13 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
+from PIL import Image
 from recipes import REPO, load_recipe
 from tiny_algorithms import RANK, STD, Tiny, health_names
 from torch import nn
 
 from mmdense.checkpoints import SelfSupPretrained, recognise
+from mmdense.cli import main
 from mmdense.models import MAE, MAEViT
 from mmdense.models.backbones.mae_vit import hide_patches
 from mmdense.models.utils import sincos_positions
@@ -547,3 +550,125 @@ def test_every_recipe_is_there():
         for size, patch in sizes
         for epochs in lengths
     }
+
+
+# ---------------------------------------------------------------- commands
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """A command in this process, in an empty folder; what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = 0
+        try:
+            main([str(a) for a in arguments])
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """24 pictures."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'photos').mkdir()
+    for i in range(24):
+        small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        small.resize((96, 72), Image.BICUBIC).save(tmp_path / 'photos' / f'{i:02}.jpg')
+    return 'photos'
+
+
+def test_commands(call, folder):
+    """From a folder to a report, by one command each."""
+    told = ['--method', 'mae', '--backbone', 'vit-tiny', '--out', 'run']
+    code, out, err = call(
+        'pretrain', folder, *told, '--epochs', 1, '--batch-size', 8, '--workers', 0
+    )
+    assert code == 0, err
+    assert re.search(r'^backbone +vit-tiny +set explicitly', out, re.M), out
+    assert re.search(r'^view size +64 px +images are of 72 px', out, re.M)
+    assert re.search(r'^lr +4.6875e-06 +0.0024 for 4096 images, linear in the batch', out, re.M)
+    cfg = Config.fromfile('run/config.py')
+    assert dict(cfg.model.backbone, _scope_=0) == dict(
+        type='MAEViT', arch='deit-tiny', img_size=64, patch_size=16, mask_ratio=0.75, _scope_=0
+    )
+    assert cfg.optim_wrapper.optimizer.betas == (0.9, 0.95)
+    assert [s.type for s in cfg.param_scheduler] == ['WarmupCosineLR']
+    # for other software it is a vision transformer that hides nothing
+    plain = "type='mmpretrain.VisionTransformer', arch='deit-tiny', img_size=64, patch_size=16"
+    assert out.count(plain) == 2 and 'mmpretrain.models.VisionTransformer(' in out + err
+    assert 'MAEViT' not in out + err and 'mask_ratio' not in out + err
+
+    code, out, err = call('check', 'run/backbone.pth', '--images', folder)
+    assert code == 0 and re.search(r'^ +random +0\.\d', out, re.M), out + err
+    for file in ('run/epoch_1.pth', 'run/backbone.pth'):
+        code, out, err = call('show', file, f'{folder}/01.jpg', '--out', 'pictures', '--size', 64)
+        assert code == 0 and out.splitlines()[-1].endswith('pictures/index.html'), err
+    code, out, err = call('report', 'run')
+    assert code == 0 and Path('run/report.html').is_file(), err
+    for target in ('mmpretrain', 'timm'):
+        code, out, err = call('export', 'run/backbone.pth', '--to', target)
+        assert code == 0 and 'VisionTransformer' in out, err
+
+
+def test_plan(call, folder):
+    code, out, err = call('plan', folder, '--method', 'mae', '--backbone', 'vit-tiny', '--gpus', 1)
+    assert code == 0 and 'vit-tiny' in out, err
+    code, _, err = call('plan', folder, '--method', 'mae', '--backbone', 'resnet50')
+    (line,) = [line for line in err.splitlines() if 'error' in line]
+    assert code == 1 and 'MAE cannot take the backbone resnet50: MAE hides patches from' in line
+    code, _, err = call('plan', folder, '--method', 'mae', '--size', 72)
+    assert code == 1 and '72×72 px have no whole patches of 16 px' in err
+
+
+def test_sizes_in_the_plan():
+    """The recipe's own at the recipe's size; another size changes the positions alone."""
+    from mmdense.apis.planning import read_recipe, survey_network
+    from mmdense.apis.planning.survey import backbone_name, find_backbone
+
+    recipe = read_recipe('mae')
+    backbone = recipe.model.backbone
+    assert backbone_name(backbone) == 'vit-base'
+    assert find_backbone('vit-base', backbone) == {}
+    assert find_backbone('vit-large', backbone) == dict(arch='large')
+    assert find_backbone('vit-huge/14', backbone) == dict(arch='huge', patch_size=14)
+    network = survey_network(recipe, 'vit-tiny', 64, in_channels=5)
+    assert network.backbone == dict(arch='deit-tiny', img_size=64, in_channels=5)
+    assert network.attention and network.all_used
+
+
+def test_dense_evaluation_of_a_run(folder, tmp_path):
+    """The hook gets maps, before the first step and after the last."""
+    maps = tmp_path / 'maps'
+    maps.mkdir()
+    for path in sorted(Path(tmp_path, 'photos').glob('*.jpg')):
+        label = np.zeros((72, 96), np.uint8)
+        label[:, 48:] = 1
+        Image.fromarray(label).save(maps / f'{path.stem}.png')
+    paths = dict(img_path='photos', seg_map_path='maps')
+    data = dict(type='LabelledMaps', data_root=str(tmp_path), num_classes=2, train=paths, test=None)
+    cfg = load_recipe('configs/mae_vit-base_coco.py')
+    cfg.model = dict(config(size=64), data_preprocessor=cfg.model.data_preprocessor)
+    cfg.merge_from_dict(
+        {
+            'train_dataloader.dataset.data_root': str(tmp_path / 'photos'),
+            'train_dataloader.dataset.data_prefix': '',
+            'train_dataloader.dataset.pipeline.1.transforms.0.0.scale': 64,
+            'train_dataloader.batch_size': 8,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'train_cfg.max_epochs': 1,
+            'default_hooks.evaluation': dict(type='DenseEvaluationHook', data=data, size=64),
+            'work_dir': str(tmp_path / 'work'),
+            'experiment_name': 'evaluated',
+        }
+    )
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert re.findall(r'Features after (\d+) iterations: knn_mIoU', log) == ['0', '3']

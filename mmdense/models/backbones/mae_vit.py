@@ -39,6 +39,13 @@ class MAEViT(_MAEViT):
         patch_cfg = dict(dict(in_channels=in_channels), **(patch_cfg or {}))
         super().__init__(out_type=out_type, patch_cfg=patch_cfg, **kwargs)
 
+    @staticmethod
+    def transfer_config(config: dict) -> dict:
+        """Return the config of the network of mmpretrain that has the same weights and maps, for
+        other packages: one that hides no patches."""
+        kept = {key: value for key, value in config.items() if key != 'mask_ratio'}
+        return dict(kept, type='mmpretrain.VisionTransformer', out_type='featmap')
+
     def init_weights(self) -> None:
         """Initialize as the authors' ``initialize_weights`` does, or from a checkpoint."""
         VisionTransformer.init_weights(self)
