@@ -294,8 +294,9 @@ def _new_layers(module: nn.Module, given: Dict[str, Tensor], named: Sequence[str
 
 
 # Parameters and buffers in the blocks of vision transformers of detectors and segmenters, which a
-# plain one has not: mmseg's MAE and BEiT scale each block (by 1.0 in configs for MAE) and have biases
-# by relative position (0 at first); mmpretrain's ViTSAM, for ViTDet, has relative positions (0 too).
+# plain one has not. mmseg's MAE scales the output of each block (by 1.0 in its configs) and has
+# biases by relative position (0 at first); mmpretrain's ViTSAM, for ViTDet, has relative positions
+# (0 at first).
 _BESIDE_VIT = (
     *('gamma_1', 'gamma_2', 'relative_position_bias_table', 'relative_position_index'),
     *('rel_pos_h', 'rel_pos_w'),

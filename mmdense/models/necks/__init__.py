@@ -2,5 +2,6 @@
 from .densecl_neck import DenseCLNeck
 from .detco_neck import DetCoNeck
 from .projection_mlp import ProjectionMLP
+from .simple_feature_pyramid import SimpleFeaturePyramid
 
-__all__ = ['DenseCLNeck', 'DetCoNeck', 'ProjectionMLP']
+__all__ = ['DenseCLNeck', 'DetCoNeck', 'ProjectionMLP', 'SimpleFeaturePyramid']
