@@ -5,14 +5,18 @@ import importlib
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
 from mmpretrain.models import VisionTransformer
 
 from mmdense.checkpoints.dialects import DIALECTS, to_names_of
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError
 
-DIM, DEPTH, HEADS, PATCH = 16, 3, 2, 8
+DIM, DEPTH, HEADS, PATCH = 16, 4, 2, 8
 ARCH = dict(embed_dims=DIM, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=4 * DIM)
 LN = dict(type='LN', eps=1e-6)
 
@@ -24,7 +28,7 @@ def vit(size=32, **more):
         img_size=size,
         patch_size=PATCH,
         out_type='featmap',
-        out_indices=[0, 1, 2],
+        out_indices=[0, 1, 2, 3],
         **more,
     )
 
@@ -37,7 +41,7 @@ def mmseg_vit(size=32, **more):
         num_heads=HEADS,
         img_size=size,
         patch_size=PATCH,
-        out_indices=(0, 1, 2),
+        out_indices=(0, 1, 2, 3),
         final_norm=True,
         patch_bias=True,
         norm_cfg=LN,
@@ -58,7 +62,7 @@ def vitdet(size=32, **more):
         img_size=size,
         patch_size=PATCH,
         out_channels=0,
-        out_indices=[0, 1, 2],
+        out_indices=[0, 1, 2, 3],
         out_type='featmap',
         window_size=4,
     )
@@ -198,3 +202,124 @@ def test_positions_of_no_square_are_refused(source, tmp_path):
     init = dict(type='mmdense.SelfSupPretrained', checkpoint=str(tmp_path / 'x.pth'))
     with pytest.raises(CheckpointError, match=r'of another shape: pos_embed \(1×21×16 in the file'):
         vit(init_cfg=init).init_weights()
+
+
+# ---------------------------------------------------------------- configs/transfer
+
+
+def inherit(name, tmp_path):
+    """The config of a project that inherits one of ours."""
+    (tmp_path / 'project.py').write_text(
+        f"_base_ = __import__('mmdense') and 'mmdense::transfer/{name}.py'\n"
+    )
+    config = Config.fromfile(str(tmp_path / 'project.py'))
+    config.dump(str(tmp_path / 'dumped.py'))
+    assert Config.fromfile(str(tmp_path / 'dumped.py')).to_dict() == config.to_dict()
+    return config
+
+
+def train_a_step(config, batch, source):
+    """Build, fill, and take a step of the optimizer of a config; return the model, and the
+    learning rate of each parameter by name."""
+    scope = config.default_scope
+    with DefaultScope.overwrite_default_scope(scope):
+        model = revert_sync_batchnorm(MODELS.build(config.model))
+        model.init_weights()
+        wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    kept = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    theirs = source.state_dict()
+    assert len(kept.keys() & theirs.keys()) >= len(theirs) - 3
+    for name in (kept.keys() & theirs.keys()) - {'pos_embed'}:
+        assert torch.equal(kept[name], theirs[name]), name
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = wrapper.optimizer.param_groups
+    rates = {names[id(p)]: group['lr'] for group in groups for p in group['params']}
+    assert rates.keys() == {k for k, p in model.named_parameters() if p.requires_grad}
+    model.train()
+    data = model.data_preprocessor(batch, True)
+    with DefaultScope.overwrite_default_scope(scope):
+        losses = model(**data, mode='loss')
+        loss, _ = model.parse_losses(losses)
+    assert loss.isfinite()
+    wrapper.update_params(loss)
+    assert all(p.isfinite().all() for p in model.parameters())
+    for name, value in model.backbone.state_dict().items():
+        if name.endswith(('qkv.weight', 'pos_embed', 'rel_pos_h', 'bias_table')):
+            assert not torch.equal(value, kept[name]), name
+    return model, rates
+
+
+def test_upernet(file, source, tmp_path, require, monkeypatch):
+    require('mmseg')
+    from mmseg.structures import SegDataSample
+
+    monkeypatch.setenv('CHECKPOINT', file)
+    config = inherit('mmseg/upernet_vit-b_160k_ade20k-512x512', tmp_path)
+    assert config.model.backbone.init_values == 1.0 and config.model.backbone.norm_cfg.eps == 1e-6
+    assert config.train_dataloader.batch_size * 8 == config.auto_scale_lr.base_batch_size == 16
+    small = dict(img_size=(64, 64), patch_size=PATCH, embed_dims=DIM, num_layers=DEPTH)
+    config.model.backbone.update(small, num_heads=HEADS, out_indices=[0, 1, 2, 3])
+    config.model.neck.embed_dim = DIM
+    for head in ('decode_head', 'auxiliary_head'):
+        config.model[head].channels = 8
+    config.model.decode_head.in_channels = [DIM] * 4
+    config.model.auxiliary_head.in_channels = DIM
+    config.model.data_preprocessor.size = (64, 64)
+    config.optim_wrapper.paramwise_cfg.num_layers = DEPTH
+    samples = []
+    for _ in range(2):
+        sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 64, 64)))
+        samples.append(sample)
+    images = [torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
+    _, rates = train_a_step(config, dict(inputs=images, data_samples=samples), source)
+    for i in range(DEPTH):
+        rate = rates[f'backbone.layers.{i}.attn.qkv.weight']
+        assert rate == pytest.approx(1e-4 * 0.65 ** (DEPTH - i)), i
+    assert rates['backbone.cls_token'] == pytest.approx(1e-4 * 0.65 ** (DEPTH + 1))
+    assert rates['decode_head.conv_seg.weight'] == pytest.approx(1e-4)
+
+
+def test_mask_rcnn(file, source, tmp_path, require, monkeypatch):
+    require('mmdet')
+    from mmdet.testing import demo_mm_inputs
+
+    monkeypatch.setenv('CHECKPOINT', file)
+    config = inherit('mmdet/mask-rcnn_vit-b_sfp_lsj-100e_coco', tmp_path)
+    assert config.train_cfg.max_epochs * config.train_dataloader.dataset.times == 100
+    assert config.auto_scale_lr.base_batch_size == 64
+    assert config.param_scheduler[1].end == config.train_cfg.max_epochs
+    config.model.data_preprocessor.pad_size_divisor = 64
+    arch = dict(ARCH, global_attn_indexes=[1])
+    config.model.backbone.update(arch=arch, img_size=64, patch_size=PATCH, window_size=4)
+    config.model.neck.update(in_channels=DIM, out_channels=16)
+    config.model.rpn_head.update(in_channels=16, feat_channels=16)
+    config.model.rpn_head.anchor_generator.strides = [2, 4, 8, 16, 32]
+    roi_head = config.model.roi_head
+    for name, strides in (('bbox', [2, 4, 8, 16]), ('mask', [2, 4, 8, 16])):
+        extractor = roi_head[f'{name}_roi_extractor']
+        extractor.update(out_channels=16, featmap_strides=strides)
+    roi_head.bbox_head.update(in_channels=16, conv_out_channels=16, fc_out_channels=16)
+    roi_head.mask_head.update(in_channels=16, conv_out_channels=16)
+    config.model.train_cfg.rpn_proposal.update(nms_pre=50, max_per_img=20)
+    config.model.train_cfg.rcnn.sampler.num = 8
+    batch = demo_mm_inputs(1, [[3, 60, 64]], num_items=[3], num_classes=80, with_mask=True)
+    model, rates = train_a_step(config, batch, source)
+    norms = {type(m).__name__ for m in model.modules() if 'Norm' in type(m).__name__}
+    assert norms == {'LayerNorm', 'LayerNorm2d'}
+    for i in range(DEPTH):
+        rate = rates[f'backbone.layers.{i}.attn.qkv.weight']
+        assert rate == pytest.approx(1e-4 * 0.7 ** (DEPTH - i)), i
+    assert rates['backbone.pos_embed'] == pytest.approx(1e-4 * 0.7 ** (DEPTH + 1))
+    assert rates['neck.levels.0.0.weight'] == pytest.approx(1e-4)
+
+
+def test_simple_feature_pyramid():
+    with DefaultScope.overwrite_default_scope('mmdense'):
+        neck = MODELS.build(dict(type='SimpleFeaturePyramid', in_channels=8, out_channels=4))
+    maps = neck((torch.randn(2, 3, 1, 1), torch.randn(2, 8, 6, 10)))
+    shapes = [tuple(x.shape) for x in maps]
+    assert shapes == [(2, 4, 6 * 4 // s, 40 // s) for s in (1, 2, 4, 8)] + [(2, 4, 2, 3)]
+    # as ViTDet's code has it: eight convolutions of the levels, three transposed ones
+    kinds = [type(m).__name__ for m in neck.modules()]
+    assert kinds.count('Conv2d') == 8 and kinds.count('ConvTranspose2d') == 3
