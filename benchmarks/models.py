@@ -73,10 +73,15 @@ def on_device(make, args):
     return make().to(args.device)
 
 
+def config_path(algorithm):
+    """Return the config of an algorithm's networks, in configs/_base_/models."""
+    (path,) = (common.CONFIGS / '_base_' / 'models').glob(f'{algorithm}_*.py')
+    return path
+
+
 def ours(algorithm, args):
     """An algorithm of mmdense, from configs/_base_/models."""
-    (path, *_) = sorted((common.CONFIGS / '_base_' / 'models').glob(f'{algorithm}_*.py'))
-    cfg = Config.fromfile(str(path))
+    cfg = Config.fromfile(str(config_path(algorithm)))
     shrink(cfg.model, args)
     cfg.model.backbone.update(ALGORITHMS[algorithm].size_settings(args.size))
     cfg.merge_from_dict(args.cfg_options or {})
