@@ -121,10 +121,10 @@ def received(calls, world):
 
 
 def count_recipe(algorithm, args):
-    """Return :class:`Counted` of an algorithm's R50, by the number of processes."""
+    """Return :class:`Counted` of an algorithm's recipe, by the number of processes."""
     import models  # needs mmpretrain's parts, which counting a given config does not
 
-    path = common.CONFIGS / '_base_' / 'models' / f'{algorithm}_r50.py'
+    path = models.config_path(algorithm)
     found = {}
     for world in WORLDS:
         torch.manual_seed(0)

@@ -56,7 +56,8 @@ def shipped_config(config):
 
 def shrink(model, args):
     """The depth and the queues of the command line in a model's config."""
-    model.backbone.depth = args.depth
+    if 'depth' in model.backbone:
+        model.backbone.depth = args.depth
     if 'in_channels' in model.neck and args.depth < 50:
         model.neck.in_channels = 512
     for key in ('queue_len', 'num_prototypes'):
@@ -82,11 +83,17 @@ def on_device(make, args):
     return make().to(args.device)
 
 
+def config_path(algorithm):
+    """Return the config of an algorithm's networks, in configs/_base_/models."""
+    (path,) = (common.CONFIGS / '_base_' / 'models').glob(f'{algorithm}_*.py')
+    return path
+
+
 def ours(algorithm, args):
     """An algorithm of mmdense, from configs/_base_/models."""
-    path = common.CONFIGS / '_base_' / 'models' / f'{algorithm}_r50.py'
-    cfg = Config.fromfile(str(path))
+    cfg = Config.fromfile(str(config_path(algorithm)))
     shrink(cfg.model, args)
+    cfg.model.backbone.update(ALGORITHMS[algorithm].size_settings(args.size))
     cfg.merge_from_dict(args.cfg_options or {})
     return build(cfg.model, 'mmdense', args)
 
@@ -121,8 +128,8 @@ def random_boxes(n, device):
 def random_batch(name, args):
     """Views as the algorithm takes them, and their data samples."""
     n, size, patch = args.batch_size, args.size, args.patch_size
-    shapes = [(n, 3, size, size)] * 2
     ours = ALGORITHMS.get(name.partition(' ')[2]) if name.startswith('mmdense') else None
+    shapes = [(n, 3, size, size)] * (ours.views.groups[0] if ours else 2)
     if ours is not None and ours.views.patches:
         shapes += [(n, 3, patch, 9 * patch)] * ours.views.groups[-1]
     views = [torch.randn(shape, device=args.device) for shape in shapes]

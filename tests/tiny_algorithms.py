@@ -24,7 +24,6 @@ PAIRS = (STD, RANK, 'positive_similarity', 'negative_similarity')
 
 
 RECIPE_OPTIONS = [
-    'model.backbone.depth=18',
     'train_dataloader.batch_size=4',
     'train_dataloader.num_workers=0',
     'train_dataloader.dataset.pipeline.1.transforms.0.0.scale=64',
@@ -53,7 +52,13 @@ class Tiny:
         health (list[str]): Names of what the health monitor logs.
         losses (list[str]): Names of the losses in a log.
         product (str): Path of the sub-module that a run is for.
-        backbone (dict): What is different in the tiny backbone.
+        backbone (dict): What is different in the tiny backbone; with ``type`` all of it.
+        small_backbone (list[str]): Options that make the recipe's backbone small.
+        first_layer (str): Name of the first layer of the backbone.
+        backbone_name (str): Name of the small backbone in messages.
+        probed (str): The part whose last output the health monitor looks at.
+        fix (Callable, optional): Makes random draws of a model's step a function of the images, so
+            that the steps of two models can be compared.
         collapses (bool): Whether a learning rate that is a hundred times too high makes the
             features collapse.
         own (list[str]): Parts of the paths of files that are about this algorithm alone, next to
@@ -80,6 +85,11 @@ class Tiny:
     losses: List[str]
     product: str = 'backbone'
     backbone: dict = field(default_factory=dict)
+    small_backbone: List[str] = field(default_factory=lambda: ['model.backbone.depth=18'])
+    first_layer: str = 'conv1'
+    backbone_name: str = 'ResNet-18'
+    probed: str = 'neck'
+    fix: Optional[Callable] = None
     collapses: bool = True
     own: List[str] = field(default_factory=list)
     example: bool = False
@@ -103,8 +113,13 @@ class Tiny:
 
     @property
     def recipe_options(self) -> List[str]:
-        """Return all options that make the recipe tiny, with an R18 as backbone."""
-        return [*RECIPE_OPTIONS, *self.options]
+        """Return all options that make the recipe tiny."""
+        return [*self.small_backbone, *RECIPE_OPTIONS, *self.options]
+
+    @property
+    def is_resnet(self) -> bool:
+        """Return whether the backbone is a ResNet, whose layers some tests name."""
+        return 'type' not in self.backbone
 
     @property
     def method(self) -> str:
@@ -158,17 +173,20 @@ def one_a_family() -> List[str]:
     return sorted({tiny_form(name).family: name for name in reversed(algorithms())}.values())
 
 
-def each_algorithm(quick: Optional[List[str]] = None, variants: bool = False):
+def each_algorithm(
+    quick: Optional[List[str]] = None, variants: bool = False, resnets: bool = False
+):
     """Parametrise a test over ``algorithm``.
 
     Args:
         quick (list[str], optional): Algorithms that are tested where slow tests are not; for a
             test that takes long or starts processes. Defaults to all.
         variants (bool): Whether variants are tested too.
+        resnets (bool): Whether only those are tested whose backbone is a ResNet.
     """
     import pytest
 
-    names = algorithms(variants)
+    names = [n for n in algorithms(variants) if tiny_form(n).is_resnet or not resnets]
     slow = [name for name in names if quick is not None and name not in quick]
     slow = [pytest.param(name, marks=pytest.mark.slow) for name in slow]
     return pytest.mark.parametrize('algorithm', [*(quick or names), *slow])
@@ -214,7 +232,7 @@ def tiny_model_config(algorithm: Optional[str] = None, norm: dict = NORM, **chan
     backbone = dict(
         type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8, norm_cfg=norm
     )
-    backbone.update(form.backbone)
+    backbone = {**({} if 'type' in form.backbone else backbone), **form.backbone}
     backbone.update(changes.pop('backbone', {}))
     parts = form.variants.get(algorithm, form.parts)(norm)
     return dict(type=form.algorithm, backbone=backbone, **parts, **changes)
@@ -230,7 +248,11 @@ def tiny_model(algorithm: Optional[str] = None, norm: dict = NORM, **changes):
     config = tiny_model_config(algorithm, norm, **changes)
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdense'):
-        return MODELS.build(config)
+        model = MODELS.build(config)
+    fix = tiny_form(algorithm).fix
+    if fix is not None:
+        fix(model)
+    return model
 
 
 def joined_batch(algorithm: str, number: int = 6):

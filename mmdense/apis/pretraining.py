@@ -47,6 +47,7 @@ from mmdense.apis.planning import (
 from mmdense.apis.planning.survey import find_backbone, shorten_paths
 from mmdense.apis.planning.view_settings import find_step
 from mmdense.checkpoints import latest_complete_checkpoint, read_checkpoint
+from mmdense.checkpoints.model_config import as_transferred
 from mmdense.engine import ProgressBarHook
 from mmdense.engine.hooks.preemption import announce_interrupt
 from mmdense.engine.launch import train
@@ -367,7 +368,7 @@ def launch_processes(config: str, gpus: int, flags: Sequence[str], module: str) 
 
 def describe_use(backbone: str, cfg: Config) -> List[str]:
     """Return where the backbone is, and the lines of a config that take it."""
-    lines = stock_lines(backbone, cfg.model.backbone.to_dict())
+    lines = stock_lines(backbone, as_transferred(cfg.model.backbone.to_dict()))
     where = f'The backbone is {backbone}'
     if lines:
         where += '; in a config of mmdet, or of mmseg:'
@@ -405,7 +406,8 @@ def describe_next_steps(request: Request) -> List[str]:
 
 def describe_pytorch(request: Request) -> List[str]:
     """Return three lines of Python that build the backbone of a run and fill it."""
-    backbone = _without_scopes(Config.fromfile(request.config).model.backbone.to_dict())
+    backbone = Config.fromfile(request.config).model.backbone.to_dict()
+    backbone = _without_scopes(as_transferred(backbone))
     backbone.pop('init_cfg', None)
     kind = backbone.pop('type')
     kind = kind if isinstance(kind, str) else kind.__name__

@@ -18,7 +18,7 @@ from mmdense.utils.imagenet import IMAGENET_PIXELS
 
 from .formats import check_finite, recognise
 from .io import read_checkpoint
-from .model_config import saved_model_config
+from .model_config import as_transferred, saved_model_config
 from .networks import find_network
 from .self_sup_pretrained import SelfSupPretrained
 
@@ -78,6 +78,7 @@ def load_backbones(
         model = Config.fromfile(config).get('model') or {}
     cfg, source = model.get('backbone'), config or "the run's config"
     if isinstance(cfg, dict):
+        cfg = as_transferred(cfg)
         cfg = {k: v for k, v in cfg.items() if k not in ('init_cfg', 'pretrained')}
     else:
         cfg, source = _guess_config(found.backbone, checkpoint), 'its tensors'

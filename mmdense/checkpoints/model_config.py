@@ -55,12 +55,28 @@ def saved_model_config(
 
 
 def saved_backbone_config(meta: dict) -> Optional[dict]:
-    """Return the ``backbone`` of :func:`saved_model_config`; None too where it asks for anything
-    else to be built."""
+    """Return the ``backbone`` of :func:`saved_model_config` in the form for other packages; None
+    too where it asks for anything else to be built."""
     with suppress(CheckpointError):
         backbone = (saved_model_config(meta, parts=['backbone']) or {}).get('backbone')
-        return backbone if isinstance(backbone, dict) and 'type' in backbone else None
+        known = isinstance(backbone, dict) and 'type' in backbone
+        return as_transferred(backbone) if known else None
     return None
+
+
+def as_transferred(backbone: dict) -> dict:
+    """Return the config of a backbone in the form that returns maps in other packages.
+
+    A backbone that is special in training has ``transfer_config``: that of MAE hides patches, and
+    its weights are those of a vision transformer. All others are returned as they are.
+    """
+    kind = backbone.get('type')
+    registry = mmdense.registry.MODELS
+    registry.import_from_location()
+    if isinstance(kind, str):
+        kind = registry.module_dict.get(kind.rpartition('.')[2])
+    convert = getattr(kind, 'transfer_config', None)
+    return backbone if convert is None else convert(backbone)
 
 
 def _written_model(meta: dict) -> Optional[dict]:

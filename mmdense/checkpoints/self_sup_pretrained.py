@@ -58,7 +58,9 @@ class SelfSupPretrained:
     :mod:`mmdense.checkpoints.dialects`.
 
     A vision transformer's positions are resized (bicubic) to the size of the model's images, and
-    the log says so.
+    the log says so. Into the blocks of mmseg's MAE and of mmpretrain's ViTSAM, which is ViTDet's,
+    a plain vision transformer fills all but the scales, the biases by relative position and the
+    relative positions: these begin anew, and the log names them.
 
     One of mmdense's algorithms is filled completely, momentum encoder, queues
     and heads included, as strictly; parts that the model does not have, such as
@@ -218,6 +220,8 @@ class SelfSupPretrained:
             )
         elif hasattr(module, 'as_new_run'):
             reason = _other_settings(module, found)
+        elif match.extra == ['patch_embed.projection.bias']:
+            reason = ' The patch embedding of the file has a bias: set patch_bias=True.'
         else:
             reason = _likely_reason(wanted, found.backbone)
         return (
@@ -281,9 +285,22 @@ def _new_layers(module: nn.Module, given: Dict[str, Tensor], named: Sequence[str
             known.update(getattr(part, attribute, ()))
     paths = [*dict(module.named_modules()), *dict(module.named_parameters())]
     found = _new_norms(module, given)
+    if 'layers.0.attn.qkv.weight' in given:
+        paths += dict(module.named_buffers())
+        inside = {key.rpartition('.')[2] for key in given}
+        known.update(name for name in _BESIDE_VIT if name not in inside)
     found += [path for path in paths if path.rpartition('.')[2] in known]
     return [path for path in found if not any(_is_below(key, [path]) for key in given)]
 
+
+# Parameters and buffers in the blocks of vision transformers of detectors and segmenters, which a
+# plain one has not. mmseg's MAE scales the output of each block (by 1.0 in its configs) and has
+# biases by relative position (0 at first); mmpretrain's ViTSAM, for ViTDet, has relative positions
+# (0 at first).
+_BESIDE_VIT = (
+    *('gamma_1', 'gamma_2', 'relative_position_bias_table', 'relative_position_index'),
+    *('rel_pos_h', 'rel_pos_w'),
+)
 
 # Lists of names, in the blocks of mmdet's and mmseg's ResNets.
 _PLUGINS = [f'after_conv{i}_plugin_names' for i in (1, 2, 3)]
@@ -312,16 +329,24 @@ def _resize_positions(
     file, model = given.get('pos_embed'), wanted.get('pos_embed')
     if file is None or model is None or file.dim() != 3 or file.shape == model.shape:
         return given, ''
-    extra = sum(name in given and name in wanted for name in ('cls_token', 'dist_token'))
+    as_map = model.dim() == 4  # ViTDet's, 1×H×W×C
+    tokens = [name for name in ('cls_token', 'dist_token') if name in given]
+    extra, kept = len(tokens), 0 if as_map else sum(name in wanted for name in tokens)
     side = round((file.size(1) - extra) ** 0.5)
-    height, width = _count_patches(module, wanted, model.size(1) - extra)
-    fits = side**2 + extra == file.size(1) and height * width + extra == model.size(1)
-    if not fits or file.size(2) != model.size(2):
+    height, width = model.shape[1:3]
+    if not as_map:
+        height, width = _count_patches(module, wanted, model.size(1) - kept)
+    fits = side**2 + extra == file.size(1) and (as_map or height * width + kept == model.size(1))
+    if not fits or file.size(2) != model.size(-1):
         return given, ''
-    map_ = file[:, extra:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    map_ = F.interpolate(map_, (height, width), mode='bicubic', align_corners=False)
-    resized = torch.cat([file[:, :extra].float(), map_.flatten(2).transpose(1, 2)], dim=1)
-    words = f'pos_embed resized from {side}×{side} to {height}×{width} patches'
+    resized, words = file[:, extra:].float().reshape(1, side, side, -1), ''
+    if (side, side) != (height, width):
+        resized = resized.permute(0, 3, 1, 2)
+        resized = F.interpolate(resized, (height, width), mode='bicubic', align_corners=False)
+        resized = resized.permute(0, 2, 3, 1)
+        words = f'pos_embed resized from {side}×{side} to {height}×{width} patches'
+    if not as_map:
+        resized = torch.cat([file[:, extra - kept : extra].float(), resized.flatten(1, 2)], dim=1)
     return dict(given, pos_embed=resized), words
 
 

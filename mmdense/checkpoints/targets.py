@@ -22,7 +22,7 @@ from .architectures import RESNET, architecture, has_deep_stem, resnet_stages
 from .export import convert_checkpoint
 from .formats import Recognised, recognise
 from .io import cached_path
-from .model_config import saved_model_config
+from .model_config import as_transferred, saved_model_config
 from .networks import build_empty, find_network
 
 # Version of ONNX: onnxruntime reads it since 1.10, and PyTorch 2.1 writes none later.
@@ -250,7 +250,7 @@ def _find_config(found: Recognised, checkpoint: str) -> Optional[dict]:
     model = saved_model_config(found.meta, checkpoint, parts=[]) or {}
     backbone = {k: v for k, v in (model.get('backbone') or {}).items() if k != '_scope_'}
     if backbone.get('type'):
-        return backbone
+        return as_transferred(backbone)
     network = find_network(found.backbone)
     if network is None or network.missed or network.config is None:
         return None

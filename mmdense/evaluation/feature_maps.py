@@ -3,6 +3,7 @@ from typing import List, Optional, Sequence
 
 import numpy as np
 import torch
+from mmpretrain.models import VisionTransformer
 from PIL import Image
 from torch import Tensor, nn
 
@@ -83,7 +84,8 @@ def stage_maps(backbone: nn.Module, inputs: Sequence[Tensor]) -> List[List[Tenso
     Args:
         backbone (nn.Module): Of mmpretrain: a ResNet or one that is built like
             it (``res_layers``), or one with ``stages``, such as ConvNeXt and
-            Swin.
+            Swin. A vision transformer has no stages: four maps are taken of it,
+            after each quarter of its blocks.
         inputs (Sequence[Tensor]): I images, each 1×3×H×W.
 
     Returns:
@@ -94,6 +96,8 @@ def stage_maps(backbone: nn.Module, inputs: Sequence[Tensor]) -> List[List[Tenso
         InputError: For backbones of other kinds, or features that are not
             finite.
     """
+    if isinstance(backbone, VisionTransformer):
+        return _transformer_maps(backbone, inputs)
     stages = getattr(backbone, 'res_layers', None) or getattr(backbone, 'stages', ())
     stages = [getattr(backbone, s) if isinstance(s, str) else s for s in stages]
     if not stages:
@@ -123,9 +127,28 @@ def stage_maps(backbone: nn.Module, inputs: Sequence[Tensor]) -> List[List[Tenso
             raise InputError(
                 f'{type(backbone).__name__} is a backbone of unknown kind: no maps from its stages'
             )
-        if not all(m.isfinite().all() for m in found):
-            raise InputError(
-                f'features of stage {number} are not finite: the weights are damaged, or training '
-                'diverged'
-            )
+        _check_finite(found, number)
     return maps
+
+
+def _transformer_maps(backbone: VisionTransformer, inputs: Sequence[Tensor]) -> List[List[Tensor]]:
+    """Return the maps after each quarter of the blocks of a vision transformer."""
+    kept, depth = (backbone.out_indices, backbone.out_type), len(backbone.layers)
+    quarters = [max(depth * i // 4, 1) - 1 for i in (1, 2, 3, 4)]
+    backbone.out_indices, backbone.out_type = quarters, 'featmap'
+    try:
+        found = [dict(zip(sorted(set(quarters)), backbone(image))) for image in inputs]
+    finally:
+        backbone.out_indices, backbone.out_type = kept
+    maps = [[maps[quarter][0] for maps in found] for quarter in quarters]
+    for number, stage in enumerate(maps, start=2):
+        _check_finite(stage, number)
+    return maps
+
+
+def _check_finite(maps: Sequence[Tensor], stage: int) -> None:
+    if not all(m.isfinite().all() for m in maps):
+        raise InputError(
+            f'features of stage {stage} are not finite: the weights are damaged, or training '
+            'diverged'
+        )

@@ -16,7 +16,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT
 from mmpretrain.models import ResNet
-from tiny_algorithms import algorithm_class, each_algorithm, has_momentum_encoder
+from tiny_algorithms import algorithm_class, each_algorithm, has_momentum_encoder, tiny_form
 
 from mmdense.checkpoints import SelfSupPretrained, read_checkpoint, recognise, save_backbone
 from mmdense.engine.training import start_from_checkpoint
@@ -263,14 +263,17 @@ def test_load_from_of_the_tool(algorithm, tiny, run_here, randomize, monkeypatch
 
     # where a run is resumed that has no checkpoint yet, it starts from the file too
     run_here('train.py', *tiny(f'load_from={path}', algorithm=algorithm, flags=['--resume']))
-    assert torch.equal(states[2]['backbone.conv1.weight'], states[0]['backbone.conv1.weight'])
+    form = tiny_form(algorithm)
+    name = f'backbone.{form.first_layer}.weight'
+    assert torch.equal(states[2][name], states[0][name])
 
     backbone = {k[9:]: v for k, v in states[0].items() if k.startswith('backbone.')}
     save_backbone(backbone, str(path))
     code, printed = run_here('train.py', *tiny(f'load_from={path}', algorithm=algorithm))
     line = printed.err.strip().splitlines()[-1]
     assert code == 1 and len(states) == 3
-    assert 'whole.pth holds a backbone alone (a ResNet-18 written by mmdense)' in line
+    kind = f'a {form.backbone_name} written by mmdense'
+    assert f'whole.pth holds a backbone alone ({kind})' in line
     assert 'set model.pretrained' in line
 
 

@@ -24,8 +24,8 @@ def tiny_config(images, work_dir, algorithm=None, **options):
             'train_dataloader.pin_memory': False,
             'default_hooks.checkpoint': dict(interval=2, by_epoch=False, max_keep_ckpts=-1),
             'default_hooks.backbone_export.filename': None,
-            'model.backbone.stem_channels': 8,
-            'model.backbone.base_channels': 8,
+            **({'model.backbone.stem_channels': 8} if form.is_resnet else {}),
+            **({'model.backbone.base_channels': 8} if form.is_resnet else {}),
             'work_dir': str(work_dir),
             'experiment_name': uuid.uuid4().hex,  # MMEngine keeps one logger a name
             **options,

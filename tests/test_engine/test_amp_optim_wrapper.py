@@ -134,7 +134,8 @@ def test_what_stays_is_float32(algorithm):
     config = dict(type='mmdense.AmpOptimWrapper', optimizer=dict(type='SGD', lr=0.1, momentum=0.9))
     amp = build_optim_wrapper(model, config)
     outputs = []
-    model.backbone.layer1.register_forward_hook(lambda _, __, out: outputs.append(out.dtype))
+    first = model.backbone.get_submodule(tiny_form(algorithm).first_layer)
+    first.register_forward_hook(lambda _, __, out: outputs.append(out.dtype))
     with amp.optim_context(model):
         losses = model(views, samples, mode='loss')
     assert set(outputs) == {torch.bfloat16}

@@ -97,7 +97,7 @@ def test_the_number_of_workers_changes_nothing(train):
         assert_same(load(alone(8))['state_dict'], load(other(8))['state_dict'])
 
 
-@each_algorithm(quick=[tiny_form().algorithm])
+@each_algorithm(quick=[tiny_form().algorithm], resnets=True)
 def test_two_processes(algorithm, run_forked, tiny, tmp_path):
     """In the middle of an epoch; with the statistics of BatchNorm of each."""
 

@@ -158,16 +158,21 @@ def test_healthy(algorithm, seed, train, request):
     assert len(values['global_std']) == 4 and not warnings(log)
 
 
-def constant(model):
-    """A neck whose output does not depend on the image."""
-    with torch.no_grad():
-        for name, value in model.neck.named_parameters():
-            value.fill_(0 if name.endswith('weight') else 1)
+def constant(part):
+    """Return what makes the output of a part independent of the image."""
+
+    def act(model):
+        with torch.no_grad():
+            for name, value in model.get_submodule(part).named_parameters():
+                value.fill_(0 if name.endswith('weight') else 1)
+
+    return act
 
 
 @each_algorithm()
 def test_constant_features(algorithm, train):
-    values, log = train(algorithm, iterations=24, interval=8, act=constant)
+    act = constant(tiny_form(algorithm).probed)
+    values, log = train(algorithm, iterations=24, interval=8, act=act)
     (line, *more) = [w for w in warnings(log) if 'collapse' in w and 'global_std' in w]
     assert 'after 16 iterations: collapse' in line and 'the learning rate is' in line
     assert not more  # not again at the third look

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import runner as mmengine_runner
@@ -40,7 +40,9 @@ def recipes(data_root: str) -> dict:
         form = tiny_form(name)
         config = Config.fromfile(str(form.config))
         options = dict(option.split('=') for option in form.recipe_options)
-        config.merge_from_dict({key: int(value) for key, value in options.items()})
+        config.merge_from_dict(
+            {key: DictAction._parse_iterable(value) for key, value in options.items()}
+        )
         dataset = dict(data_root=data_root, data_prefix='')
         config.merge_from_dict(
             {

@@ -149,7 +149,7 @@ def test_channels_last(algorithm, tmp_path):
         momentum_encoder = [model.encoder_k] if has_momentum_encoder(algorithm) else []
         for part in (model.backbone, *momentum_encoder):
             kernels = [p for p in part.parameters() if p.dim() == 4 and p.size(3) > 1]
-            assert len(kernels) > 15
+            assert len(kernels) > (15 if tiny_form(algorithm).is_resnet else 0)
             for p in kernels:
                 assert p.is_contiguous(memory_format=torch.channels_last)
 
@@ -373,7 +373,7 @@ def test_compile_is_checked(monkeypatch):
 
 @pytest.mark.filterwarnings('ignore:.*use_reentrant')
 @pytest.mark.parametrize('way', ['with_cp', 'activation_checkpointing'])
-@each_algorithm()
+@each_algorithm(resnets=True)
 def test_checkpointed(algorithm, way):
     batch = joined_batch(algorithm)
     plain = tiny_model(algorithm, norm=BN)

@@ -127,8 +127,8 @@ def test_blur_is_as_much_of_a_view_as_in_the_recipe(method):
     """Two pixels' blur of 96 px views cost a segmenter four points (docs/evidence.md)."""
     new = changes(derive(3435, CPU, method=method, size=96))
     sigmas = [value for key, value in new.items() if key.endswith('.sigma')]
-    pipelines = recipe_of(method).train_pipeline[1]['transforms']
-    assert len(sigmas) == sum('sigma' in step for pipeline in pipelines for step in pipeline)
+    views = recipe_of(method).train_pipeline[1]['transforms']
+    assert len(sigmas) == sum('GaussianBlur' in str(steps) for steps in views)
     assert all(sigma == pytest.approx((0.1 * 96 / 224, 2 * 96 / 224), rel=1e-2) for sigma in sigmas)
     assert 'blur' not in shown(derive(3435, CPU, method=method))
 
@@ -163,7 +163,7 @@ def test_coco_is_the_recipe(method):
 def test_the_preset_for_small_data_is_by_the_rules(method):
     """What it says of itself: 2,000 images, one GPU of 24 GB, mixed precision."""
     machine = Machine('cuda', '', 1, 24 << 30, 8, 'bfloat16')
-    network = planning.survey_network(recipe_of(method), 'resnet50', 224)
+    network = planning.survey_network(recipe_of(method), None, 224)
     base = planning.read_config(planning.base_config(method, 2000))
     new = changes(derive(2000, machine, network, method=method, base=base))
     prefixes = ('train_dataloader.dataset.', 'default_hooks.pr', 'optim_wrapper.', 'randomness.')
@@ -318,6 +318,9 @@ def test_a_vit_is_known_as_a_transformer():
 @pytest.mark.parametrize('epochs', [1, 40])
 def test_transformers_get_adamw_with_its_reason(method, epochs):
     rows = derive(500, method=method, network=CONVNEXT._replace(attention=True), epochs=epochs)
+    if recipe_of(method).optim_wrapper.optimizer.type == 'AdamW':  # a recipe for transformers
+        assert 'optim_wrapper.optimizer' not in changes(rows)
+        return
     (row,) = [row for row in rows if row.name == 'optimizer']
     assert row.value == 'AdamW' and 'MoCo v3' in row.reason
     new = changes(rows)

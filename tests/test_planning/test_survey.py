@@ -115,7 +115,9 @@ def test_refused_backbones(method, name, message):
 def test_times_real_steps(method, images, tmp_path, monkeypatch):
     """Also: every method's settings train; nothing stays on the disk."""
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
-    plan = planning.make_plan(images, Options(method=method, backbone='resnet18', epochs=3))
+    recipe = planning.read_recipe(method)
+    backbone = 'resnet18' if 'depth' in recipe.model.backbone else 'vit-tiny'
+    plan = planning.make_plan(images, Options(method=method, backbone=backbone, epochs=3))
     text = planning.config_text(plan.base, plan.settings, str(tmp_path / 'none'), 'x')
     times = planning.time_steps(text, steps=2)
     assert os.listdir(tmp_path) == []

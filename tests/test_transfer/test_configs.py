@@ -288,8 +288,9 @@ def flatten(node, path=''):
 
 
 def test_all_are_here():
-    assert {path.stem for path in (FOLDER / 'mmdet').glob('*.py')} == DETECTORS.keys()
-    assert {path.stem for path in (FOLDER / 'mmseg').glob('*.py')} == SEGMENTERS.keys()
+    for package, names in (('mmdet', DETECTORS), ('mmseg', SEGMENTERS)):
+        found = {path.stem for path in (FOLDER / package).glob('*.py')}
+        assert {name for name in found if '_vit-' not in name} == names.keys()  # test_vit.py
 
 
 @pytest.mark.parametrize('name', PARENTS)

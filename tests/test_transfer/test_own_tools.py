@@ -104,7 +104,7 @@ def project(request, tmp_path, spied, run, data_root, require, repo):
     return train
 
 
-@each_algorithm(quick=QUICK)
+@each_algorithm(quick=QUICK, resnets=True)
 def test_starts_from_exactly_the_checkpoint(project, pretrained_by, algorithm):
     pretrained = pretrained_by(algorithm)
     done = project(checkpoint=pretrained)

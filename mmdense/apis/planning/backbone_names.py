@@ -35,3 +35,9 @@ def translate_name(name: str) -> Tuple[str, Dict[str, int]]:
         return name, {}
     size, patch, _ = match.groups()  # views of any size are trained on
     return f'visiontransformer-{_ARCHS[size]}', {'patch_size': int(patch)} if patch else {}
+
+
+def name_vit(arch: str) -> str:
+    """Return the usual name of a ViT, such as 'vit-small', by its arch in mmpretrain."""
+    sizes = {arch: size for size, arch in reversed(_ARCHS.items()) if len(size) > 2}
+    return f'vit-{sizes.get(arch, arch)}'

@@ -209,7 +209,8 @@ def derive_settings(
     """
     _check_processes(images, machine, options.gpus)
     known = (base or recipe).to_dict()
-    recipe = _for_transformer(recipe) if network.attention else recipe
+    if network.attention and 'Adam' not in recipe.optim_wrapper.optimizer.type:
+        recipe = _for_transformer(recipe)
     rows = [
         Setting('images', f'{images.count:,}', _describe_images(images), _dataset_config(images)),
         *_decide_loading(images, recipe, options),

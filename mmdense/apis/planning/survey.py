@@ -12,7 +12,19 @@ from copy import deepcopy
 from difflib import get_close_matches
 from itertools import islice
 from statistics import median
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 import torch
@@ -34,7 +46,7 @@ from mmdense.utils.collect_env import cpu_cores
 from mmdense.utils.errors import DataError, InputError, MissingImagesError
 from mmdense.utils.paths import check_images
 
-from .backbone_names import translate_name
+from .backbone_names import name_vit, translate_name
 from .label_maps import find_label_maps
 from .view_settings import read_views, trained_views
 
@@ -423,6 +435,9 @@ def find_backbone(name: str, default: dict) -> dict:
         )
     kind = known[max(fits, key=len)]
     variant = name[len(max(fits, key=len)) :].strip('-_:')
+    if _is_special(default, kind):
+        config = dict(more, arch=variant) if variant else dict(more)
+        return {key: value for key, value in config.items() if default.get(key) != value}
     taken: Dict[str, inspect.Parameter] = {}  # also what is handed on to those it inherits from
     for base in reversed(kind.__mro__):
         taken.update(inspect.signature(base.__init__).parameters)
@@ -444,12 +459,24 @@ def find_backbone(name: str, default: dict) -> dict:
     return config
 
 
+def _is_special(config: dict, kind: type) -> bool:
+    """Return whether a backbone is a special form of a class: MAE's vision transformer, which
+    keeps its own class when another size of it is asked for."""
+    own = config['type']
+    if isinstance(own, str):
+        with DefaultScope.overwrite_default_scope('mmdense'):
+            own = MODELS.get(own)
+    return isinstance(own, type) and own is not kind and issubclass(own, kind)
+
+
 def backbone_name(config: dict) -> str:
     """Return the name of a backbone, as :func:`find_backbone` takes it, of its config."""
     if 'depth' in config:
         return f'{_kind_name(config)}{config["depth"]}'
-    arch = config.get('arch')
-    return f'{_kind_name(config)}-{arch}' if isinstance(arch, str) else _kind_name(config)
+    arch, kind = config.get('arch'), _kind_name(config)
+    if not isinstance(arch, str):
+        return kind
+    return name_vit(arch) if kind.endswith('vit') else f'{kind}-{arch}'
 
 
 def _kind_name(config: dict) -> str:
@@ -475,6 +502,10 @@ def survey_network(
     backbone = find_backbone(name, recipe_config.model.backbone) if name else {}
     if in_channels is not None:
         backbone['in_channels'] = in_channels
+    if '_delete_' not in backbone:
+        sizes = _size_settings(recipe_config.model.type, size)
+        known = recipe_config.model.backbone
+        backbone.update({key: n for key, n in sizes.items() if known.get(key) != n})
     name = name or backbone_name(recipe_config.model.backbone)
     config = Config(dict(model=recipe_config.model.to_dict()))
     kind = config.model.type
@@ -489,9 +520,9 @@ def survey_network(
             model = MODELS.build(config.model)
         stages = len(config.model.get('stage_weights', '1'))
         with FlopCounterMode(display=False) as counter:
-            kept, unused = _try_backbone(model.backbone, size, stages)
+            kept, unused = _try_backbone(model, size, stages)
         flops = counter.get_total_flops() / _TRIED
-        seconds = _time_backbone(model.backbone, size)
+        seconds = _time_backbone(model, size)
         if unused > 0.1:
             raise InputError(f'{unused:.0%} of its parameters do not take part in the maps')
     except InputError as error:
@@ -514,21 +545,34 @@ def survey_network(
     )
 
 
-def _time_backbone(backbone: torch.nn.Module, size: int) -> float:
+def _size_settings(kind: Union[str, type], size: int) -> Dict[str, int]:
+    """Return the settings of an algorithm's backbone for views of a size."""
+    if isinstance(kind, str):
+        with DefaultScope.overwrite_default_scope('mmdense'):
+            kind = MODELS.get(kind)
+    return kind.size_settings(size) if hasattr(kind, 'size_settings') else {}
+
+
+def _measured_pass(model: torch.nn.Module) -> Callable:
+    """Return what computes the maps of a step; an algorithm without our contract names nothing."""
+    return getattr(model, 'trained_maps', model.backbone)
+
+
+def _time_backbone(model: torch.nn.Module, size: int) -> float:
     """Return the seconds of this CPU for forward and backward of a view."""
     # small views in larger batches, as in training: each operation takes a while to start
     images = max(2, min(8, 8 * 96**2 // size**2))
     start = time.perf_counter()
-    inputs = torch.zeros(images, input_channels(backbone) or 3, size, size)
-    sum(map_.sum() for map_ in backbone(inputs)).backward()
+    inputs = torch.zeros(images, input_channels(model.backbone) or 3, size, size)
+    sum(map_.sum() for map_ in _measured_pass(model)(inputs)).backward()
     return (time.perf_counter() - start) / images
 
 
-def _try_backbone(backbone: torch.nn.Module, size: int, stages: int) -> Tuple[float, float]:
-    """Return the bytes that backward needs of a view in float32, and the share of the parameters
-    that get no gradient from the last maps."""
-    images, storages = _TRIED, {}
-    weights = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
+def _try_backbone(model: torch.nn.Module, size: int, stages: int) -> Tuple[float, float]:
+    """Return the bytes that backward needs of a view in float32, and the share of the backbone's
+    parameters that get no gradient from the last maps."""
+    images, storages, backbone = _TRIED, {}, model.backbone
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def note(tensor):
         storage = tensor.untyped_storage()
@@ -538,7 +582,8 @@ def _try_backbone(backbone: torch.nn.Module, size: int, stages: int) -> Tuple[fl
 
     backbone.train()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        maps = backbone(torch.zeros(images, input_channels(backbone) or 3, size, size))
+        inputs = torch.zeros(images, input_channels(backbone) or 3, size, size)
+        maps = _measured_pass(model)(inputs)
     sum(map_.sum() for map_ in maps[-stages:]).backward()
     trained = [p for p in backbone.parameters() if p.requires_grad]
     unused = sum(p.numel() for p in trained if p.grad is None)

@@ -79,6 +79,19 @@ class MoCoV3ViT(_MoCoV3ViT):
         if conv_stem:
             self.patch_embed = ConvStem(self.embed_dims)
 
+    @staticmethod
+    def transfer_config(config: dict) -> dict:
+        """Return the config of the network of mmpretrain that has the same weights, and returns
+        maps in training too, for other packages; one with a convolutional stem has none."""
+        if config.get('conv_stem'):
+            return config
+        own = ('conv_stem', 'stop_grad_conv1', 'frozen_stages', 'norm_eval', 'out_type')
+        kept = {key: value for key, value in config.items() if key not in own}
+        if kept.get('arch') in ('mocov3-s', 'mocov3-small'):  # known to mmpretrain's class alone
+            arch = dict(embed_dims=384, num_layers=12, num_heads=12, feedforward_channels=1536)
+            kept['arch'] = arch
+        return dict(kept, type='mmpretrain.VisionTransformer', out_type='featmap')
+
     def init_weights(self) -> None:
         """Initialize the weights as the published code does."""
         super().init_weights()

@@ -3,5 +3,6 @@ from .densecl_neck import DenseCLNeck
 from .detco_neck import DetCoNeck
 from .projection_mlp import ProjectionMLP
 from .simclr_neck import SimCLRNeck
+from .simple_feature_pyramid import SimpleFeaturePyramid
 
-__all__ = ['DenseCLNeck', 'DetCoNeck', 'ProjectionMLP', 'SimCLRNeck']
+__all__ = ['DenseCLNeck', 'DetCoNeck', 'ProjectionMLP', 'SimCLRNeck', 'SimpleFeaturePyramid']

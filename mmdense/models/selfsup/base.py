@@ -180,7 +180,7 @@ class SelfSupervisor:
         super().__init__(**parts, data_preprocessor=data_preprocessor, **kwargs)
         self.channels_last = channels_last
         if channels_last:  # before a momentum encoder copies the networks
-            _use_channels_last(self)
+            _use_format(self, torch.channels_last)
         self.compile_options = _compile_options(compile)
         self.health_monitor: Optional[Callable[[Dict[str, Any]], None]] = None
 
@@ -212,9 +212,11 @@ class SelfSupervisor:
 
     def init_weights(self) -> None:
         """Initialize the weights; parts that were built last get their channels last too."""
+        if self.channels_last:  # initializers of transformers view a kernel as a matrix
+            _use_format(self, torch.contiguous_format)
         super().init_weights()
         if self.channels_last:
-            _use_channels_last(self)
+            _use_format(self, torch.channels_last)
 
     def probe(self, **features: Any) -> None:
         """Hand features to the health monitor. It does nothing unless a check is due.
@@ -250,6 +252,7 @@ class SelfSupervisor:
             options: Arguments of ``torch.compile``.
         """
         for part in self.trained_parts():
+            _use_python_numbers(part)
             part.compile(**options)
         head = getattr(self, 'head', None)
         if head is not None:
@@ -259,26 +262,38 @@ class SelfSupervisor:
         """Return the module that :attr:`product` names."""
         return self.get_submodule(self.product)
 
+    def trained_maps(self, images: Tensor) -> Tuple[Tensor, ...]:
+        """Return the maps of one view as a step computes them with gradients; the planner measures
+        their time and memory.
+
+        Args:
+            images (Tensor): N×C×H×W.
+        """
+        return self.backbone(images)
+
     def extract_feat(self, inputs: Tensor) -> Tuple[Tensor, ...]:
         """Return the product's maps of N×C×H×W images."""
         return self.get_product()(inputs)
 
-    def check_views(self, inputs: List[Tensor]) -> None:
+    def check_views(self, inputs: Union[Tensor, List[Tensor]]) -> None:
         """Check a batch of views against :attr:`views`.
 
         Args:
-            inputs (List[Tensor]): Views, each N×C×H×W.
+            inputs (Tensor | List[Tensor]): Views, each N×C×H×W. The only view of an algorithm may
+                be a tensor, as a pipeline without ``MultiView`` gives it.
 
         Raises:
             InputError: When there are not as many as :attr:`views` says, of equal N, or the
                 backbone takes images of other channels.
         """
         name, count = type(self).__name__, self.views.count
+        if count == 1 and isinstance(inputs, Tensor):
+            inputs = [inputs]
         if not isinstance(inputs, (list, tuple)) or len(inputs) != count:
             got = len(inputs) if isinstance(inputs, (list, tuple)) else 1
             raise InputError(
-                f'{name} needs {count} views of every image, got {got}; check num_views of '
-                'MultiView in the training pipeline'
+                f'{name} needs {count} view{"s" * (count > 1)} of every image, got {got}; check '
+                'num_views of MultiView in the training pipeline'
             )
         shapes = [tuple(view.shape) for view in inputs]
         if any(len(shape) != 4 or shape[0] != shapes[0][0] for shape in shapes):
@@ -301,6 +316,16 @@ class SelfSupervisor:
             facts (RunFacts): The run.
         """
         return []
+
+    @classmethod
+    def size_settings(cls, size: int) -> Dict[str, Any]:
+        """Return the settings of the backbone that depend on the size of the views, for the
+        planner; {} where it trains on views of any size.
+
+        Args:
+            size (int): Side of the largest views in pixels.
+        """
+        return {}
 
     @classmethod
     def complete_authors_state(cls, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
@@ -380,14 +405,22 @@ def _check_arguments(name: str, init: Callable, kwargs: Dict[str, Any]) -> None:
         raise TypeError(f'{name} got an unexpected argument: {", ".join(unknown)}')
 
 
-def _use_channels_last(module: nn.Module) -> None:
+def _use_format(module: nn.Module, memory_format: torch.memory_format) -> None:
     for p in module.parameters():
         if p.dim() == 4:  # Module.to() would stop at five dimensions
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
+            p.data = p.data.contiguous(memory_format=memory_format)
 
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _use_python_numbers(module: nn.Module) -> None:
+    """Turn the rates of drop path into Python's numbers: mmpretrain's transformers have NumPy's,
+    whose comparisons ``torch.compile`` does not take."""
+    for part in module.modules():
+        if hasattr(part, 'drop_prob'):
+            part.drop_prob = float(part.drop_prob)
 
 
 def _compile_options(compile: Union[bool, dict]) -> Optional[dict]:

@@ -18,6 +18,7 @@ from .geometry import (
 )
 from .map_channels import input_channels, map_channels
 from .patches import split_patches
+from .position_embedding import sincos_positions
 from .shuffled_bn import shuffled_forward
 from .similarity import match_entropy, negative_similarity
 from .unit_vectors import unit_vectors
@@ -42,6 +43,7 @@ __all__ = [
     'negative_similarity',
     'overlap_in_view',
     'shuffled_forward',
+    'sincos_positions',
     'split_patches',
     'to_view',
     'view_boxes',
