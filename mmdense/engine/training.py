@@ -3,7 +3,7 @@
 
 import argparse
 import os.path as osp
-from typing import Union
+from typing import Optional, Type, Union
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -63,6 +63,9 @@ def merge_train_arguments(cfg: Config, args: argparse.Namespace) -> None:
     if args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
     start_from_checkpoint(cfg)
+    kind = _find_algorithm(cfg)
+    if kind is not None:
+        kind.adapt_config(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
@@ -116,11 +119,16 @@ def start_from_checkpoint(cfg: Config) -> None:
     """
     if not cfg.get('load_from') or cfg.get('resume'):
         return
-    with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        kind = registry.get(cfg.model.type) if isinstance(cfg.model.type, str) else cfg.model.type
-    if isinstance(kind, type) and issubclass(kind, SelfSupervisor):
+    if _find_algorithm(cfg) is not None:
         cfg.model.init_cfg = dict(type='Pretrained', _scope_='mmdense', checkpoint=cfg.load_from)
         cfg.load_from = None
+
+
+def _find_algorithm(cfg: Config) -> Optional[Type[SelfSupervisor]]:
+    """Return the class of the config's model, where it has mmdense's contract."""
+    with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        kind = registry.get(cfg.model.type) if isinstance(cfg.model.type, str) else cfg.model.type
+    return kind if isinstance(kind, type) and issubclass(kind, SelfSupervisor) else None
 
 
 def scale_lr(runner: Runner) -> None:

@@ -120,9 +120,9 @@ def test_two_processes(algorithm, run_forked, tiny, tmp_path):
 
     whole = train('whole')
     resumed = train('resumed', '--resume', str(tmp_path / 'whole' / 'iter_3.pth'))
-    for part in (*STATE, 'bn_statistics'):
+    for part in (*STATE, 'process_buffers'):
         assert_same(whole[part], resumed[part], part)
-    means = whole['bn_statistics']['backbone.bn1.running_mean']
+    means = whole['process_buffers']['backbone.bn1.running_mean']
     assert len(means) == 2 and not torch.equal(*means)
     assert_same(whole['state_dict']['backbone.bn1.running_mean'], means[0])
 

@@ -8,6 +8,7 @@ from inspect import Parameter, signature
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmdense.models.layers import KeyQueue, unflatten_queues
@@ -295,6 +296,16 @@ class SelfSupervisor:
             facts (RunFacts): The run.
         """
         return []
+
+    @classmethod
+    def adapt_config(cls, cfg: Config) -> None:
+        """Change a config of mmpretrain, whose ``type`` alone was set to this class.
+
+        tools/train.py calls it. Most algorithms need no change.
+
+        Args:
+            cfg (Config): The complete config, changed in place.
+        """
 
     @classmethod
     def complete_authors_state(cls, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
