@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Every config builds; the recipes are the published ones."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,8 @@ def test_pretraining_configs_build(path):
     assert schedule.type in ('CosineAnnealingLR', 'WarmupCosineLR')
     assert not {'T_max', 'end'} & set(schedule)
     if 'demo' not in path:
-        gpus = 1 if 'small' in path else 8
+        named = re.search(r'_(\d+)xb\d', path)
+        gpus = 1 if 'small' in path else int(named.group(1)) if named else 8
         batch = gpus * config.train_dataloader.batch_size
         assert config.auto_scale_lr.base_batch_size == batch
 

@@ -59,6 +59,9 @@ class Tiny:
         own (list[str]): Parts of the paths of files that are about this algorithm alone, next to
             those that bear its name.
         example (bool): Whether tests take this algorithm when any will do; True for one.
+        passes (int, optional): Forward passes of the backbone in a step with gradients. None: one
+            for each view.
+        unit (list[str]): Parameters whose rows a forward pass divides by their lengths.
         variants (dict): Further ``parts`` by the name of the variant.
         reads (list[str]): Methods by which a step reads tensors on the host.
         watch (Callable, optional): Called in a process of test_communication.py before the steps;
@@ -80,6 +83,8 @@ class Tiny:
     collapses: bool = True
     own: List[str] = field(default_factory=list)
     example: bool = False
+    passes: Optional[int] = None
+    unit: List[str] = field(default_factory=list)
     variants: Dict[str, Callable[[dict], dict]] = field(default_factory=dict)
     reads: List[str] = field(default_factory=list)
     watch: Optional[Callable[[], list]] = None

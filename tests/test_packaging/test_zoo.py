@@ -125,6 +125,7 @@ def test_entry(model):
 
 # What downloads, and is no page that links to it.
 HOSTS = {
+    'dl.fbaipublicfiles.com': r'/deepcluster/swav_\w+_pretrain\.pth\.tar\?',
     'huggingface.co': r'/[\w.-]+/[\w.-]+/resolve/main/[\w.-]+\.pth\?',
     'drive.usercontent.google.com': r'/download\?export=download&confirm=t&id=[\w-]{33}',
     'connecthkuhk-my.sharepoint.com': r'/:u:/g/personal/\w+/[\w-]{46}\?download=1',
@@ -157,7 +158,7 @@ def _identity(url):
 
 
 # As in the papers: VOC detection AP, VOC segmentation mIoU; COCO box AP; COCO box and mask AP;
-# SimSiam's accuracy on ImageNet as in the authors' repository.
+# SimSiam's and SwAV's accuracy on ImageNet as in the authors' repositories.
 PUBLISHED = {
     'densecl_resnet50_8xb32-coslr-800e_coco': [56.7, 67.5],
     'densecl_resnet50_8xb32-coslr-1600e_coco': [57.2, 68.0],
@@ -174,6 +175,13 @@ PUBLISHED = {
     'slotcon_resnet50_8xb64-coslr-800e_cocoplus': [41.8, 37.8],
     'slotcon_resnet50_8xb64-coslr-100e_in1k': [41.4, 37.2],
     'slotcon_resnet50_8xb64-coslr-200e_in1k': [41.8, 37.8],
+    'swav_resnet50_8xb32-mcrop-coslr-200e_in1k': [72.7],
+    'swav_resnet50_8xb32-mcrop-coslr-400e_in1k': [74.3],
+    'swav_resnet50_64xb64-mcrop-coslr-100e_in1k': [72.1],
+    'swav_resnet50_64xb64-mcrop-coslr-200e_in1k': [73.9],
+    'swav_resnet50_64xb64-mcrop-coslr-400e_in1k': [74.6],
+    'swav_resnet50_64xb64-mcrop-coslr-800e_in1k': [75.3],
+    'swav_resnet50_64xb64-coslr-400e_in1k': [70.1],
 }
 
 
