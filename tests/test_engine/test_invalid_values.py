@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, OPTIMIZERS, TRANSFORMS
 from mmengine.runner import Runner
 from runs import tiny_config
-from tiny_algorithms import algorithms_of, each_algorithm, tiny_form, tiny_model
+from tiny_algorithms import algorithms_of, each_algorithm, tiny_form, tiny_forms, tiny_model
 
 from mmdense.engine import CheckInvalidValuesHook
 from mmdense.engine.events import read_events

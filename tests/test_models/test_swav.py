@@ -1,6 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import copy
 import math
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import mmpretrain
@@ -15,8 +17,8 @@ from tiny_algorithms import PAIRS, Tiny, health_names, joined_batch, main, tiny_
 from torch import distributed, nn
 
 from mmdense.checkpoints import SelfSupPretrained, recognise
+from mmdense.cli import main as run_command
 from mmdense.engine import LARS
-from mmdense.engine.training import train_parser
 from mmdense.models import FeatureQueue, SwAV, sinkhorn, swapped_prediction
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError, InputError
@@ -577,6 +579,40 @@ def test_their_hook_is_translated():
     after = copy.deepcopy(before)
     SwAV.adapt_config(after)
     assert after.to_dict() == before.to_dict()
+
+
+def test_one_command(images, tmp_path, monkeypatch, capsys):
+    """From a folder of 24 small images to a backbone; every other command reads the run."""
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    for i, path in enumerate(sorted(Path(images).iterdir()) * 2):
+        if i < 24:
+            shutil.copy(path, folder / f'{i}.jpg')
+    monkeypatch.chdir(tmp_path)
+    asked = ['--method', 'swav', '--backbone', 'resnet18', '--epochs', '2', '--workers', '1']
+
+    def call(*arguments):
+        with suppress(SystemExit):
+            run_command([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    planned = call('plan', folder, *asked)
+    for text in ('64 + 32 px', 'queue ', '24 ', 'prototypes ', 'prototypes stay', 'queue starts'):
+        assert text in planned, text
+    work = tmp_path / 'work_dirs' / 'swav_photos'
+    printed = call('pretrain', folder, *asked)
+    assert f'{work.relative_to(tmp_path)}/backbone.pth' in printed
+    cfg = Config.fromfile(str(work / 'config.py'))
+    assert cfg.model.queue_length == 24 and cfg.model.head.loss.num_prototypes == 16
+    groups = cfg.train_dataloader.dataset.pipeline[1].transforms
+    assert [steps[0].scale for steps in groups] == [64, 32]
+    assert [tuple(steps[0].crop_ratio_range) for steps in groups] == [(0.2, 1.0), (0.05, 0.14)]
+    assert [steps[4].sigma[1] for steps in groups] == pytest.approx([2 * 64 / 224, 2 / 3], rel=0.01)
+    checked = call('check', work / 'epoch_2.pth')
+    assert 'ResNet-18 written by mmdense SwAV' in checked
+    call('show', work / 'backbone.pth', folder, '--out', tmp_path / 'shown')
+    call('report', work)
+    assert list((tmp_path / 'shown').rglob('*.html')) and list(work.rglob('report.html'))
 
 
 # checkpoints of the authors

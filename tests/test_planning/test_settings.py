@@ -129,8 +129,8 @@ def test_blur_is_as_much_of_a_view_as_in_the_recipe(method):
     new = changes(derive(3435, CPU, method=method, size=96))
     sigmas = [value for key, value in new.items() if key.endswith('.sigma')]
     groups = read_views(recipe_of(method).train_pipeline)
-    sides = {group.crop.place: side for group, side in scale_views(groups, 96)}
-    shares = [sides.get(group.crop.place, 96) / (group.size or 224) for group in groups]
+    shares = {group.crop.place: side / group.size for group, side in scale_views(groups, 96)}
+    shares = [shares.get(group.crop.place, 96 / 224) for group in groups]  # patches as the largest
     assert sigmas == [pytest.approx((0.1 * share, 2 * share), rel=1e-2) for share in shares]
     assert 'blur' not in shown(derive(3435, CPU, method=method))
 
