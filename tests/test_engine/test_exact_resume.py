@@ -97,9 +97,9 @@ def test_the_number_of_workers_changes_nothing(train):
         assert_same(load(alone(8))['state_dict'], load(other(8))['state_dict'])
 
 
-@each_algorithm(quick=[tiny_form().algorithm])
+@each_algorithm(quick=[tiny_form().algorithm, 'SwAV'])
 def test_two_processes(algorithm, run_forked, tiny, tmp_path):
-    """In the middle of an epoch; with the statistics of BatchNorm of each."""
+    """In the middle of an epoch; with the statistics of BatchNorm, and the queue, of each."""
 
     def train(name, *flags):
         tiny.work_dir = tmp_path / name
@@ -124,6 +124,9 @@ def test_two_processes(algorithm, run_forked, tiny, tmp_path):
         assert_same(whole[part], resumed[part], part)
     means = whole['process_buffers']['backbone.bn1.running_mean']
     assert len(means) == 2 and not torch.equal(*means)
+    queues = whole['process_buffers'].get('queue.features')
+    assert (queues is not None) == ('queue.features' in whole['state_dict'])
+    assert queues is None or (queues.any(-1).all() and not torch.equal(*queues))
     assert_same(whole['state_dict']['backbone.bn1.running_mean'], means[0])
 
 

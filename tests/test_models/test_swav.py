@@ -4,6 +4,7 @@ import math
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmpretrain
 import pytest
@@ -564,6 +565,17 @@ def test_mmpretrains_config_trains(path, images, tmp_path, run_forked):
     assert first['queue.features'].shape == (2, 12, 128)
     assert not first['queue.features'].any() and last['queue.features'].any(2).all()
     assert not list(work.rglob('queue*.pth'))
+
+
+def test_their_hook_alone_is_refused():
+    """By another tool it would run, and its queue would do nothing."""
+    from mmpretrain.engine import SwAVHook
+
+    model = MODELS.build(config())
+    hook = SwAVHook(batch_size=4)
+    hook.before_train_epoch(SimpleNamespace(model=model, epoch=0))
+    with pytest.raises(InputError, match='leave out SwAVHook, and set queue_length'):
+        model(views(), mode='loss')
 
 
 def test_their_hook_is_translated():

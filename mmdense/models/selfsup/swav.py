@@ -93,6 +93,7 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         dim, assigned = self.prototypes.in_features, self.head.loss_module.crops_for_assign
         self.queue = FeatureQueue(queue_length, dim, len(assigned)) if queue_length else None
         self.predict = swapped_prediction
+        vars(self.head.loss_module).pop('use_queue', None)  # mmpretrain's hook sets it anew
 
     @property
     def prototypes(self) -> nn.Linear:
@@ -113,6 +114,11 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         """
         self.check_views(inputs)
         settings = self.head.loss_module
+        if hasattr(settings, 'use_queue'):
+            raise InputError(
+                'SwAV keeps its queue itself: leave out SwAVHook, and set queue_length, '
+                'epoch_queue_starts and freeze_prototypes_niters of the model'
+            )
 
         # projections: consecutive views of one size are one batch for the backbone
         by_size = groupby(inputs, key=lambda view: view.shape[2:])
