@@ -696,5 +696,16 @@ def test_another_queue_is_no_mistake(lengths, tmp_path):
     assert other.queue is None or not other.queue.features.any()
 
 
+@pytest.mark.parametrize('head', ['head.', 'head.loss.'])
+def test_names_of_mmselfsup(head, tmp_path):
+    model = filled_model()
+    tensors = {k: v for k, v in model.state_dict().items() if not k.startswith('queue')}
+    tensors[f'{head}prototypes.weight'] = tensors.pop('head.loss_module.prototypes.weight')
+    torch.save(dict(state_dict=tensors, meta={}), tmp_path / 'x.pth')
+    other = MODELS.build(config())
+    SelfSupPretrained(str(tmp_path / 'x.pth'))(other)
+    assert torch.equal(other.prototypes.weight, model.prototypes.weight)
+
+
 if __name__ == '__main__':
     main(globals())

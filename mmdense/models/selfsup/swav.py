@@ -123,7 +123,7 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         # projections: consecutive views of one size are one batch for the backbone
         by_size = groupby(inputs, key=lambda view: view.shape[2:])
         maps = [self.backbone(torch.cat(list(views))) for _, views in by_size]
-        z = self.neck([map_[-1:] for map_ in maps]).float()  # (VN)xC, of length 1
+        z = self.neck([map_[-1:] for map_ in maps])  # (VN)xC, of length 1
 
         # similarities with the prototypes
         with torch.no_grad():
@@ -175,8 +175,12 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         self.predict = torch.compile(self.predict, **options)
 
     def as_new_run(self, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """Return a checkpoint's tensors for the start of another run, whose queue is empty."""
+        """Return a checkpoint's tensors, also in mmselfsup's names, for the start of another run,
+        whose queue is empty."""
         tensors = super().as_new_run(tensors)
+        for theirs in ('head.loss.prototypes.weight', 'head.prototypes.weight'):
+            if theirs in tensors:
+                tensors['head.loss_module.prototypes.weight'] = tensors.pop(theirs)
         if self.queue is not None:
             tensors['queue.features'] = torch.zeros_like(self.queue.features)
         return tensors
@@ -205,9 +209,8 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         shape = facts.init_shapes.get('head.loss_module.prototypes.weight')
         if shape:
             number, reason = shape[0], f'as {facts.init} has them'
-        rules.append(
-            Setting('prototypes', number, reason, {'model.head.loss.num_prototypes': number})
-        )
+        config = {'model.head.loss.num_prototypes': number}
+        rules.append(Setting('prototypes', number, reason, config))
 
         frozen, reason = ceil(steps / 200), 'a two hundredth of the run, as 5,005 of 200 epochs'
         epochs = steps // max(facts.images // batch, 1)
