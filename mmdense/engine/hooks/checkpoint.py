@@ -234,11 +234,10 @@ class _RemovesLater(LocalBackend):
 
 def _gather_buffers(model: nn.Module) -> Dict[str, Tensor]:
     """Return the buffers that every process has of its own, W×…; {} if all W have equal ones."""
-    # a module that a model has under two names is twice in its state dict
-    buffers = dict(model.named_buffers(remove_duplicate=False))
+    buffers = dict(model.named_buffers())
     own = {
         f'{prefix}.{name}': buffers[f'{prefix}.{name}']
-        for prefix, part in model.named_modules(remove_duplicate=False)
+        for prefix, part in model.named_modules()
         for name in _names_of_own(part)
     }
     if get_world_size() == 1 or not own:

@@ -93,6 +93,10 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         dim, assigned = self.prototypes.in_features, self.head.loss_module.crops_for_assign
         self.queue = FeatureQueue(queue_length, dim, len(assigned)) if queue_length else None
         self.predict = swapped_prediction
+        # The norm of mmpretrain's neck has two names. Where SyncBN becomes BN they would be two
+        # modules, one of them without gradients.
+        if hasattr(self.neck, 'norm'):
+            del self.neck.norm
         vars(self.head.loss_module).pop('use_queue', None)  # mmpretrain's hook sets it anew
 
     @property
@@ -175,22 +179,16 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         self.predict = torch.compile(self.predict, **options)
 
     def as_new_run(self, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """Return a checkpoint's tensors, also in mmselfsup's names, for the start of another run,
-        whose queue is empty."""
+        """Return a checkpoint's tensors for the start of another run, whose queue is empty."""
         tensors = super().as_new_run(tensors)
-        for theirs in ('head.loss.prototypes.weight', 'head.prototypes.weight'):
-            if theirs in tensors:
-                tensors['head.loss_module.prototypes.weight'] = tensors.pop(theirs)
+        _rename(tensors)
         if self.queue is not None:
             tensors['queue.features'] = torch.zeros_like(self.queue.features)
         return tensors
 
-    @classmethod
-    def complete_authors_state(cls, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """Add the second names that the norm of mmpretrain's neck has."""
-        first, second = 'neck.projection_neck.1.', 'neck.norm.'
-        norm = {k: v for k, v in tensors.items() if k.startswith(first)}
-        return {**tensors, **{second + k[len(first) :]: v for k, v in norm.items()}}
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        _rename(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @classmethod
     def small_data_rules(cls, facts: RunFacts) -> List[Setting]:
@@ -250,6 +248,16 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
 
 
 _similarity = in_float32(linear)
+
+
+def _rename(tensors: Dict[str, Tensor], prefix: str = '') -> None:
+    """Give the tensors of mmpretrain and mmselfsup our names, in place."""
+    for name in [name for name in tensors if name.startswith(f'{prefix}neck.norm.')]:
+        del tensors[name]  # projection_neck.1 again
+    for theirs in ('head.loss.prototypes.weight', 'head.prototypes.weight'):
+        if prefix + theirs in tensors:
+            ours = f'{prefix}head.loss_module.prototypes.weight'
+            tensors[ours] = tensors.pop(prefix + theirs)
 
 
 def _progress(name: str) -> int:
