@@ -20,7 +20,7 @@ from torch import distributed, nn
 from mmdense.checkpoints import SelfSupPretrained, recognise
 from mmdense.cli import main as run_command
 from mmdense.engine import LARS
-from mmdense.models import FeatureQueue, SwAV, sinkhorn, swapped_prediction
+from mmdense.models import FeatureQueue, RunFacts, SwAV, sinkhorn, swapped_prediction
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError, InputError
 
@@ -591,6 +591,28 @@ def test_their_hook_is_translated():
     after = copy.deepcopy(before)
     SwAV.adapt_config(after)
     assert after.to_dict() == before.to_dict()
+
+
+@pytest.mark.parametrize(
+    'images, batch, init, expected',
+    [
+        # queue, prototypes, steps that the prototypes stay, epoch in which the queue starts
+        (24, 4, '', (24, 16, 15, 38)),
+        (500, 32, '', (480, 256, 38, 38)),
+        (118_287, 256, '', (3840, 3000, 1155, 38)),
+        (500, 32, 'backbone', (480, 256, 38, 0)),
+        (500, 32, 'complete', (480, 700, 0, 0)),
+    ],
+)
+def test_settings_for_few_images(images, batch, init, expected):
+    """Of a run of 500 epochs."""
+    shapes = {'head.loss_module.prototypes.weight': (700, 128)} if init == 'complete' else {}
+    recipe = load_recipe('configs/swav_r50_coco.py')
+    steps = 500 * (images // batch)
+    rows = SwAV.small_data_rules(RunFacts(images, batch, steps, recipe, init, shapes))
+    values = [value for row in rows for value in row.config.values()]
+    assert tuple(values) == expected
+    assert all(row.reason for row in rows)
 
 
 def test_one_command(images, tmp_path, monkeypatch, capsys):
