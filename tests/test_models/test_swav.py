@@ -623,18 +623,17 @@ def test_one_command(images, tmp_path, monkeypatch, capsys):
         if i < 24:
             shutil.copy(path, folder / f'{i}.jpg')
     monkeypatch.chdir(tmp_path)
-    asked = ['--method', 'swav', '--backbone', 'resnet18', '--epochs', '2', '--workers', '1']
+    asked = ['--method', 'swav', '--backbone', 'resnet18', '--epochs', '1', '--workers', '1']
 
     def call(*arguments):
         with suppress(SystemExit):
             run_command([str(argument) for argument in arguments])
         return capsys.readouterr().out
 
-    planned = call('plan', folder, *asked)
-    for text in ('64 + 32 px', 'queue ', '24 ', 'prototypes ', 'prototypes stay', 'queue starts'):
-        assert text in planned, text
     work = tmp_path / 'work_dirs' / 'swav_photos'
     printed = call('pretrain', folder, *asked)
+    for text in ('64 + 32 px', 'queue ', 'prototypes ', 'prototypes stay', 'queue starts'):
+        assert text in printed, text
     assert f'{work.relative_to(tmp_path)}/backbone.pth' in printed
     cfg = Config.fromfile(str(work / 'config.py'))
     assert cfg.model.queue_length == 24 and cfg.model.head.loss.num_prototypes == 16
@@ -642,9 +641,9 @@ def test_one_command(images, tmp_path, monkeypatch, capsys):
     assert [steps[0].scale for steps in groups] == [64, 32]
     assert [tuple(steps[0].crop_ratio_range) for steps in groups] == [(0.2, 1.0), (0.05, 0.14)]
     assert [steps[4].sigma[1] for steps in groups] == pytest.approx([2 * 64 / 224, 2 / 3], rel=0.01)
-    checked = call('check', work / 'epoch_2.pth')
+    checked = call('check', work / 'epoch_1.pth')
     assert 'ResNet-18 written by mmdense SwAV' in checked
-    call('show', work / 'backbone.pth', folder, '--out', tmp_path / 'shown')
+    call('show', work / 'backbone.pth', folder / '0.jpg', '--out', tmp_path / 'shown')
     call('report', work)
     assert list((tmp_path / 'shown').rglob('*.html')) and list(work.rglob('report.html'))
 
