@@ -596,12 +596,12 @@ def test_their_hook_is_translated():
 @pytest.mark.parametrize(
     'images, batch, init, expected',
     [
-        # queue, prototypes, steps that the prototypes stay, epoch in which the queue starts
-        (24, 4, '', (24, 16, 15, 38)),
-        (500, 32, '', (480, 256, 38, 38)),
-        (118_287, 256, '', (3840, 3000, 1155, 38)),
-        (500, 32, 'backbone', (480, 256, 38, 0)),
-        (500, 32, 'complete', (480, 700, 0, 0)),
+        # queue, prototypes, steps that these stay, epoch in which the queue starts, epsilon
+        (24, 4, '', (24, 16, 15, 38, 0.03)),
+        (500, 32, '', (480, 256, 38, 38, 0.03)),
+        (118_287, 256, '', (3840, 3000, 1155, 38, 0.05)),
+        (500, 32, 'backbone', (480, 256, 38, 0, 0.05)),
+        (500, 32, 'complete', (480, 700, 0, 0, 0.05)),
     ],
 )
 def test_settings_for_few_images(images, batch, init, expected):

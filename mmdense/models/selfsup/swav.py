@@ -192,7 +192,8 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
 
     @classmethod
     def small_data_rules(cls, facts: RunFacts) -> List[Setting]:
-        """Return the queue, the number of prototypes, and when either begins to change."""
+        """Return the queue, the number of prototypes, when either begins to change, and the codes'
+        smoothness."""
         recipe, batch, steps = facts.recipe.model, facts.batch, facts.steps
         batches = recipe.queue_length // facts.recipe.auto_scale_lr.base_batch_size
         length = max(min(batches * batch, facts.images) // batch, 1) * batch
@@ -220,7 +221,14 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         config = {'model.freeze_prototypes_niters': frozen}
         rules.append(Setting('prototypes stay', f'{frozen:,} steps', reason, config))
         config = {'model.epoch_queue_starts': start}
-        return [*rules, Setting('queue starts', f'epoch {start + 1:,}', why, config)]
+        rules.append(Setting('queue starts', f'epoch {start + 1:,}', why, config))
+
+        epsilon, reason = recipe.head.loss.epsilon, "the recipe's"
+        if steps < 20_000 and not facts.init:
+            epsilon = 0.03
+            reason = 'a short run: sharper codes leave ln P sooner, as the authors advise'
+        config = {'model.head.loss.epsilon': epsilon}
+        return [*rules, Setting('epsilon', epsilon, reason, config)]
 
     @classmethod
     def adapt_config(cls, cfg: Config) -> None:
