@@ -12,7 +12,7 @@ from runs import tiny_config
 from tiny_algorithms import algorithms_of, each_algorithm, tiny_form
 
 from mmdense.datasets import ResumableSampler, UnlabeledDataset
-from mmdense.engine import ExactResumeHook
+from mmdense.engine import CheckpointHook, ExactResumeHook
 from mmdense.engine.events import read_events
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.randomness import seed_all, seeded
@@ -128,6 +128,19 @@ def test_two_processes(algorithm, run_forked, tiny, tmp_path):
     assert (queues is not None) == ('queue.features' in whole['state_dict'])
     assert queues is None or (queues.any(-1).all() and not torch.equal(*queues))
     assert_same(whole['state_dict']['backbone.bn1.running_mean'], means[0])
+
+
+@pytest.mark.parametrize('name', ['process_buffers', 'bn_statistics'])
+def test_every_process_takes_its_own_buffers(name, monkeypatch):
+    """Older checkpoints have them under the second name."""
+    for function, value in (('get_world_size', 2), ('get_rank', 1)):
+        monkeypatch.setattr(
+            f'mmdense.engine.hooks.checkpoint.{function}', lambda value=value: value
+        )
+    checkpoint = dict(state_dict=dict(mean=torch.zeros(1)))
+    checkpoint[name] = dict(mean=torch.tensor([[2.0], [3.0]]))
+    CheckpointHook().after_load_checkpoint(None, checkpoint)
+    assert checkpoint['state_dict']['mean'] == 3
 
 
 def test_another_batch_size(train, tmp_path):
