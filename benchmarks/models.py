@@ -128,10 +128,12 @@ def random_boxes(n, device):
 def random_batch(name, args):
     """Views as the algorithm takes them, and their data samples."""
     n, size, patch = args.batch_size, args.size, args.patch_size
-    ours = ALGORITHMS.get(name.partition(' ')[2]) if name.startswith('mmdense') else None
+    ours = ALGORITHMS.get(name.partition(' ')[2].lower())
     shapes = [(n, 3, size, size)] * (ours.views.groups[0] if ours else 2)
-    if ours is not None and ours.views.patches:
-        shapes += [(n, 3, patch, 9 * patch)] * ours.views.groups[-1]
+    if ours is not None and len(ours.views.groups) > 1:
+        small = max(32, size * 96 // 224 // 32 * 32)  # multi-crop
+        shape = (patch, 9 * patch) if ours.views.patches else (small, small)
+        shapes += [(n, 3, *shape)] * ours.views.groups[-1]
     views = [torch.randn(shape, device=args.device) for shape in shapes]
     boxes = torch.stack(random_boxes(n, 'cpu'), dim=1)
     return views, [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]

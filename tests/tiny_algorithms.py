@@ -64,6 +64,9 @@ class Tiny:
         own (list[str]): Parts of the paths of files that are about this algorithm alone, next to
             those that bear its name.
         example (bool): Whether tests take this algorithm when any will do; True for one.
+        passes (int, optional): Forward passes of the backbone in a step with gradients. None: one
+            for each view.
+        unit (list[str]): Parameters whose rows a forward pass divides by their lengths.
         variants (dict): Further ``parts`` by the name of the variant.
         passes (int, optional): How many times a step sends views through the trained backbone.
             None: once for each view that it computes gradients of.
@@ -93,6 +96,8 @@ class Tiny:
     collapses: bool = True
     own: List[str] = field(default_factory=list)
     example: bool = False
+    passes: Optional[int] = None
+    unit: List[str] = field(default_factory=list)
     variants: Dict[str, Callable[[dict], dict]] = field(default_factory=dict)
     passes: Optional[int] = None
     grows: List[str] = field(default_factory=list)

@@ -273,14 +273,15 @@ def _authors(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
         for format in kind.AUTHORS:
             if format.source == 'mmpretrain' or not has_prefixes(tensors, *format.parts):
                 continue
+            found = _split(format.source, tensors, format.product, meta)
+            if not format.product:
+                found = _without_heads(found)
             if not format.complete:
-                found = _split(format.source, tensors, format.product, meta)
                 return _without_classifier(found, format.product.rstrip('.'))
             once = {k: v for k, v in tensors.items() if not k.startswith(format.duplicates)}
-            state = kind.complete_authors_state(_rename(once, format.names))
-            name = kind.__name__
-            whole = dict(algorithm=state, algorithm_type=name, network=format.network)
-            found = _split(format.source, tensors, format.product, meta, **whole)
+            found.algorithm = kind.complete_authors_state(_rename(once, format.names))
+            found.algorithm_type = kind.__name__
+            found.network = format.network
             _without_head(found, format)
             return found
     return None
@@ -362,16 +363,24 @@ def _other_names(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]
 def _plain(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """Recognise a backbone alone, perhaps with torchvision's classifier (``fc``) or the heads of a
     training: torchvision's, or taken out of a training checkpoint by whomever."""
-    alone = has_prefixes(tensors, 'conv1.', 'layer1.') or has_prefixes(tensors, 'patch_embed.')
-    heads = [key for key in tensors if alone and _HEAD.match(key)]
-    rest = {key: value for key, value in tensors.items() if key not in heads}
-    several = {match.group(1) for match in map(_FIRST_LAYERS.match, rest) if match}
-    if len(several) > 1 or any(key.startswith(_NO_BACKBONE) for key in rest):
+    found = _split('', tensors, '', meta)
+    if has_prefixes(tensors, 'conv1.', 'layer1.') or has_prefixes(tensors, 'patch_embed.'):
+        found = _without_heads(found)
+    several = {match.group(1) for match in map(_FIRST_LAYERS.match, found.backbone) if match}
+    if len(several) > 1 or any(key.startswith(_NO_BACKBONE) for key in found.backbone):
         return None
-    source = 'torchvision' if has_prefixes(rest, 'conv1.', 'layer1.') else 'an unnamed source'
-    found = _split(f'{source}{_name_author(meta)}', rest, '', meta)
-    found.dropped += heads
+    plain = has_prefixes(found.backbone, 'conv1.', 'layer1.')
+    found.source = f'{"torchvision" if plain else "an unnamed source"}{_name_author(meta)}'
     return _without_classifier(found)
+
+
+def _without_heads(found: Recognised) -> Recognised:
+    """Move the heads next to a network whose own names have no prefix to what is dropped."""
+    heads = [key for key in found.backbone if _HEAD.match(key)]
+    for key in heads:
+        del found.backbone[key]
+    found.dropped += heads
+    return found
 
 
 def _without_classifier(found: Recognised, path: str = '') -> Recognised:

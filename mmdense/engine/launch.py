@@ -4,7 +4,7 @@
 import os
 import os.path as osp
 import warnings
-from typing import List
+from typing import List, Optional, Type
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -13,11 +13,12 @@ from mmengine.dist import is_distributed
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
-from mmengine.registry import RUNNERS
+from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
 import mmdense.checkpoints  # noqa: F401 - its loader replaces MMEngine's from here on
+from mmdense.models.selfsup import SelfSupervisor
 from mmdense.registry import MODEL_WRAPPERS
 from mmdense.utils.errors import one_line_errors
 from mmdense.utils.plugins import import_modules
@@ -85,9 +86,22 @@ def build_runner(cfg: Config) -> Runner:
     """
     # mmcv warns at the first color jitter of every worker; harmless
     warnings.filterwarnings('ignore', message="Only use 'alpha' for pillow backend")
+    kind = algorithm_class(cfg)
+    if kind is not None:
+        kind.adapt_config(cfg)
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _prepare_cpu_processes(cfg)
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+
+
+def algorithm_class(cfg: Config) -> Optional[Type[SelfSupervisor]]:
+    """Return the class of the config's model; None where it has not mmdense's contract."""
+    model = cfg.get('model')
+    kind = model.get('type') if isinstance(model, dict) else None
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+            kind = registry.get(kind)
+    return kind if isinstance(kind, type) and issubclass(kind, SelfSupervisor) else None
 
 
 class _FirstStep(Hook):

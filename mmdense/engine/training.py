@@ -7,11 +7,9 @@ from typing import Union
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import MODELS
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmdense.checkpoints import latest_complete_checkpoint
-from mmdense.models.selfsup import SelfSupervisor
 from mmdense.utils.errors import CONFIG_ERRORS, one_line_errors
 from mmdense.utils.memory import keep_freed_memory
 from mmdense.utils.mmengine_patches import format_configs_once, set_config_file
@@ -20,7 +18,7 @@ from mmdense.utils.slow_imports import keep_imports
 from .channels import check_channels
 from .events import log_event
 from .hooks import check_enough_images
-from .launch import add_common_arguments, build_runner, merge_common_arguments
+from .launch import add_common_arguments, algorithm_class, build_runner, merge_common_arguments
 from .optimizers.amp_optim_wrapper import describe_slow_bfloat16
 from .schedule_checks import describe_save_best, describe_schedules, try_schedules
 
@@ -116,9 +114,7 @@ def start_from_checkpoint(cfg: Config) -> None:
     """
     if not cfg.get('load_from') or cfg.get('resume'):
         return
-    with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        kind = registry.get(cfg.model.type) if isinstance(cfg.model.type, str) else cfg.model.type
-    if isinstance(kind, type) and issubclass(kind, SelfSupervisor):
+    if algorithm_class(cfg) is not None:
         cfg.model.init_cfg = dict(type='Pretrained', _scope_='mmdense', checkpoint=cfg.load_from)
         cfg.load_from = None
 

@@ -258,6 +258,8 @@ def test_load_from_of_the_tool(algorithm, tiny, run_here, randomize, monkeypatch
     assert code == 0 and len(states) == 2
     if has_momentum_encoder(algorithm):
         assert states[1].pop('encoder_k.steps') == 1  # the schedule begins anew, not the teacher
+    # a process's own features are of another run
+    assert not states[1].pop('queue.features', torch.zeros(1)).any()
     for name, value in states[1].items():
         assert torch.equal(value, states[0][name]), name
 

@@ -12,7 +12,7 @@ from runs import tiny_config
 from tiny_algorithms import algorithms_of, each_algorithm, tiny_form
 
 from mmdense.datasets import ResumableSampler, UnlabeledDataset
-from mmdense.engine import ExactResumeHook
+from mmdense.engine import CheckpointHook, ExactResumeHook
 from mmdense.engine.events import read_events
 from mmdense.utils.errors import CheckpointError
 from mmdense.utils.randomness import seed_all, seeded
@@ -97,9 +97,9 @@ def test_the_number_of_workers_changes_nothing(train):
         assert_same(load(alone(8))['state_dict'], load(other(8))['state_dict'])
 
 
-@each_algorithm(quick=[tiny_form().algorithm], resnets=True)
+@each_algorithm(quick=[tiny_form().algorithm, 'SwAV'], resnets=True)
 def test_two_processes(algorithm, run_forked, tiny, tmp_path):
-    """In the middle of an epoch; with the statistics of BatchNorm of each."""
+    """In the middle of an epoch; with the statistics of BatchNorm, and the queue, of each."""
 
     def train(name, *flags):
         tiny.work_dir = tmp_path / name
@@ -120,11 +120,27 @@ def test_two_processes(algorithm, run_forked, tiny, tmp_path):
 
     whole = train('whole')
     resumed = train('resumed', '--resume', str(tmp_path / 'whole' / 'iter_3.pth'))
-    for part in (*STATE, 'bn_statistics'):
+    for part in (*STATE, 'process_buffers'):
         assert_same(whole[part], resumed[part], part)
-    means = whole['bn_statistics']['backbone.bn1.running_mean']
+    means = whole['process_buffers']['backbone.bn1.running_mean']
     assert len(means) == 2 and not torch.equal(*means)
+    queues = whole['process_buffers'].get('queue.features')
+    assert (queues is not None) == ('queue.features' in whole['state_dict'])
+    assert queues is None or (queues.any(-1).all() and not torch.equal(*queues))
     assert_same(whole['state_dict']['backbone.bn1.running_mean'], means[0])
+
+
+@pytest.mark.parametrize('name', ['process_buffers', 'bn_statistics'])
+def test_every_process_takes_its_own_buffers(name, monkeypatch):
+    """Older checkpoints have them under the second name."""
+    for function, value in (('get_world_size', 2), ('get_rank', 1)):
+        monkeypatch.setattr(
+            f'mmdense.engine.hooks.checkpoint.{function}', lambda value=value: value
+        )
+    checkpoint = dict(state_dict=dict(mean=torch.zeros(1)))
+    checkpoint[name] = dict(mean=torch.tensor([[2.0], [3.0]]))
+    CheckpointHook().after_load_checkpoint(None, checkpoint)
+    assert checkpoint['state_dict']['mean'] == 3
 
 
 def test_another_batch_size(train, tmp_path):

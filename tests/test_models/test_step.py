@@ -42,10 +42,9 @@ def step(model, batch, **autocast):
     return {k: v.detach() for k, v in losses.items()}, copy.deepcopy(grads)
 
 
-def trained_passes(model):
-    """Return how many times a step sends views through the backbone that it trains."""
-    passes = tiny_form(type(model).__name__).passes
-    return passes or sum(model.views.trained or model.views.groups)
+def trained_passes(algorithm, model):
+    """Return how many forward passes of the backbone a step computes gradients of."""
+    return tiny_form(algorithm).passes or sum(model.views.trained or model.views.groups)
 
 
 def close(ours, theirs, tolerance=1e-5):
@@ -162,7 +161,7 @@ def test_channels_last(algorithm, tmp_path):
         lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
     )
     close(step(model, batch), step(plain, batch), tolerance=2e-5)
-    assert formats[0] and len(formats) == trained_passes(model)
+    assert formats[0] and len(formats) == trained_passes(algorithm, model)
 
     # through a checkpoint, a copy and a device
     torch.save(model.state_dict(), tmp_path / 'x.pth')
@@ -383,7 +382,7 @@ def test_checkpointed(algorithm, way):
     runs = []
     model.backbone.layer1[0].conv1.register_forward_hook(lambda *_: runs.append(None))
     close(step(model, batch), step(plain, batch), tolerance=1e-6)
-    assert len(runs) == 2 * trained_passes(model)  # once more for each time
+    assert len(runs) == 2 * trained_passes(algorithm, model)  # once more for each view
 
     # The online network's statistics take each batch in twice; the momentum encoder's, once.
     name = 'layer1.0.bn1.running_mean'

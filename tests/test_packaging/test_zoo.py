@@ -196,6 +196,13 @@ PUBLISHED = {
     'slotcon_resnet50_8xb64-coslr-800e_cocoplus': [41.8, 37.8],
     'slotcon_resnet50_8xb64-coslr-100e_in1k': [41.4, 37.2],
     'slotcon_resnet50_8xb64-coslr-200e_in1k': [41.8, 37.8],
+    'swav_resnet50_8xb32-mcrop-coslr-200e_in1k': [72.7],
+    'swav_resnet50_8xb32-mcrop-coslr-400e_in1k': [74.3],
+    'swav_resnet50_64xb64-mcrop-coslr-100e_in1k': [72.1],
+    'swav_resnet50_64xb64-mcrop-coslr-200e_in1k': [73.9],
+    'swav_resnet50_64xb64-mcrop-coslr-400e_in1k': [74.6],
+    'swav_resnet50_64xb64-mcrop-coslr-800e_in1k': [75.3],
+    'swav_resnet50_64xb64-coslr-400e_in1k': [70.1],
 }
 
 

@@ -2,7 +2,7 @@
 import os
 import os.path as osp
 from contextlib import suppress
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 import torch
 from mmengine.dist import all_gather, get_rank, get_world_size, is_main_process
@@ -50,8 +50,9 @@ class CheckpointHook(_CheckpointHook):
     - The oldest checkpoint is deleted when the new one is there, not before.
     - A checkpoint that cannot be written (a full disk) is an error line in the log and leaves
       the others alone; the last one of a run ends it with that error.
-    - Every process's own statistics of BatchNorm are in the file, as ``bn_statistics``, where
-      they differ; MMEngine keeps those of the first.
+    - Every process's own buffers, BatchNorm's statistics and a
+      :class:`~mmdense.models.FeatureQueue`, are in the file, as ``process_buffers``, where they
+      differ; MMEngine keeps those of the first.
 
     This holds on local disks; elsewhere MMEngine's own way is used.
 
@@ -61,7 +62,7 @@ class CheckpointHook(_CheckpointHook):
     """
 
     out_of_turn = ''  # the file that save_now wrote
-    statistics: Dict[str, Tensor] = {}
+    process_buffers: Dict[str, Tensor] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Prepare the folder, and remove incomplete files of a killed run."""
@@ -167,7 +168,7 @@ class CheckpointHook(_CheckpointHook):
 
     def _write(self, runner: Runner, filename: str, meta: dict, by_epoch: bool) -> None:
         """Write the checkpoint, and then ``last_checkpoint``."""
-        self.statistics = _gather_statistics(get_ori_model(runner.model))  # by all processes
+        self.process_buffers = _gather_buffers(get_ori_model(runner.model))  # by all processes
         previous, self.last_ckpt = self.last_ckpt, osp.join(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         try:
@@ -191,7 +192,7 @@ class CheckpointHook(_CheckpointHook):
             runner.message_hub.update_info('last_ckpt', previous)
             raise
         finally:
-            self.statistics = {}  # the best checkpoint is written by one process alone
+            self.process_buffers = {}  # the best checkpoint is written by one process alone
 
     @staticmethod
     def _remove(paths: List[str]) -> None:
@@ -200,23 +201,24 @@ class CheckpointHook(_CheckpointHook):
                 os.remove(path)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add every process's statistics."""
-        if self.statistics:
-            checkpoint['bn_statistics'] = self.statistics
+        """Add every process's own buffers."""
+        if self.process_buffers:
+            checkpoint['process_buffers'] = self.process_buffers
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take this process's statistics."""
-        statistics = checkpoint.get('bn_statistics')
-        if not statistics:
+        """Take this process's own buffers."""
+        # older checkpoints have the statistics of BatchNorm under their own name
+        buffers = checkpoint.get('process_buffers') or checkpoint.get('bn_statistics')
+        if not buffers:
             return
-        written = len(next(iter(statistics.values())))
+        written = len(next(iter(buffers.values())))
         if written != get_world_size():
             runner.logger.info(
                 f'{written} processes wrote the checkpoint, {get_world_size()} continue: all take '
                 "the first one's statistics of BatchNorm"
             )
             return
-        for name, by_process in statistics.items():
+        for name, by_process in buffers.items():
             checkpoint['state_dict'][name] = by_process[get_rank()]
 
 
@@ -230,19 +232,29 @@ class _RemovesLater(LocalBackend):
         self.paths.append(str(filepath))
 
 
-def _gather_statistics(model: nn.Module) -> Dict[str, Tensor]:
-    """Return W×C of each running mean and variance; {} if the W processes have equal ones."""
-    names = [
-        f'{prefix}.{name}'
-        for prefix, part in model.named_modules()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats
-        for name in ('running_mean', 'running_var')
-    ]
-    if get_world_size() == 1 or not names:
-        return {}
+def _gather_buffers(model: nn.Module) -> Dict[str, Tensor]:
+    """Return the buffers that every process has of its own, W×…; {} if all W have equal ones."""
     buffers = dict(model.named_buffers())
-    by_process = torch.stack(all_gather(torch.cat([buffers[name] for name in names]))).cpu()
+    own = {
+        f'{prefix}.{name}': buffers[f'{prefix}.{name}']
+        for prefix, part in model.named_modules()
+        for name in _names_of_own(part)
+    }
+    if get_world_size() == 1 or not own:
+        return {}
+    joined = torch.cat([buffer.flatten() for buffer in own.values()])
+    by_process = torch.stack(all_gather(joined)).cpu()
     if (by_process == by_process[0]).all():
         return {}
-    parts = by_process.split([len(buffers[name]) for name in names], dim=1)
-    return {name: part.clone() for name, part in zip(names, parts)}
+    parts = by_process.split([buffer.numel() for buffer in own.values()], dim=1)
+    return {
+        name: part.reshape(-1, *buffer.shape).clone()
+        for (name, buffer), part in zip(own.items(), parts)
+    }
+
+
+def _names_of_own(part: nn.Module) -> Sequence[str]:
+    """Return the names of a module's buffers that differ between processes."""
+    if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
+        return 'running_mean', 'running_var'
+    return getattr(part, 'process_buffers', ())

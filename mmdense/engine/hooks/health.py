@@ -44,9 +44,9 @@ class HealthMonitorHook(Hook):
     - ``match_entropy`` of the locations that an image's queries are matched
       with, over ln S: 1 where each has another match, 0 where all have the same.
     - ``prototypes_used``, the exponential of the entropy of the assignment of
-      locations to prototypes, from 1 to P, and ``prototypes_dead``, the share of
-      prototypes that get less than a hundredth of an equal part. Both over about
-      the last ten checks.
+      locations (with SwAV of views) to their nearest prototypes, from 1 to P, and
+      ``prototypes_dead``, the share of prototypes that get less than a hundredth of
+      an equal part. Both over about the last ten checks.
     - ``without_positive``, the share of images whose views have no positive pair.
 
     :class:`KeyQueueLogHook` logs how full a queue is.

@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from .feature_queue import FeatureQueue
 from .key_queue import KeyQueue, enqueue, unflatten_queues
 from .momentum_encoder import MomentumEncoder
 from .regions import pool_boxes, pool_masks, stack_proposals
@@ -7,6 +8,7 @@ from .semantic_grouping import SemanticGrouping
 from .teacher_center import TeacherCenter
 
 __all__ = [
+    'FeatureQueue',
     'KeyQueue',
     'MomentumEncoder',
     'ResLayerExtraNorm',

@@ -10,6 +10,7 @@ from .pixel_consistency import pixel_consistency
 from .pixel_contrast import pixel_contrast
 from .sinkhorn import sinkhorn
 from .slot_contrast import slot_contrast
+from .swapped_prediction import swapped_prediction
 
 __all__ = [
     'batch_info_nce',
@@ -21,4 +22,5 @@ __all__ = [
     'pixel_contrast',
     'sinkhorn',
     'slot_contrast',
+    'swapped_prediction',
 ]

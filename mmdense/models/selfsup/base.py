@@ -8,6 +8,7 @@ from inspect import Parameter, signature
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmdense.models.layers import KeyQueue, unflatten_queues
@@ -89,9 +90,10 @@ class AuthorsFormat(NamedTuple):
         source (str): Name of that code, such as 'OpenSelfSup DenseCL'. With 'mmpretrain' the
             tensors that ``names`` leaves out have our names already.
         parts (tuple[str]): Beginnings of tensor names; a file of this format has all of them.
-        product (str): Beginning of the names of the product's tensors.
-        names (dict[str, str]): Beginnings of their names and of ours. A name that begins with
-            none of them stays.
+        product (str): Beginning of the names of the product's tensors. '' where they have none:
+            then all tensors but heads of the usual names (``projection_head``, ``fc``, …) are its.
+        names (dict[str, str]): Beginnings of their names and of ours; the first that fits counts.
+            A name that begins with none of them stays.
         duplicates (tuple[str]): Beginnings of the names of tensors that the file holds twice.
         complete (bool): Whether the file's other parts fit those of the algorithm under ``names``.
             If not, only its product is taken, without a classifier ``fc``. Defaults to True.
@@ -326,6 +328,16 @@ class SelfSupervisor:
             size (int): Side of the largest views in pixels.
         """
         return {}
+
+    @classmethod
+    def adapt_config(cls, cfg: Config) -> None:
+        """Change a config of mmpretrain, whose ``type`` alone was set to this class.
+
+        tools/train.py calls it. Most algorithms need no change.
+
+        Args:
+            cfg (Config): The complete config, changed in place.
+        """
 
     @classmethod
     def complete_authors_state(cls, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
