@@ -10,7 +10,7 @@ import pytest
 from tiny_algorithms import tiny_form
 
 from mmdense.apis import planning
-from mmdense.apis.planning import Options
+from mmdense.apis.planning import Options, survey
 from mmdense.apis.planning.label_maps import looks_like_labels
 from mmdense.apis.planning.survey import shorten_paths
 from mmdense.datasets import UnlabeledDataset
@@ -155,6 +155,19 @@ def test_lists_that_are_not_read(tmp_path, ending):
     path.write_text('path: ../coco128\nnames:\n')
     with pytest.raises(DataError, match=r"a \.json; it begins with 'path: ../coco128'"):
         planning.survey_images(str(path))
+
+
+@pytest.mark.parametrize('ending', ['txt', 'json'])
+def test_lists_of_addresses(tmp_path, ending):
+    """Of the web they are refused; those of a storage's backend stay as they are."""
+    names = ['https://example.com/a.jpg', 'https://example.com/b.jpg']
+    path = tmp_path / f'images.{ending}'
+    path.write_text('\n'.join(names) if ending == 'txt' else json.dumps(names))
+    with pytest.raises(DataError, match='addresses on the web, https://example.com/a.jpg first: d'):
+        survey.survey_images(path)
+    path.write_text(path.read_text().replace('https://example.com', 's3://bucket'))
+    dataset = UnlabeledDataset(ann_file=str(path), data_prefix='images')
+    assert dataset.get_data_info(0)['img_path'] == 's3://bucket/a.jpg'
 
 
 def test_voc_list(tmp_path):
