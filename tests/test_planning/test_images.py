@@ -81,6 +81,39 @@ def test_label_maps_are_left_out(tmp_path, layout, kind):
     assert f'6 label maps are left out: {exclude[0]}' in found.messages
 
 
+@pytest.mark.parametrize(
+    'image, label, exclude',
+    [
+        ('{}/image.png', '{}/mask.png', ['mask.png']),
+        ('train/{}/images/a{}.png', 'train/{}/masks/b{}.png', ['masks']),
+        ('train/{}/img.jpg', 'train/{}/label.jpg', None),
+    ],
+)
+def test_a_folder_for_each_image(tmp_path, image, label, exclude):
+    for i in range(8):
+        write(tmp_path / image.format(i, i), photo())
+        write(tmp_path / label.format(i, i), label_map(2) * 255)
+    found = planning.survey_images(str(tmp_path))
+    if exclude is None:  # JPEGs of other names are not read
+        assert found.count == 16
+    else:
+        assert found.count == 8 and found.dataset['exclude'] == exclude
+        assert f'8 label maps are left out: {exclude[0]}' in found.messages
+
+
+def test_masks_in_jpegs(tmp_path):
+    """Of two values; photographs of the same names in two folders stay."""
+    for i in range(6):
+        write(tmp_path / f'images/{i}.jpg', photo())
+        write(tmp_path / f'night/{i}.jpg', photo() // 20)
+        write(tmp_path / f'masks/{i}.jpg', label_map(2) * 255)
+    found = planning.survey_images(str(tmp_path))
+    assert found.count == 12 and found.dataset['exclude'] == ['masks']
+    for path in (tmp_path / 'masks').iterdir():
+        path.rename(path.with_name(f'x{path.name}'))
+    assert planning.survey_images(str(tmp_path)).count == 18  # nothing says that they are masks
+
+
 def test_what_is_no_label_map(tmp_path):
     for i in range(6):
         write(tmp_path / f'rgb/{i}.png', photo())
