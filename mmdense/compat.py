@@ -11,12 +11,7 @@ import os.path as osp
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Dict, List, Optional
-
-try:
-    from packaging.version import InvalidVersion, Version
-except ImportError:
-    raise ImportError('packaging is not installed. Run: pip install packaging') from None
+from typing import Any, Dict, List, Optional
 
 # module: (oldest version that does, first one that does not)
 REQUIRED = {
@@ -67,8 +62,12 @@ def find_version(module: str) -> Optional[str]:
     return str(scope.get('__version__', ''))
 
 
-def _parse(version: Optional[str]) -> Optional[Version]:
+def _parse(version: Optional[str]) -> Any:
     """Return a version that can be compared, or None if it is unknown."""
+    try:
+        from packaging.version import InvalidVersion, Version
+    except ImportError:
+        raise ImportError('packaging is not installed. Run: pip install packaging') from None
     try:
         return Version(version or '')
     except InvalidVersion:
@@ -94,7 +93,7 @@ def _find_distribution(providers: Dict[str, List[str]], torch: Optional[str]) ->
     if names:
         return 'onedl' if any(name.startswith('onedl-') for name in names) else 'classic'
     version = _parse(torch)
-    fits = sys.version_info >= (3, 10) and (version is None or version >= Version('2.2'))
+    fits = sys.version_info >= (3, 10) and (version is None or version >= _parse('2.2'))
     return 'onedl' if fits else 'classic'
 
 
@@ -128,8 +127,9 @@ def runs_command() -> bool:
     """
     program, *words = getattr(sys, 'argv', None) or ['']
     if program == '-m':  # `python -m` looks for the module
-        before = getattr(sys, 'orig_argv', [])  # Python 3.8 and 3.9 have none
-        return before[: len(before) - len(words)][-1:] == ['mmdense']
+        if not hasattr(sys, 'orig_argv'):  # Python 3.8 and 3.9 do not tell which module it is
+            return True
+        return sys.orig_argv[: len(sys.orig_argv) - len(words)][-1:] == ['mmdense']
     return osp.splitext(osp.basename(program))[0] == 'mmdense'
 
 
@@ -142,9 +142,9 @@ def check_dependencies() -> None:
         version = _parse(found)
         if found is None:
             fault = 'is not installed'
-        elif version is not None and version < Version(minimum):
+        elif version is not None and version < _parse(minimum):
             fault = f'is {found}, too old'
-        elif version is not None and maximum and version >= Version(maximum):
+        elif version is not None and maximum and version >= _parse(maximum):
             fault = f'is {found}, too new'
         else:
             continue

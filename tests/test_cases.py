@@ -31,10 +31,9 @@ def test_names_that_it_imports_exist(script):
 @pytest.mark.slow
 @pytest.mark.timeout(1000)  # the fourth starts 14 programs
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.parent.name)
-def test_it_comes_to_a_verdict(script, run, require):
+def test_its_fault_is_mended(script, run, require):
     for node in ast.walk(ast.parse(script.read_text(encoding='utf-8'))):
         if isinstance(node, ast.ImportFrom) and node.module.split('.')[0] in ('mmdet', 'mmseg'):
             require(node.module.split('.')[0])
     done = run(sys.executable, script, timeout=900)
-    assert done.returncode in (0, 1), done.stdout
-    assert 'Traceback' not in done.stdout, done.stdout
+    assert done.returncode == 0, done.stdout

@@ -78,7 +78,7 @@ def architecture(tensors: Dict[str, Tensor]) -> Architecture:
 
 # Networks with stages as a ResNet's, by a part of a name that no ResNet has.
 _RESNET_LIKE = (
-    ('transition1.', 'HRNet'),
+    ('stage2.0.branches.', 'HRNet'),
     ('.convs.', 'Res2Net'),
     ('.conv2.fc1.', 'ResNeSt'),
     ('.se_layer.', 'SE-ResNet'),

@@ -213,6 +213,14 @@ _TRANSFORMERS_RESNET = Dialect(
     ),
 )
 
+# of segmentation code: layer0 is the stem
+_LAYER0_RESNET = Dialect(
+    'torchvision',
+    'ResNet',
+    (r'layer0\.0\.weight', r'layer0\.1\.running_mean', r'layer1\.0\.conv1\.'),
+    (('layer0.0', 'conv1'), ('layer0.1', 'bn1')),
+)
+
 # nn.Sequential(*list(resnet.children())[:-1])
 _SEQUENTIAL_RESNET = Dialect(
     'torchvision',
@@ -443,6 +451,7 @@ _TORCHVISION_CONVNEXT = Dialect(
 DIALECTS = (
     _DETECTRON2_RESNET,
     _TRANSFORMERS_RESNET,
+    _LAYER0_RESNET,
     _SEQUENTIAL_RESNET,
     _TIMM_VIT,
     _MMSEG_VIT,

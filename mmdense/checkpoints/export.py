@@ -17,7 +17,7 @@ from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError, InputError
 from mmdense.utils.files import atomic_write, report_write_errors
 
-from .architectures import architecture, count_by_part
+from .architectures import LAST_STAGE, RESNET, architecture, count_by_part
 from .dialects import dialect_of, to_names_of
 from .formats import Recognised, check_finite, recognise
 from .model_config import saved_backbone_config
@@ -181,8 +181,9 @@ def _compare(found: Recognised, checkpoint: str, prefix: Optional[str]) -> str:
     network = find_network(found.backbone, found.meta if prefix is None else None)
     number = f'{checkpoint}: {len(found.backbone)} tensors of {found}'
     if network is None:
-        known = found.meta.get('mmdense') or architecture(found.backbone).kind
-        if prefix is None and not known:
+        kind = architecture(found.backbone)
+        unusual = kind.kind == LAST_STAGE or kind.kind == RESNET and not kind.depth
+        if prefix is None and not unusual and 'mmdense' not in found.meta:
             raise CheckpointError(
                 f'{number}: no network is known that has such tensors, so nothing was written. '
                 "--prefix PREFIX takes the part below it, --prefix '' takes all of them as they are"

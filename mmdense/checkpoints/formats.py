@@ -117,12 +117,19 @@ def _name_backbone(found: Recognised) -> None:
     backbone = found.backbone
     while backbone and first_names(backbone) in (['module'], ['weights'], ['state_dict']):
         backbone = {key.partition('.')[2]: value for key, value in backbone.items()}
+    numbered_once = {_CHUNK.sub(r'\1', key): value for key, value in backbone.items()}
+    if len(numbered_once) == len(backbone):
+        backbone = numbered_once
     if find_dialect(backbone) is not None:
         renamed = to_our_names(backbone)
         heads = [key for key in renamed if key in backbone and _HEAD.match(key)]
         found.dropped += heads
         backbone = {key: value for key, value in renamed.items() if key not in heads}
     found.backbone = backbone
+
+
+# DINOv2's training numbers blocks twice: by the part that a process holds, and in the network
+_CHUNK = re.compile(r'(?<=^blocks\.)\d+\.(\d+\.(?:norm|attn|mlp|ls)\d?\.)')
 
 
 def check_finite(tensors: Dict[str, Tensor], name: str) -> None:

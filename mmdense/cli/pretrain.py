@@ -27,7 +27,12 @@ def _add_settings(command) -> None:
         type=_parse_path,
         help='folders, zips, LMDBs, images; or one COCO json or list',
     )
-    add = command.add_argument
+    _add_run(command.add_argument)
+    _add_images(command.add_argument)
+
+
+def _add_run(add) -> None:
+    """Declare what is trained, and how."""
     names = ', '.join(methods())
     add('--method', type=_parse_path, default='densecl', help=f'{names}; default: %(default)s')
     add(
@@ -42,23 +47,23 @@ def _add_settings(command) -> None:
         metavar='CHECKPOINT',
         help='start from it, or from what `mmdense list` names',
     )
-    add(
-        '--labels',
-        type=_parse_path,
-        metavar='DATA',
-        help='labelled images: score the features by them',
-    )
-    add(
-        '--ignore-label',
-        type=_parse_whole,
-        metavar='N',
-        help='the number of pixels in label maps that do not count; default: 255',
-    )
     add('--batch-size', type=_parse_count, metavar='N', help='images a process and step')
     add('--workers', type=_parse_whole, metavar='N', help='processes that load images, for each')
     add('--gpus', type=_parse_count, default=1, metavar='N', help='processes; default: %(default)s')
     add('--size', type=_parse_count, metavar='PIXELS', help='side of the views')
     add('--seed', type=_parse_seed, default=0, help='default: %(default)s')
+    add(
+        '--custom-imports',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='MODULE',
+        help='modules of your own to import, with a method for instance',
+    )
+
+
+def _add_images(add) -> None:
+    """Declare which images are read, how, and the labels of some."""
     add(
         '--prefix',
         type=_parse_path,
@@ -82,12 +87,16 @@ def _add_settings(command) -> None:
     )
     add('--in-channels', type=_parse_count, metavar='N', help='bands of the images; default: 3')
     add(
-        '--custom-imports',
-        nargs='+',
-        action='extend',
-        default=[],
-        metavar='MODULE',
-        help='modules of your own to import, with a method for instance',
+        '--labels',
+        type=_parse_path,
+        metavar='DATA',
+        help='labelled images: score the features by them',
+    )
+    add(
+        '--ignore-label',
+        type=_parse_whole,
+        metavar='N',
+        help='the number of pixels in label maps that do not count; default: 255',
     )
 
 

@@ -39,7 +39,14 @@ def read_image_list(content: bytes, name: str) -> List[str]:
         content = json.loads(text) if what == 'json' else None
     except ValueError as e:
         raise DataError(f'cannot read the {what} {name}: {e}') from None
-    return _read_json(content, name) if what == 'json' else _read_lines(text, name)
+    paths = _read_json(content, name) if what == 'json' else _read_lines(text, name)
+    url = next((path for path in paths if path.startswith(('http://', 'https://'))), None)
+    if url is not None:
+        raise DataError(
+            f'the {what} {name} names addresses on the web, {url} first: download the images, and '
+            'give their folder'
+        )
+    return paths
 
 
 def describe_list(name: str) -> str:

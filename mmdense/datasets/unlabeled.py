@@ -326,7 +326,7 @@ class UnlabeledDataset(BaseDataset):
     def _look_up(self, names: List[str]) -> List[Tuple[str, Optional[tuple]]]:
         folder = self.data_prefix['img_path']
         images: List[Tuple[str, Optional[tuple]]] = [
-            (osp.join(folder, name), None) for name in names
+            (name if '://' in name else osp.join(folder, name), None) for name in names
         ]
         found = open_storage(folder)
         if found is not None:

@@ -161,22 +161,22 @@ def _describe(found: _Schedule, schedules: List[_Schedule], runner: Runner) -> I
         )
         return
     length = loop.max_epochs if scheduler.by_epoch else loop.max_iters
-    run = f'the run at {found.at(length)}'
-    whole = f'{length / found.per:g}'
-    changes = [f'{found.key}.end={whole}']
-    if 'T_max' in found.config or 'total_steps' in found.config:
-        name = 'T_max' if 'T_max' in found.config else 'total_steps'
-        changes.insert(0, f'{found.key}.{name}={(length - scheduler.begin) / found.per:g}')
-    remedy = f'Set {" ".join(changes)}.'
-    if 'T_max' in found.config:
-        remedy = f'{remedy[:-1]}, or leave T_max and end out of the config: they follow the run.'
     if scheduler.begin >= length:
         yield (
             f'{found.name} has no effect: it begins at {found.at(scheduler.begin)}, and the run '
             f'ends at {found.at(length)}. Set {found.key}.begin lower.'
         )
-    elif hasattr(scheduler, 'milestones'):
-        last = min(length, scheduler.end)
+    elif hasattr(scheduler, 'milestones') or hasattr(scheduler, 'step_size'):
+        yield from _describe_steps(found, length)
+    else:
+        yield from _describe_curve(found, schedules, length)
+
+
+def _describe_steps(found: _Schedule, length: int) -> Iterator[str]:
+    """Describe a schedule whose steps are not all in the run; ``length`` is that of the run."""
+    scheduler = found.scheduler
+    last = min(length, scheduler.end)
+    if hasattr(scheduler, 'milestones'):
         late = [m for m in sorted(scheduler.milestones) if scheduler.begin + m >= last]
         if late:
             yield (
@@ -184,32 +184,54 @@ def _describe(found: _Schedule, schedules: List[_Schedule], runner: Runner) -> I
                 f'{", ".join(f"{m / found.per:g}" for m in late)}: it ends at '
                 f'{found.at(last)}. Set {found.key}.milestones to lower numbers.'
             )
-    elif hasattr(scheduler, 'step_size'):
-        if scheduler.begin + scheduler.step_size >= min(length, scheduler.end):
-            yield (
-                f'{found.name} changes nothing: its step_size is '
-                f'{scheduler.step_size / found.per:g}, and {run[4:]} is the end. Set '
-                f'{found.key}.step_size lower.'
-            )
-    elif getattr(scheduler, 'warmup', 0) >= length - scheduler.begin:
+    elif scheduler.begin + scheduler.step_size >= last:
+        yield (
+            f'{found.name} changes nothing: its step_size is '
+            f'{scheduler.step_size / found.per:g}, and {found.at(length)} is the end. Set '
+            f'{found.key}.step_size lower.'
+        )
+
+
+def _describe_curve(found: _Schedule, schedules: List[_Schedule], length: int) -> Iterator[str]:
+    """Describe a schedule whose curve ends after the run, or before it; ``length`` is that of the
+    run."""
+    scheduler, run = found.scheduler, f'the run at {found.at(length)}'
+    value = _WORDS.get(scheduler.param_name, scheduler.param_name)
+    if getattr(scheduler, 'warmup', 0) >= length - scheduler.begin:
         yield (
             f'The run ends within the warm-up of {found.name}, {scheduler.warmup / found.per:g} '
             f'{found.unit}s: the learning rate only rises. Set {found.key}.warmup lower than '
-            f'{whole}.'
+            f'{length / found.per:g}.'
         )
-    elif found.end > length and not _is_flat(scheduler):
+    elif _is_flat(scheduler):
+        return
+    elif found.end > length:
         yield (
-            f'The schedule of the {_WORDS.get(scheduler.param_name, scheduler.param_name)} is cut: '
-            f'{found.name} ends at {found.at(found.end)}, {run}. {remedy}'
+            f'The schedule of the {value} is cut: {found.name} ends at {found.at(found.end)}, '
+            f'{run}. {_remedy(found, length)}'
         )
-    elif found.end < length and not _is_flat(scheduler) and _is_last(found, schedules):
+    elif found.end < length and _is_last(found, schedules):
         after = 'stays as it is then'
         if hasattr(scheduler, 'T_max') and found.end < scheduler.end:
             after = 'rises again then'
         yield (
-            f'{found.name} ends at {found.at(found.end)}, {run}: the '
-            f'{_WORDS.get(scheduler.param_name, scheduler.param_name)} {after}. {remedy}'
+            f'{found.name} ends at {found.at(found.end)}, {run}: the {value} {after}. '
+            f'{_remedy(found, length)}'
         )
+
+
+def _remedy(found: _Schedule, length: int) -> str:
+    """Return the settings by which a schedule ends with the run."""
+    changes = [f'{found.key}.end={length / found.per:g}']
+    for name in ('T_max', 'total_steps'):
+        if name in found.config:
+            steps = (length - found.scheduler.begin) / found.per
+            changes.insert(0, f'{found.key}.{name}={steps:g}')
+            break
+    remedy = f'Set {" ".join(changes)}'
+    if 'T_max' in found.config:
+        return f'{remedy}, or leave T_max and end out of the config: they follow the run.'
+    return f'{remedy}.'
 
 
 _WORDS = dict(lr='learning rate')

@@ -102,6 +102,29 @@ def find_resumed_file(runner: Any) -> Optional[str]:
     return runner._load_from if runner._resume else None
 
 
+def number_batches_from(loop: Any, first: int) -> None:
+    """Number the batches of a loop's next epoch from ``first``; those of later epochs from 0.
+
+    MMEngine numbers the batches that it gets. Hooks and the log take the number for the place in
+    the epoch.
+
+    Args:
+        loop (EpochBasedTrainLoop): The loop, whose data loader begins at batch ``first``.
+        first (int): Number of the first batch, from 0.
+    """
+    run_iter, run_epoch = loop.run_iter, loop.run_epoch
+
+    def run_numbered_epoch() -> None:
+        loop.run_iter = lambda idx, data_batch: run_iter(idx + first, data_batch)
+        del loop.run_epoch
+        try:
+            run_epoch()
+        finally:
+            del loop.run_iter
+
+    loop.run_epoch = run_numbered_epoch
+
+
 def remove_hooks(runner: Any, kind: type) -> None:
     """Remove a runner's hooks of a class; MMEngine can only add hooks.
 

@@ -126,6 +126,24 @@ def test_what_fits_nothing_is_not_written(convert):
     assert len(torch.load(out)['state_dict']) == 2
 
 
+def test_networks_of_other_packages_that_fit_nothing(convert, require):
+    """A DenseNet has transitions as an HRNet, timm's networks have its names."""
+    require('timm')
+    import timm
+    import torchvision
+
+    for network in (
+        torchvision.models.densenet121(),
+        timm.create_model('swin_tiny_patch4_window7_224'),
+        timm.create_model('seresnet18'),
+        timm.create_model('hrnet_w18_small'),
+    ):
+        code, line, out = convert(network.state_dict())
+        assert code == 1 and not out.exists()
+        assert 'no network is known that has such tensors, so nothing was written. --pref' in line
+    assert 'an HRNet' in line
+
+
 def test_safetensors(convert, small, tmp_path, run_here):
     """They are read, and written where the file is called so; what a run says of itself stays."""
     from mmdense.checkpoints import convert_checkpoint, read_checkpoint

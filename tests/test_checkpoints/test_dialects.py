@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Networks in the names of other packages fill those of OpenMMLab, and compute the same."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -63,14 +64,23 @@ def as_map(tokens):
     return tokens[:, 1:].transpose(1, 2).reshape(len(tokens), -1, 4, 4)
 
 
-@pytest.mark.parametrize('scale', [None, 1e-2])
-def test_vision_transformers_of_timm(scale, image, tmp_path, require):
-    """Also DINO's and MoCo v3's, which have the same names, and DINOv2's with its layer scale."""
+@pytest.mark.parametrize('scale, chunk', [(None, 0), (1e-2, 0), (1e-2, 2)])
+def test_vision_transformers_of_timm(scale, chunk, image, tmp_path, require):
+    """Also DINO's and MoCo v3's, which have the same names, and DINOv2's with its layer scale; its
+    training numbers blocks twice."""
     require('timm')
     network = timm_vit(init_values=scale, num_classes=5)
-    torch.save(dict(model=network.state_dict()), tmp_path / 'x.pth')
+    tensors = network.state_dict()
+    if chunk:
+        tensors = {
+            re.sub(r'^blocks\.(\d+)', lambda m: f'blocks.{int(m[1]) // chunk}.{m[1]}', key): value
+            for key, value in tensors.items()
+        }
+        assert 'blocks.1.2.norm1.weight' in tensors
+    torch.save(dict(model=tensors), tmp_path / 'x.pth')
     found = recognise(torch.load(tmp_path / 'x.pth'))
-    assert found.source == 'timm' and sorted(found.dropped) == ['head.bias', 'head.weight']
+    assert found.source == ('an unnamed source' if chunk else 'timm')
+    assert sorted(found.dropped) == ['head.bias', 'head.weight']
     model = build(path=tmp_path / 'x.pth', **VIT, layer_scale_init_value=scale or 0.0)
     with torch.no_grad():
         assert_same(model(image)[0], as_map(network.forward_features(image)))

@@ -270,6 +270,12 @@ def resnet18():
 HEADS = {'projection_head.0.weight': torch.zeros(8, 512), 'prototypes.weight': torch.zeros(8, 8)}
 WRAPPED = {
     'a Sequential': lambda named, numbered: numbered,
+    'layer0': lambda named, _: {
+        key.replace('conv1.', 'layer0.0.', 1).replace('bn1.', 'layer0.1.', 1)
+        if key.startswith(('conv1.', 'bn1.'))
+        else key: value
+        for key, value in named.items()
+    },
     'a Sequential, below': lambda named, numbered: put_below('module.encoder', numbered),
     'with a loss': lambda named, _: dict(
         model_state_dict=named, optimizer_state_dict=dict(state={}), loss=torch.tensor(1.0)

@@ -27,15 +27,15 @@ SLOW = {'torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain', 'numpy', 'matp
 def bare(run, tmp_path):
     """Run a command in a Python without some packages."""
 
-    def call(*words, without=('torch', 'torchvision')):
-        (tmp_path / 'sitecustomize.py').write_text(BLOCK.format(blocked=set(without)))
+    def call(*words, without=('torch', 'torchvision'), more=''):
+        (tmp_path / 'sitecustomize.py').write_text(BLOCK.format(blocked=set(without)) + more)
         return run(sys.executable, '-m', 'mmdense', *words, path=tmp_path, cwd=tmp_path)
 
     return call
 
 
 def test_help_and_version_without_packages(bare):
-    everything = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain', 'numpy')
+    everything = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain', 'numpy', 'packaging')
     done = bare('--version', without=everything)
     assert (done.returncode, done.stdout) == (0, f'mmdense {mmdense.__version__}\n')
     for words in (['--help'], ['pretrain', '--help'], ['list']):
@@ -53,13 +53,24 @@ def test_env_without_torch(bare):
     assert facts['CPU cores'].strip().isdigit()
 
 
-@pytest.mark.parametrize('missing', ['torch', 'mmengine', 'mmpretrain'])
+@pytest.mark.parametrize('missing', ['torch', 'mmengine', 'mmpretrain', 'packaging'])
 def test_a_command_that_needs_packages_says_so_in_one_line(bare, missing, tmp_path):
     (tmp_path / 'x.pth').touch()
     done = bare('check', 'x.pth', without=[missing])
     assert done.returncode == 1 and done.stdout.count('\n') == 1, done.stdout
-    assert done.stdout.startswith(f'mmdense: error: {missing} is not installed (mmdense needs')
+    assert done.stdout.startswith(f'mmdense: error: {missing} is not installed')
     assert 'Run: pip install' in done.stdout
+
+
+def test_python_without_orig_argv(bare, tmp_path):
+    """Python 3.8 and 3.9 do not say while they look for it which module they run."""
+    older = "if hasattr(sys, 'orig_argv'):\n    del sys.orig_argv\n"
+    done = bare('list', more=older)
+    assert done.returncode == 0 and 'Traceback' not in done.stdout, done.stdout
+    (tmp_path / 'x.pth').touch()
+    done = bare('check', 'x.pth', more=older)
+    assert done.returncode == 1 and done.stdout.count('\n') == 1, done.stdout
+    assert done.stdout.startswith('mmdense: error: torch is not installed')
 
 
 def test_importing_mmdense_still_raises_without_torch(run, tmp_path):

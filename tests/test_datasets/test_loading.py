@@ -202,6 +202,71 @@ def test_16_bit_tiffs(layout, order, tile):
         decode_image(stream.getvalue()[: len(stream.getvalue()) * 2 // 3])
 
 
+@pytest.mark.parametrize('compression', [None, 'zlib'])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('layout', ['contig', 'separate'])
+@pytest.mark.parametrize('bands', [2, 3, 4])
+def test_tiffs_without_colors(bands, layout, dtype, compression):
+    """Geographic software marks three bands as gray. Of planes Pillow decodes one alone."""
+    tifffile = pytest.importorskip('tifffile')
+    pixels = np.dstack([picture(), 255 - picture()[..., :1]])[..., :bands]
+    values = pixels.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    stream = io.BytesIO()
+    tifffile.imwrite(
+        stream,
+        np.moveaxis(values, 2, 0).copy() if layout == 'separate' else values,
+        photometric='minisblack',
+        planarconfig=layout,
+        compression=compression,
+        metadata=None,
+        extrasamples=['unassalpha'] if bands == 2 else ['unspecified'] * (bands - 1),
+    )
+    content = stream.getvalue()
+    if bands == 4:
+        for function in (decode_image, read_header):
+            with pytest.raises(ValueError, match='it has 4 bands, and 3 channels are read'):
+                function(content)
+    else:
+        expected = pixels if bands == 3 else np.dstack([pixels[..., 0]] * 3)
+        assert_close(decode_image(content)[..., ::-1], expected, 0)
+        assert read_header(content)[:3] == (53, 37, bands)
+    assert_close(decode_image(content, channels=bands)[..., :: -1 if bands == 3 else 1], pixels, 0)
+
+
+@pytest.mark.parametrize(
+    'dtype, bands, photometric, words',
+    [
+        (np.int8, 1, 'minisblack', 'values of int8.*value_range'),
+        (np.int8, 3, 'rgb', 'value_range'),
+        (bool, 3, 'rgb', '3 bands of one bit'),
+        (np.uint16, 3, 'cielab', 'a TIFF of CIELAB'),
+        (np.uint16, 3, 'ycbcr', 'a TIFF of YCBCR'),
+    ],
+)
+@pytest.mark.parametrize('layout', ['contig', 'separate'])
+def test_tiffs_that_pillow_reads_as_something_else(dtype, bands, photometric, words, layout):
+    tifffile = pytest.importorskip('tifffile')
+    values = np.random.RandomState(0).randint(0, 2, (bands, 37, 53)).astype(dtype)
+    if bands == 1:
+        values, options = values[0], {}
+    else:
+        values = values if layout == 'separate' else np.moveaxis(values, 0, 2).copy()
+        options = dict(planarconfig=layout)
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, values, photometric=photometric, metadata=None, **options)
+    for function in (decode_image, read_header):
+        with pytest.raises(ValueError, match=words):
+            function(stream.getvalue())
+
+
+def test_signed_bytes_by_a_range():
+    tifffile = pytest.importorskip('tifffile')
+    values, stream = np.arange(-128, 128, dtype=np.int8).reshape(16, 16), io.BytesIO()
+    tifffile.imwrite(stream, values, photometric='minisblack', metadata=None)
+    found = decode_image(stream.getvalue(), value_range=(-128, 128))
+    assert_close(found[..., 0], np.arange(256).reshape(16, 16), 0)
+
+
 def test_planes_without_tifffile(monkeypatch):
     tifffile = pytest.importorskip('tifffile')
     stream, planes = io.BytesIO(), np.zeros((3, 8, 9), np.uint16)

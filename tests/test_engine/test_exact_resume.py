@@ -2,6 +2,7 @@
 """A resumed run is the uninterrupted one, bit by bit."""
 
 import random
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,6 +78,25 @@ def test_bit_for_bit(algorithm, train):
     # the comparison can fail
     with pytest.raises(AssertionError):
         assert_same(load(whole(6))['state_dict'], load(whole(8))['state_dict'])
+
+
+def test_the_log_has_the_same_lines(train, tmp_path):
+    """In the middle of an epoch too: the batch in the epoch, the losses, averages over an epoch."""
+    options = {'default_hooks.logger.interval': 2, 'default_hooks.checkpoint.interval': 1}
+    options['log_processor.custom_cfg'] = [
+        dict(data_src='loss', method_name='mean', log_name='mean', window_size='epoch')
+    ]
+    whole = train(**options)
+    train(None, 'resumed', whole(5), **options)
+
+    def read(name):
+        log = next((tmp_path / name).glob('*/*.log')).read_text()
+        return re.findall(r'Epoch\(train\) +(\[\d+\]\[\d/4\]).*?(loss: .*)', log)
+
+    lines = read('whole')
+    assert [where for where, _ in lines] == ['[1][2/4]', '[1][4/4]', '[2][2/4]', '[2][4/4]']
+    assert 'mean: ' in lines[0][1] and len(set(lines)) == 4
+    assert read('resumed') == lines[2:]
 
 
 def test_the_hook_and_the_sampler_are_what_makes_it_so(train):

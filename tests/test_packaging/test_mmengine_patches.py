@@ -108,3 +108,24 @@ def test_a_config_is_formatted_once(monkeypatch):
         format_once(text)
     format_once('a', style_config='x')  # forgotten by then
     assert calls == ['a', 'a', *'bcdef', 'a']
+
+
+def test_batches_of_one_epoch_are_numbered_from_another():
+    from mmengine.runner import EpochBasedTrainLoop
+
+    class Runner:
+        model, train_dataloader = nn.Identity(), None
+
+        def call_hook(self, name, batch_idx=None, **_):
+            if name == 'before_train_iter':
+                seen.append(batch_idx)
+
+    seen = []
+    loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
+    loop._runner, loop.dataloader, loop._epoch, loop._iter = Runner(), 'abc', 0, 0
+    Runner.model.train_step = lambda batch, optim_wrapper: {}
+    Runner.optim_wrapper = None
+    patches.number_batches_from(loop, 4)
+    loop.run_epoch()
+    loop.run_epoch()
+    assert seen == [4, 5, 6, 0, 1, 2]

@@ -10,7 +10,7 @@ import pytest
 from tiny_algorithms import tiny_form
 
 from mmdense.apis import planning
-from mmdense.apis.planning import Options
+from mmdense.apis.planning import Options, survey
 from mmdense.apis.planning.label_maps import looks_like_labels
 from mmdense.apis.planning.survey import shorten_paths
 from mmdense.datasets import UnlabeledDataset
@@ -79,6 +79,39 @@ def test_label_maps_are_left_out(tmp_path, layout, kind):
     assert found.count == 6 and found.dataset['exclude'] == exclude
     assert names(found) == sorted(image.format(i) for i in range(6))
     assert f'6 label maps are left out: {exclude[0]}' in found.messages
+
+
+@pytest.mark.parametrize(
+    'image, label, exclude',
+    [
+        ('{}/image.png', '{}/mask.png', ['mask.png']),
+        ('train/{}/images/a{}.png', 'train/{}/masks/b{}.png', ['masks']),
+        ('train/{}/img.jpg', 'train/{}/label.jpg', None),
+    ],
+)
+def test_a_folder_for_each_image(tmp_path, image, label, exclude):
+    for i in range(8):
+        write(tmp_path / image.format(i, i), photo())
+        write(tmp_path / label.format(i, i), label_map(2) * 255)
+    found = planning.survey_images(str(tmp_path))
+    if exclude is None:  # JPEGs of other names are not read
+        assert found.count == 16
+    else:
+        assert found.count == 8 and found.dataset['exclude'] == exclude
+        assert f'8 label maps are left out: {exclude[0]}' in found.messages
+
+
+def test_masks_in_jpegs(tmp_path):
+    """Of two values; photographs of the same names in two folders stay."""
+    for i in range(6):
+        write(tmp_path / f'images/{i}.jpg', photo())
+        write(tmp_path / f'night/{i}.jpg', photo() // 20)
+        write(tmp_path / f'masks/{i}.jpg', label_map(2) * 255)
+    found = planning.survey_images(str(tmp_path))
+    assert found.count == 12 and found.dataset['exclude'] == ['masks']
+    for path in (tmp_path / 'masks').iterdir():
+        path.rename(path.with_name(f'x{path.name}'))
+    assert planning.survey_images(str(tmp_path)).count == 18  # nothing says that they are masks
 
 
 def test_what_is_no_label_map(tmp_path):
@@ -155,6 +188,19 @@ def test_lists_that_are_not_read(tmp_path, ending):
     path.write_text('path: ../coco128\nnames:\n')
     with pytest.raises(DataError, match=r"a \.json; it begins with 'path: ../coco128'"):
         planning.survey_images(str(path))
+
+
+@pytest.mark.parametrize('ending', ['txt', 'json'])
+def test_lists_of_addresses(tmp_path, ending):
+    """Of the web they are refused; those of a storage's backend stay as they are."""
+    names = ['https://example.com/a.jpg', 'https://example.com/b.jpg']
+    path = tmp_path / f'images.{ending}'
+    path.write_text('\n'.join(names) if ending == 'txt' else json.dumps(names))
+    with pytest.raises(DataError, match='addresses on the web, https://example.com/a.jpg first: d'):
+        survey.survey_images(path)
+    path.write_text(path.read_text().replace('https://example.com', 's3://bucket'))
+    dataset = UnlabeledDataset(ann_file=str(path), data_prefix='images')
+    assert dataset.get_data_info(0)['img_path'] == 's3://bucket/a.jpg'
 
 
 def test_voc_list(tmp_path):

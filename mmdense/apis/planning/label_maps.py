@@ -5,14 +5,16 @@ import glob
 import os.path as osp
 import re
 from collections import Counter, defaultdict
-from typing import Callable, Dict, List, NamedTuple, Sequence, Set, Tuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
 from mmdense.datasets.transforms.loading import UnreadableImageError, read_values
 
 _LOSSLESS = ('.png', '.bmp', '.tif', '.tiff', '.gif', '.pgm', '.ppm')
+_LOSSY = ('.jpg', '.jpeg', '.jfif')
 _MOST = 64  # files that are decoded
+_MOST_JPEGS = 50_000  # files: data sets of more, of JPEGs alone, are of photographs
 _VALUES = 64  # different values of a label map, of which a photograph has more
 _SIDE = 256  # pixels along a side that are looked at
 
@@ -41,30 +43,28 @@ def find_label_maps(names: Sequence[str], read: Callable[[int], bytes]) -> Label
 
     A group of files (of one folder, format and ending such as ``_mask``) is one of label maps where
     all files of a sample have few values, or flat regions. It is left out where most of the sample
-    have an image of the same name elsewhere.
+    have an image of the same name elsewhere, or, where each image has a folder of its own, in that
+    folder. JPEGs are label maps where they are black and white.
 
     Args:
         names (Sequence[str]): Paths of the images below the folder that is searched, with ``/``.
         read (Callable[[int], bytes]): Returns the content of the i-th.
     """
-    if not any(name.lower().endswith(_LOSSLESS) for name in names):
+    lossless = any(name.lower().endswith(_LOSSLESS) for name in names)
+    if not lossless and len(names) > _MOST_JPEGS:
         return LabelMaps([], 0, [], 0)
     groups = _group_files(names)
-    suspects = _select_suspects(groups, read)
-    if not suspects:
-        return LabelMaps([], 0, [], 0)
-    stems = {
-        stem
-        for key, members in groups.items()
-        if key not in suspects
-        for i in members
-        for stem in _image_stems(names[i], key[1])
-    }
+    suspects = _select_suspects(names, groups, read)
+    images = groups.keys() - suspects if suspects else ()
+    stems = {stem for key in images for i in groups[key] for stem in _image_stems(names[i], key[1])}
     paired = {
         key
         for key in suspects
         if np.mean([_has_image(names[i], stems) for i in groups[key]]) >= 0.5
     }
+    in_samples = None if paired else _find_in_samples(names, read)
+    if in_samples is not None:
+        return in_samples
     alone = suspects - paired
     return LabelMaps(
         _patterns(paired, groups),
@@ -72,6 +72,33 @@ def find_label_maps(names: Sequence[str], read: Callable[[int], bytes]) -> Label
         _patterns(alone, groups),
         sum(len(groups[key]) for key in alone),
     )
+
+
+def _find_in_samples(names: Sequence[str], read: Callable[[int], bytes]) -> Optional[LabelMaps]:
+    """Find label maps where each image has a folder of its own: ``7/image.png`` and
+    ``7/mask.png``, or ``7/images/a.png`` and ``7/masks/b.png``; None without any."""
+    parts = [name.split('/') for name in names]
+    for level in (1, 2):
+        if any(len(path) <= level for path in parts):
+            break
+        samples = ['/'.join(path[:-level]) for path in parts]
+        groups: Dict[_Key, List[int]] = defaultdict(list)
+        for i, path in enumerate(parts):
+            groups[path[-level], '', osp.splitext(path[-1])[1].lower()].append(i)
+        if not 2 <= len(groups) <= min(_MOST, len(set(samples)) / 2):
+            continue
+        suspects = _select_suspects(names, groups, read)
+        others = {key[0] for key in groups if key not in suspects}
+        images = {samples[i] for key in groups if key not in suspects for i in groups[key]}
+        paired = {
+            key
+            for key in suspects
+            if key[0] not in others and np.mean([samples[i] in images for i in groups[key]]) >= 0.5
+        }
+        if paired:
+            count = sum(len(groups[key]) for key in paired)
+            return LabelMaps(sorted({glob.escape(key[0]) for key in paired}), count, [], 0)
+    return None
 
 
 def _group_files(names: Sequence[str]) -> Dict[_Key, List[int]]:
@@ -99,18 +126,23 @@ def _tail(stem: str) -> str:
     return match.group() if match else ''
 
 
-def _select_suspects(groups: Dict[_Key, List[int]], read: Callable[[int], bytes]) -> Set[_Key]:
-    """Return the groups whose files look like label maps."""
-    lossless = [key for key in groups if key[2] in _LOSSLESS]
-    each = max(2, _MOST // max(len(lossless), 1)) if len(lossless) <= _MOST else 1
+def _select_suspects(
+    names: Sequence[str], groups: Dict[_Key, List[int]], read: Callable[[int], bytes]
+) -> Set[_Key]:
+    """Return the groups whose files look like label maps. JPEGs are read only where another group
+    has files of the same names."""
+    keys = [key for key in groups if key[2] in _LOSSLESS]
+    keys += _select_namesakes(names, groups)
+    each = max(2, _MOST // max(len(keys), 1)) if len(keys) <= _MOST else 1
     found = set()
-    for key in lossless[:: max(1, len(lossless) // _MOST)]:
+    for key in keys[:: max(1, len(keys) // _MOST)]:
         members = groups[key]
         chosen = np.unique(np.linspace(0, len(members) - 1, min(each, 8)).round().astype(int))
+        check = looks_like_labels if key[2] in _LOSSLESS else is_black_and_white
         looks = []
         for n in chosen:
             try:
-                looks.append(looks_like_labels(read_values(read(members[n]))))
+                looks.append(check(read_values(read(members[n]))))
             except (ValueError, UnreadableImageError):  # others say so
                 continue
             if not looks[-1]:
@@ -118,6 +150,36 @@ def _select_suspects(groups: Dict[_Key, List[int]], read: Callable[[int], bytes]
         if looks and all(looks):
             found.add(key)
     return found
+
+
+def _select_namesakes(names: Sequence[str], groups: Dict[_Key, List[int]]) -> List[_Key]:
+    """Return the groups of JPEGs most of which have the name of a file of another group."""
+    keys = [key for key in groups if key[2] in _LOSSY]
+    if not keys or len(groups) == 1:
+        return []
+    owners: Dict[str, Optional[_Key]] = {}  # by name; None for several groups
+    for key, members in groups.items():
+        for i in members:
+            stem = osp.splitext(osp.basename(names[i]))[0]
+            owners[stem] = key if owners.get(stem, key) == key else None
+    return [
+        key
+        for key in keys
+        if np.mean(
+            [
+                any(owners.get(stem, key) != key for stem in _beginnings(names[i]))
+                for i in groups[key][:_MOST]
+            ]
+        )
+        >= 0.5
+    ]
+
+
+def is_black_and_white(values: np.ndarray) -> bool:
+    """Return whether nearly all values of a JPEG, (H, W, C), are at one of two ends, and some at
+    each: a mask of one class."""
+    dark, bright = float((values < 16).mean()), float((values > 239).mean())
+    return dark + bright >= 0.97 and min(dark, bright) >= 0.001
 
 
 def looks_like_labels(values: np.ndarray) -> bool:
@@ -149,12 +211,15 @@ def _image_stems(name: str, tail: str) -> List[str]:
 
 def _has_image(name: str, stems: Set[str]) -> bool:
     """Return whether there is an image of the name, or of its beginning up to a separator."""
+    return any(stem in stems for stem in _beginnings(name))
+
+
+def _beginnings(name: str) -> Iterator[str]:
+    """Yield the name of a file without its format, and its beginnings up to each separator."""
     stem = osp.splitext(osp.basename(name))[0]
     while stem:
-        if stem in stems:
-            return True
+        yield stem
         stem = re.sub(r'(^|[_.\- ])[^_.\- ]*$', '', stem)
-    return False
 
 
 def _patterns(keys: Set[_Key], groups: Dict[_Key, List[int]]) -> List[str]:

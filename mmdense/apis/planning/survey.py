@@ -32,6 +32,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmdense.checkpoints.networks import parameters_of
 from mmdense.datasets import LoadImage, UnlabeledDataset
 from mmdense.datasets.storage import open_storage
 from mmdense.datasets.transforms.bands import ValueRange
@@ -438,9 +439,7 @@ def find_backbone(name: str, default: dict) -> dict:
     if _is_special(default, kind):
         config = dict(more, arch=variant) if variant else dict(more)
         return {key: value for key, value in config.items() if default.get(key) != value}
-    taken: Dict[str, inspect.Parameter] = {}  # also what is handed on to those it inherits from
-    for base in reversed(kind.__mro__):
-        taken.update(inspect.signature(base.__init__).parameters)
+    taken = parameters_of(kind)
     config = dict(_delete_=True, type=f'mmpretrain.{kind.__name__}', **more)
     if variant.isdigit() and 'depth' in taken:
         config['depth'] = int(variant)

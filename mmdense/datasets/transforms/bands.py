@@ -111,6 +111,10 @@ def decode_tiff(content: bytes, max_pixels: int, channels: Optional[int]) -> np.
             pages = list(file.pages)
             if len({(one.shape, one.dtype) for one in pages}) > 1:
                 raise ValueError(f'its {channels} pages are of several sizes or types')
+        if page.bitspersample == 1 and page.samplesperpixel > 1:
+            raise ValueError(f'a TIFF with {page.samplesperpixel} bands of one bit')
+        if page.photometric not in (0, 1, 2) and channels in (None, 1, 3):
+            raise ValueError(f'a TIFF of {page.photometric.name}, whose colors are not converted')
         if channels and page.photometric == 1 and page.samplesperpixel > 2:  # no colors
             check_bands(page.samplesperpixel, channels, colors=False)
         if page.imagewidth * page.imagelength > max_pixels:

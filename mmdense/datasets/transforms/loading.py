@@ -258,12 +258,12 @@ def decode_image(
         if channels != 3 and content.startswith(_JPEG):
             pixels = decode_image(content, min_side, max_pixels)
             return select_channels(pixels[..., ::-1], channels)
-        of_values = channels != 3 or value_range is not None and not content.startswith(_JPEG)
-        if of_values or _needs_values(content):
-            values = _decode_values(content, max_pixels, channels)
-            return select_channels(scale_values(values, value_range), channels)
         with _strict_pillow(max_pixels):
             image = _open(content, max_pixels)
+            of_values = channels != 3 or value_range is not None and not content.startswith(_JPEG)
+            if image is None or of_values:
+                values = _decode_values(content, image, max_pixels, channels)
+                return select_channels(scale_values(values, value_range), channels)
             orientation = _orientation(image)
             if image.format == 'JPEG' and image.mode in ('L', 'RGB'):
                 pixels = _decode_jpeg(content, image.size, min_side)
@@ -272,8 +272,6 @@ def decode_image(
                 if pixels is not None:
                     upright = UPRIGHT.get(orientation)
                     return pixels if upright is None else upright(pixels)
-            if _has_planes_of_16_bits(image):
-                return select_channels(scale_values(decode_tiff(content, max_pixels, 3), None), 3)
             image.load()
             image = _to_rgb(image)
             if orientation in _UPRIGHT:
@@ -315,17 +313,15 @@ def read_header(
     Raises:
         ValueError: As :func:`decode_image`, where the header tells.
     """
-    with _one_line_errors(content, max_pixels):
-        if not _needs_values(content):
-            with _strict_pillow(max_pixels):
-                image = _open(content, max_pixels)
-                bits, bands = _value_bits(image, content), _count_bands(image, channels)
-                if bits > 16 and value_range is None:
-                    raise ValueError(describe_dtype(f'{image.format} with {bits} bits a pixel'))
-                if not (_has_planes_of_16_bits(image) and not has_tifffile()):
-                    check_bands(bands, channels or bands)
-                    return Header(*image.size, bands, bits)
-        values = _decode_values(content, max_pixels, channels)
+    with _one_line_errors(content, max_pixels), _strict_pillow(max_pixels):
+        image = _open(content, max_pixels)
+        if image is not None:
+            bits, bands = _value_bits(image, content), _count_bands(image, channels)
+            if bits > 16 and value_range is None:
+                raise ValueError(describe_dtype(f'{image.format} with {bits} bits a pixel'))
+            check_bands(bands, channels or bands)
+            return Header(*image.size, bands, bits)
+        values = _decode_values(content, None, max_pixels, channels)
         if value_range is None:
             check_dtype(values)
         check_bands(values.shape[2], channels or values.shape[2])
@@ -347,14 +343,23 @@ def read_values(content: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         ValueError: As :func:`decode_image`.
     """
-    with _one_line_errors(content, max_pixels):
-        return _decode_values(content, max_pixels, None)
+    with _one_line_errors(content, max_pixels), _strict_pillow(max_pixels):
+        return _decode_values(content, _open(content, max_pixels), max_pixels, None)
 
 
-def _open(content: bytes, max_pixels: int) -> Image.Image:
-    image = Image.open(io.BytesIO(content), formats=_FORMATS)  # reads the header alone
+def _open(content: bytes, max_pixels: int) -> Optional[Image.Image]:
+    """Open an image by its header alone; None for arrays, and for the TIFFs of which Pillow opens
+    none, or decodes other pixels."""
+    if content.startswith(NUMPY):
+        return None
+    try:
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    except UnidentifiedImageError:
+        if has_tifffile() and content[:4] in TIFF:
+            return None
+        raise
     _check_size(image, content, max_pixels)
-    return image
+    return None if image.format == 'TIFF' and _is_misread(image) else image
 
 
 @contextmanager
@@ -524,14 +529,19 @@ def _gray_values(image: Image.Image) -> np.ndarray:
     return values
 
 
-def _has_planes_of_16_bits(image: Image.Image) -> bool:
-    """Return whether a TIFF has each color in a plane of its own, of 16 bits and uncompressed:
-    Pillow takes their bytes for values of 8 bits."""
-    if image.format != 'TIFF' or not image.mode.startswith('RGB'):
-        return False
+def _is_misread(image: Image.Image) -> bool:
+    """Return whether Pillow decodes other pixels than a TIFF has, or none: it takes bytes of planes
+    of 16 bits for values of 8, one plane of several without colors for all, numbers with a sign for
+    such without, and bits for bytes."""
     tags = image.tag_v2
-    planes = tags.get(_PLANES) == 2 and tags.get(_COMPRESSION, 1) == 1
-    return planes and tags.get(_BITS, (8,))[0] == 16
+    bits, signs = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
+    if max(bits) == 8 and 2 in signs or max(bits) == 1 and len(bits) > 1:
+        return True
+    if tags.get(_PLANES) != 2 or tags.get(_SAMPLES, 1) == 1:
+        return False
+    premultiplied = 1 in tags.get(_EXTRA_SAMPLES, ())
+    of_16_bits = max(bits) == 16 and tags.get(_COMPRESSION, 1) == 1
+    return tags.get(_PHOTOMETRIC) != 2 or premultiplied or of_16_bits
 
 
 def _value_bits(image: Image.Image, content: bytes) -> int:
@@ -559,47 +569,37 @@ def _count_bands(image: Image.Image, channels: Optional[int]) -> int:
     return channels if pages else bands
 
 
-def _needs_values(content: bytes) -> bool:
-    """Return whether a file is an array, or a TIFF that Pillow cannot open."""
-    if content.startswith(NUMPY):
-        return True
-    if not has_tifffile() or content[:4] not in TIFF:
-        return False
-    try:
-        Image.open(io.BytesIO(content), formats=['TIFF'])
-    except UnidentifiedImageError:
-        return True
-    return False
-
-
-def _decode_values(content: bytes, max_pixels: int, channels: Optional[int]) -> np.ndarray:
-    """Decode as :func:`read_values`; ``channels`` are those that are read, None for any."""
+def _decode_values(
+    content: bytes, image: Optional[Image.Image], max_pixels: int, channels: Optional[int]
+) -> np.ndarray:
+    """Decode as :func:`read_values`; ``image`` is that of :func:`_open`, ``channels`` are those
+    that are read, None for any."""
     if content.startswith(NUMPY):
         return decode_array(content, max_pixels)
-    with _strict_pillow(max_pixels):
-        if _needs_values(content):
-            return decode_tiff(content, max_pixels, channels)
-        image = _open(content, max_pixels)
-        orientation, bits = _orientation(image), _value_bits(image, content)
-        bands = _count_bands(image, channels)
-        if image.format == 'TIFF' and (bands > len(image.getbands()) or bits > 8 and bands > 1):
-            return decode_tiff(content, max_pixels, channels)
-        image.load()
-        if bits > 8 and image.format in ('PNG', 'PPM') and len(image.getbands()) > 1:
-            values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-            if values.ndim == 3:  # BGR, and alpha
-                values[..., :3] = values[..., 2::-1].copy()
-        elif bits > 8:
-            values = _gray_values(image)
-        else:
-            if image.mode not in ('L', 'RGB', 'RGBA'):
-                image = image.convert('L') if image.mode in ('1', 'LA', 'La') else _to_rgb(image)
-            values = np.asarray(image)
+    if image is None:
+        return decode_tiff(content, max_pixels, channels)
+    orientation, bits = _orientation(image), _value_bits(image, content)
+    bands = _count_bands(image, channels)
+    if image.format == 'TIFF' and (bands > len(image.getbands()) or bits > 8 and bands > 1):
+        return decode_tiff(content, max_pixels, channels)
+    image.load()
+    if bits > 8 and image.format in ('PNG', 'PPM') and len(image.getbands()) > 1:
+        values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        if values.ndim == 3:  # BGR, and alpha
+            values[..., :3] = values[..., 2::-1].copy()
+    elif bits > 8:
+        values = _gray_values(image)
+    else:
+        if image.mode not in ('L', 'LA', 'RGB', 'RGBA'):
+            gray = {'1': 'L', 'La': 'LA'}.get(image.mode)
+            image = image.convert(gray) if gray else _to_rgb(image)
+        values = np.asarray(image)
     return turn_upright(values.reshape(*values.shape[:2], -1), orientation)
 
 
 # tags of TIFF
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANES = 258, 259, 262, 277, 284
+_EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
 
 
 def _end_jpeg(content: bytes) -> bytes:

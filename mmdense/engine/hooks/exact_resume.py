@@ -12,7 +12,7 @@ from mmdense.datasets.sampler import ResumableSampler
 from mmdense.models.layers import MomentumEncoder
 from mmdense.registry import HOOKS
 from mmdense.utils.errors import CheckpointError
-from mmdense.utils.mmengine_patches import is_resuming
+from mmdense.utils.mmengine_patches import is_resuming, number_batches_from
 from mmdense.utils.randomness import seed_all
 
 from ..events import log_event
@@ -26,7 +26,7 @@ class ExactResumeHook(Hook):
     Randomness is not stored but derived from the position of the run: in a step from the seed,
     the process and the iteration, in the data from the numbers of
     :class:`~mmdense.datasets.ResumableSampler`. In the middle of an epoch the sampler begins
-    where the run stopped.
+    where the run stopped, and batches are numbered from there: the log has the same lines.
 
     With another number of processes or another batch size, a resumed run continues with the next
     sample of the epoch. If the total batch differs, schedules that count iterations would be at
@@ -143,6 +143,7 @@ class ExactResumeHook(Hook):
                 )
             elif by_epoch and done > 0:
                 sampler.start_at(done * _batch_size(loader))
+                number_batches_from(loop, done)
         elif by_epoch and done > 0:
             runner.logger.warning(
                 f'{type(sampler).__name__} begins its epoch again, although {done} iterations of '

@@ -27,7 +27,7 @@ for kind in ('AVIF', 'JPEG2000', 'TGA', 'ICO', 'float TIFF'):
         except Exception as error:
             print(kind, 'cannot be written here:', error)
             continue
-        refused = 0
+        refused, reason = 0, 'none'
         for name in os.listdir(d):
             try:
                 decode_image(open(f'{d}/{name}', 'rb').read())
