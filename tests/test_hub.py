@@ -84,9 +84,7 @@ def test_unknown_names():
 
 def test_a_license_that_forbids_commercial_use_is_said(monkeypatch, tmp_path, capsys):
     """By `list`, `download` and `check`; a license that does not forbid it is not."""
-    restricted = [
-        e['Name'] for e in model_index.entries() if 'NC' in e.get('Authors License', '')
-    ]
+    restricted = [e['Name'] for e in model_index.entries() if 'NC' in e.get('Authors License', '')]
     free = [e['Name'] for e in model_index.entries() if e.get('Authors License') == 'MIT']
     said = 'CC BY-NC 4.0: not for commercial use'
     main(['list'])

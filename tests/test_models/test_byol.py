@@ -49,7 +49,9 @@ def networks(in_channels, hidden, channels, norm=None):
         norm_cfg=norm or dict(type='BN1d'),
     )
     predictor = dict(mlp, in_channels=channels, with_avg_pool=False)
-    return dict(mlp, in_channels=in_channels), dict(type='CosinePredictionHead', predictor=predictor)
+    return dict(mlp, in_channels=in_channels), dict(
+        type='CosinePredictionHead', predictor=predictor
+    )
 
 
 def config(**changes):
@@ -121,7 +123,9 @@ def test_follows_mmpretrain_but_for_the_constant():
         cfg.pop('total_steps')
         theirs = MMPRETRAIN.build(cfg)
     ours = MODELS.build(config(head=head, channels_last=False))
-    assert type(ours) is BYOL and type(ours.head) is CosinePredictionHead and type(theirs) is not BYOL
+    assert (
+        type(ours) is BYOL and type(ours.head) is CosinePredictionHead and type(theirs) is not BYOL
+    )
     theirs.target_net.steps += 1
     state = theirs.state_dict()
     assert any(name.startswith('target_net.') for name in state)

@@ -177,9 +177,7 @@ def test_equals_mmpretrain(neck):
     """State dict, loss and gradients, where mmpretrain computes what the published code does."""
     from mmpretrain.registry import MODELS as MMPRETRAIN
 
-    theirs_head = dict(
-        type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.2
-    )
+    theirs_head = dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.2)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         theirs = MMPRETRAIN.build(config(neck=neck, head=theirs_head))
     ours = MODELS.build(config(neck=neck, head=theirs_head, channels_last=False))
@@ -213,7 +211,7 @@ def authors_file(model, version, released):
             ('queue.ptr', 'queue_ptr'),
         ):
             if name.startswith(ours):
-                state[f'module.{theirs}{name[len(ours):]}'] = value.clone()
+                state[f'module.{theirs}{name[len(ours) :]}'] = value.clone()
                 break
     if released:
         state = {k: v for k, v in state.items() if k.startswith('module.encoder_q.')}
@@ -313,9 +311,7 @@ def test_recipe(path, epochs, head, temperature):
 def test_mocov1_lowers_its_learning_rate_by_steps():
     recipe = load_recipe('configs/mocov1_r50_in1k.py')
     (schedule,) = recipe.param_scheduler
-    assert schedule == dict(
-        type='MultiStepLR', by_epoch=True, milestones=[120, 160], gamma=0.1
-    )
+    assert schedule == dict(type='MultiStepLR', by_epoch=True, milestones=[120, 160], gamma=0.1)
     steps = [step['type'] for step in recipe.view_pipeline]
     assert steps == ['RandomResizedCrop', 'RandomGrayscale', 'ColorJitter', 'RandomFlip']
     jitter = copy.deepcopy(recipe.view_pipeline[2])

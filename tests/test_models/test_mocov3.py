@@ -10,7 +10,7 @@ from torch import nn
 
 from mmdense.checkpoints import read_checkpoint, recognise
 from mmdense.engine import LARS
-from mmdense.models import ConvStem, MoCoV3, InfoNCEPredictionHead, MoCoV3ViT, batch_info_nce
+from mmdense.models import ConvStem, InfoNCEPredictionHead, MoCoV3, MoCoV3ViT, batch_info_nce
 from mmdense.models.layers import MomentumEncoder
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
@@ -299,7 +299,11 @@ def test_equals_mmpretrain(kind):
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         theirs = MMPRETRAIN.build(cfg)
     ours = MODELS.build(dict(cfg, total_steps=100, channels_last=False))
-    assert type(ours) is MoCoV3 and type(ours.head) is InfoNCEPredictionHead and type(theirs) is not MoCoV3
+    assert (
+        type(ours) is MoCoV3
+        and type(ours.head) is InfoNCEPredictionHead
+        and type(theirs) is not MoCoV3
+    )
     assert (kind == 'vit') == (type(ours.backbone) is MoCoV3ViT)
     theirs.init_weights()
     theirs.momentum_encoder.steps += 1
@@ -315,17 +319,22 @@ def test_equals_mmpretrain(kind):
     close(ours.result['loss'], theirs.result['loss'])
     for name, p in theirs.named_parameters():
         if p.grad is not None:
-            largest = p.grad.abs().max().clamp(min=1)  # hundreds for the class token, which begins near 0
+            largest = (
+                p.grad.abs().max().clamp(min=1)
+            )  # hundreds for the class token, which begins near 0
             close(ours.get_parameter(name).grad / largest, p.grad / largest, name)
 
 
-def test_files_of_the_authors(tmp_path):
-    """The complete algorithm continues from the authors' file of a ResNet."""
-    model = MODELS.build(config())
+@pytest.mark.parametrize('kind', ['resnet', 'vit'])
+def test_files_of_the_authors(kind, tmp_path):
+    """The complete algorithm continues from the authors' file, the backbone has our names."""
+    cfg = config() if kind == 'resnet' else vit_config()
+    model = MODELS.build(cfg)
+    head = 'fc' if kind == 'resnet' else 'head'
     names = [
-        ('neck.', 'base_encoder.fc.'),
+        ('neck.', f'base_encoder.{head}.'),
         ('backbone.', 'base_encoder.'),
-        ('encoder_k.module.1.', 'momentum_encoder.fc.'),
+        ('encoder_k.module.1.', f'momentum_encoder.{head}.'),
         ('encoder_k.module.0.', 'momentum_encoder.'),
         ('head.predictor.', 'predictor.'),
     ]
@@ -337,21 +346,48 @@ def test_files_of_the_authors(tmp_path):
                 match = re.fullmatch(r'(fc|bn)(\d)\.(\w+)', rest)
                 if match and not theirs.endswith('encoder.'):
                     rest = f'{3 * int(match[2]) + (match[1] == "bn")}.{match[3]}'
-                state[f'module.{theirs}{rest}'] = value.clone()
+                state[f'module.{theirs}{timm_name(rest)}'] = value.clone()
                 break
-    file = dict(epoch=100, arch='resnet18', state_dict=state, optimizer={}, scaler={})
+    file = dict(epoch=100, arch=kind, state_dict=state, optimizer={}, scaler={})
     torch.save(file, tmp_path / 'file.pth.tar')
     found = recognise(read_checkpoint(tmp_path / 'file.pth.tar'))
-    assert (found.source, found.algorithm_type) == ('MoCo v3', 'MoCoV3')
+    assert (found.writer, found.algorithm_type) == ('MoCo v3 (base encoder)', 'MoCoV3')
     backbone = model.backbone.state_dict()
     assert found.backbone.keys() == backbone.keys()
     assert all(torch.equal(found.backbone[k], backbone[k]) for k in backbone)
-    other = MODELS.build(config())
+    other = MODELS.build(cfg)
     other.load_state_dict(other.as_new_run(found.algorithm), strict=True)
     for name, value in other.state_dict().items():
         if name != 'encoder_k.steps':
             assert torch.equal(value, model.state_dict()[name]), name
     assert int(other.encoder_k.steps) == 1
+
+
+def timm_name(name):
+    """Return timm's name of a layer of a ViT; that of a ResNet stays."""
+    for ours, theirs in (
+        ('patch_embed.projection', 'patch_embed.proj'),
+        ('ffn.layers.0.0', 'mlp.fc1'),
+        ('ffn.layers.1', 'mlp.fc2'),
+        (r'^layers\.', 'blocks.'),
+        (r'\.ln([12])\.', r'.norm\1.'),
+        (r'^ln1\.', 'norm.'),
+    ):
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def test_a_vit_is_transferred_as_a_plain_one():
+    """Other packages get a network of mmpretrain with the same weights and maps."""
+    vit = MODELS.build(dict(type='MoCoV3ViT', arch=ARCH, img_size=64))
+    vit.init_weights()
+    cfg = dict(type='MoCoV3ViT', arch=ARCH, img_size=64, stop_grad_conv1=True)
+    plain = MODELS.build(MoCoV3ViT.transfer_config(cfg))
+    plain.load_state_dict(vit.state_dict(), strict=True)
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(vit.eval()(image)[-1], plain.eval()(image)[-1])
+    small = MODELS.build(MoCoV3ViT.transfer_config(dict(arch='mocov3-small')))
+    assert (small.embed_dims, len(small.layers)) == (384, 12)
 
 
 def test_a_neck_and_a_head_are_needed():

@@ -67,9 +67,7 @@ class Pixels(nn.Module):
 def test_golden_loss(golden):
     """Compute the published loss and its gradient through loss() itself."""
     g = golden('simclr_ntxent')
-    model = MODELS.build(
-        config(head=dict(type='NTXentHead', temperature=float(g['temperature'])))
-    )
+    model = MODELS.build(config(head=dict(type='NTXentHead', temperature=float(g['temperature']))))
     model.backbone = model.neck = Pixels()
     hidden = g['hidden'][:, :, None, None].requires_grad_()
     (loss,) = model.loss(list(hidden.chunk(2))).values()
@@ -90,9 +88,7 @@ def test_twice_the_loss_of_mmpretrain():
     """In one process mmpretrain's loss is half of the published code's."""
     from mmpretrain.registry import MODELS as MMPRETRAIN
 
-    theirs_head = dict(
-        type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.1
-    )
+    theirs_head = dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.1)
     neck = dict(config()['neck'], type='mmpretrain.NonLinearNeck')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         theirs = MMPRETRAIN.build(config(neck=neck, head=theirs_head))

@@ -62,9 +62,7 @@ def lines_that_name(algorithm, text):
     """Return the numbers of the lines of code that name an algorithm, in any spelling; MoCo v3 is
     another one than MoCo."""
     small, large = algorithm.lower(), algorithm.upper()
-    pattern = re.compile(
-        rf'(?:{algorithm}|{small})(?![a-z]| ?v\d|V\d)|{large}(?![A-Z]|v\d|V\d)'
-    )
+    pattern = re.compile(rf'(?:{algorithm}|{small})(?![a-z]| ?v\d|V\d)|{large}(?![A-Z]|v\d|V\d)')
     return sorted({line for line, word in words(text) if pattern.search(word)})
 
 

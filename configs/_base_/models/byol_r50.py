@@ -25,6 +25,8 @@ model = dict(
     base_momentum=0.01,
     backbone=dict(norm_cfg=dict(type='SyncBN'), zero_init_residual=True, init_cfg=init_cfg),
     neck=dict(mlp, in_channels=2048, with_avg_pool=True),
-    head=dict(type='CosinePredictionHead', predictor=dict(mlp, in_channels=256, with_avg_pool=False)),
+    head=dict(
+        type='CosinePredictionHead', predictor=dict(mlp, in_channels=256, with_avg_pool=False)
+    ),
 )
 del init_cfg, mlp  # no part of the config

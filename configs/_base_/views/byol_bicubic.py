@@ -1,5 +1,5 @@
-# Two views of an image under BYOL's augmentation (arXiv 2006.07733, appendix B). The published code adds
-# to the brightness; here it is multiplied, as in every other recipe.
+# Two views of an image under BYOL's augmentation (arXiv 2006.07733, appendix B). The published code
+# adds to the brightness; here it is multiplied, as in every other recipe.
 shared = [
     dict(
         type='RandomResizedCrop',

@@ -1,4 +1,4 @@
-# Two views of an image under MoCo's first augmentation (arXiv 1911.05722), in the order of its code:
+# Two views of an image under MoCo v1's augmentation (arXiv 1911.05722), in the order of its code:
 # every view is jittered, none is blurred.
 view_pipeline = [
     dict(

@@ -1,5 +1,5 @@
-# Two views of an image under MoCo v3's augmentation (arXiv 2104.02057): BYOL's with the flip last and,
-# for a ResNet, with larger crops.
+# Two views of an image under MoCo v3's augmentation (arXiv 2104.02057): BYOL's with the flip last
+# and, for a ResNet, with larger crops.
 shared = [
     dict(
         type='RandomResizedCrop',

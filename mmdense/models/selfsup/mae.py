@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mmdense.models.backbones.mae_vit import MAEViT, initialize_linears
 from mmdense.models.utils.float32 import in_float32
 from mmdense.models.utils.position_embedding import sincos_positions
+from mmdense.models.utils.vit_names import name_vit_layers
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
@@ -114,23 +115,11 @@ class MAE(SelfSupervisor, _MAE):
     @classmethod
     def complete_authors_state(cls, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
         """Return an authors' tensors, whose layers have timm's names, with mmpretrain's names."""
-        for theirs, ours in _LAYERS:
-            tensors = {re.sub(theirs, ours, name): value for name, value in tensors.items()}
-        return tensors
+        renamed = name_vit_layers(tensors)
+        return {re.sub(r'^neck\.decoder_norm\.', 'neck.ln1.', k): v for k, v in renamed.items()}
 
 
 # names of layers in timm, and in mmpretrain
-_LAYERS = (
-    (r'^backbone\.patch_embed\.proj\.', 'backbone.patch_embed.projection.'),
-    (r'^backbone\.blocks\.', 'backbone.layers.'),
-    (r'^backbone\.norm\.', 'backbone.ln1.'),
-    (r'^neck\.decoder_norm\.', 'neck.ln1.'),
-    (r'(\.\d+)\.norm([12])\.', r'\1.ln\2.'),
-    (r'(\.\d+)\.mlp\.fc1\.', r'\1.ffn.layers.0.0.'),
-    (r'(\.\d+)\.mlp\.fc2\.', r'\1.ffn.layers.1.'),
-)
-
-
 def _fill(config: dict, kind: str, sizes: Dict[str, int]) -> dict:
     """Return the config of a part of mmpretrain's, with the sizes that it leaves out."""
     known = str(config['type']).split('.')[-1] == kind

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from mmdense.models.layers import MomentumEncoder
+from mmdense.models.utils.vit_names import name_vit_layers
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
@@ -56,6 +57,13 @@ class MoCoV3(MomentumSelfSupervisor):
             network='base encoder',
             names=_names('fc', _TWO_LAYERS, _TWO_LAYERS),
         ),
+        AuthorsFormat(  # a ViT
+            source='MoCo v3',
+            parts=('base_encoder.patch_embed.', 'momentum_encoder.', 'predictor.'),
+            product='base_encoder.',
+            network='base encoder',
+            names=_names('head', _THREE_LAYERS, _TWO_LAYERS),
+        ),
         AuthorsFormat(
             source='mmpretrain',
             parts=('momentum_encoder',),
@@ -63,7 +71,10 @@ class MoCoV3(MomentumSelfSupervisor):
             names={'momentum_encoder.': 'encoder_k.'},
         ),
     )
-    MMPRETRAIN_TYPES = {'MoCoV3Head': 'mmdense.InfoNCEPredictionHead', 'MoCoV3ViT': 'mmdense.MoCoV3ViT'}
+    MMPRETRAIN_TYPES = {
+        'MoCoV3Head': 'mmdense.InfoNCEPredictionHead',
+        'MoCoV3ViT': 'mmdense.MoCoV3ViT',
+    }
 
     def __init__(
         self,
@@ -102,3 +113,9 @@ class MoCoV3(MomentumSelfSupervisor):
         loss = self.head.loss(z_1, k_2) + self.head.loss(z_2, k_1)
         self.probe(global_=(z_1, k_2))
         return dict(loss=loss)
+
+    @classmethod
+    def complete_authors_state(cls, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Return an authors' tensors with mmpretrain's names of a ViT's layers, and the number of
+        updates of the momentum encoder."""
+        return super().complete_authors_state(name_vit_layers(tensors))

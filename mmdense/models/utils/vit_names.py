@@ -1,0 +1,26 @@
+# Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import re
+from typing import Dict
+
+from torch import Tensor
+
+_LAYERS = (
+    (r'\bpatch_embed\.proj\.', 'patch_embed.projection.'),
+    (r'\bblocks\.(?=\d)', 'layers.'),
+    (r'(^|\bbackbone\.|\bmodule\.0\.)norm\.', r'\1ln1.'),
+    (r'(\.\d+)\.norm([12])\.', r'\1.ln\2.'),
+    (r'(\.\d+)\.mlp\.fc1\.', r'\1.ffn.layers.0.0.'),
+    (r'(\.\d+)\.mlp\.fc2\.', r'\1.ffn.layers.1.'),
+)
+
+
+def name_vit_layers(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Return tensors of vision transformers, whose layers have timm's names, with mmpretrain's.
+
+    Args:
+        tensors (Dict[str, Tensor]): Of an algorithm: networks are below ``backbone.`` and
+            ``encoder_k.module.0.``. Names of other networks stay.
+    """
+    for theirs, ours in _LAYERS:
+        tensors = {re.sub(theirs, ours, name): value for name, value in tensors.items()}
+    return tensors
