@@ -1,7 +1,7 @@
 _base_ = './lars_coslr_100e.py'
 
-# The schedule of SimCLR, BYOL and MoCo v3: LARS, 10 epochs of warm-up from 0, a cosine to 0. A recipe
-# sets lr, which is linear in the batch.
+# The schedule of SimCLR, BYOL and MoCo v3: LARS, 10 epochs of warm-up from 0, a cosine to 0. A
+# recipe sets lr, which is linear in the batch.
 optim_wrapper = dict(optimizer=dict(weight_decay=1e-6))
 param_scheduler = [
     dict(
