@@ -15,7 +15,6 @@ from collections import namedtuple
 from contextlib import contextmanager
 from pathlib import Path
 
-import common
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
