@@ -242,7 +242,10 @@ def test_every_short_form_is_listed(capsys):
     assert max(map(len, lines)) <= 100
     main(['list', '_r50_'])
     listed = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
-    assert sorted(listed) == sorted(hub.short_names().values()) and 'pixpro_r50_in1k' in listed
+    assert (
+        sorted(listed) == sorted(n for n in hub.short_names().values() if '_r50_' in n)
+        and 'pixpro_r50_in1k' in listed
+    )
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,8 @@ def _new_layers(module: nn.Module, given: Dict[str, Tensor], named: Sequence[str
             known.update(getattr(part, attribute, ()))
     paths = [*dict(module.named_modules()), *dict(module.named_parameters())]
     found = _new_norms(module, given)
-    if 'layers.0.attn.qkv.weight' in given:
+    block = 'layers.0.attn.qkv.weight'
+    if block in given and block in paths:  # vision transformers both
         paths += dict(module.named_buffers())
         inside = {key.rpartition('.')[2] for key in given}
         known.update(name for name in _BESIDE_VIT if name not in inside)
