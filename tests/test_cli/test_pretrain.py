@@ -513,7 +513,7 @@ def test_labels_score_the_features(call, images, tmp_path):
     told += ['--backbone', 'resnet18', '--epochs', '2', '--size', '64', '--workers', '0']
     code, out, err = call('pretrain', *told, '--out', 'run')
     assert code == 0, err
-    assert re.search(r'^evaluation +every 1 epoch +nearest neighbours and a linear', out, re.M)
+    assert re.search(r'^evaluation +every epoch +nearest neighbours and a linear', out, re.M)
     for steps in (0, 4, 8):
         assert re.search(rf'Features after {steps} iterations: knn_accuracy [\d.]+.* linear', err)
     assert re.search(r'the most frequent class everywhere scores accuracy \d', err)

@@ -507,20 +507,18 @@ def _decide_running(
     interval = min(recipe.default_hooks.logger.interval, length.steps_per_epoch)
     reason = f'an epoch has {_format_count(length.steps_per_epoch, "step")}'
     config: Dict[str, Any] = {'default_hooks.logger.interval': interval}
-    rows.append(Setting('log', f'every {_format_count(interval, "step")}', reason, config))
+    rows.append(Setting('log', _format_interval(interval, 'step'), reason, config))
     every = max(1, round(length.epochs / 16))
     config = {'default_hooks.checkpoint.interval': every}
     rows.append(
-        Setting(
-            'checkpoints', f'every {_format_count(every, "epoch")}', 'the last three stay', config
-        )
+        Setting('checkpoints', _format_interval(every, 'epoch'), 'the last three stay', config)
     )
     if options.labels:
         every = max(1, round(length.epochs / 10))
         reason = f'nearest neighbours and a linear probe; {options.labels.about}'
         hook = dict(type='DenseEvaluationHook', interval=every, data=options.labels.data)
         config = {'default_hooks.evaluation': hook}
-        rows.append(Setting('evaluation', f'every {_format_count(every, "epoch")}', reason, config))
+        rows.append(Setting('evaluation', _format_interval(every, 'epoch'), reason, config))
     config = {
         'default_hooks.preemption.signals': ['SIGINT', 'SIGTERM', 'SIGUSR1'],
         'default_hooks.progress_bar': dict(type='ProgressBarHook'),
@@ -529,6 +527,10 @@ def _decide_running(
     config = {'randomness.seed': options.seed}
     rows.append(Setting('seed', options.seed, 'the same command, the same run', config))
     return rows
+
+
+def _format_interval(number: int, name: str) -> str:
+    return f'every {name}' if number == 1 else f'every {number:,} {name}s'
 
 
 def _format_count(number: int, name: str) -> str:
