@@ -94,7 +94,7 @@ def test_flat_in_the_number_of_processes(algorithm):
 def test_synchronised_norms_are_counted():
     """Each norm of each trained view has two calls, of statistics forward and of sums backward;
     without gradients it has one."""
-    algorithm = algorithms_of('siamese')[0]
+    algorithm = next(a for a in algorithms_of('siamese') if tiny_form(a).passes is None)
     few = count_tiny(algorithm, 8, norm=dict(type='SyncBN'))
     names = [name for name, _ in few.sync_bn]
     assert names == ['all_gather', 'all_reduce'] * (len(names) // 2) and len(names) > 80

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
+from mmengine.dist import get_world_size
 from mmengine.registry import DefaultScope
 from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names
@@ -15,6 +16,11 @@ pytestmark = pytest.mark.usefixtures('mmdense_scope')
 
 def tiny():
     """Return what the generic tests need."""
+    projections = 3 * 2 * 32 * 4  # of both views
+
+    def calls(image, patches, seen):
+        (processes,) = seen
+        return [('all_gather', projections), ('all_reduce', processes * projections)]
 
     def parts(norm):
         norm = dict(norm, type='BN1d') if norm['type'] == 'BN' else norm  # of vectors
@@ -33,7 +39,8 @@ def tiny():
         collapses=False,  # its last BatchNorm keeps projections apart
         passes=1,  # both views at once
         grows=['all_reduce'],  # the gradients of all processes' projections
-        calls=lambda image, patches, seen: [('all_gather', 3 * 2 * 32 * 4)],
+        watch=lambda: [get_world_size()],
+        calls=calls,
     )
 
 
