@@ -7,7 +7,7 @@ from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 
-from mmdense.models import NTXentHead, SimCLR
+from mmdense.models import NTXentHead, RunFacts, SimCLR
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
@@ -140,6 +140,13 @@ def test_learns():
         optimizer.step()
         history.append(loss.item())
     assert history[-1] < history[0] / 3, history
+
+
+@pytest.mark.parametrize('batch, few', [(32, True), (1024, False)])
+def test_the_planner_says_how_many_negatives_there_are(batch, few):
+    facts = RunFacts(images=5000, batch=batch, steps=1000, recipe=None)
+    (row,) = SimCLR.small_data_rules(facts)
+    assert row.value == f'{2 * batch - 2:,}' and ('few' in row.reason) == few and not row.config
 
 
 def test_a_neck_and_a_head_are_needed():

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
-from .base import SelfSupervisor
+from .base import RunFacts, SelfSupervisor, Setting
 
 
 @MODELS.register_module()
@@ -53,3 +53,11 @@ class SimCLR(SelfSupervisor, BaseSelfSupervisor):
         first, second = normalize(z.float(), dim=1, eps=1e-6).chunk(2)  # NxC
         self.probe(global_=(first, second))
         return dict(loss=self.head.loss(first, second))
+
+    @classmethod
+    def small_data_rules(cls, facts: RunFacts) -> List[Setting]:
+        """Return the number of negatives, which the batch decides (paper, section 5.1)."""
+        negatives, reason = 2 * (facts.batch - 1), 'the other views of a batch'
+        if facts.batch < 256:
+            reason += '; few: a larger batch has more, or a method with a queue'
+        return [Setting('negatives', f'{negatives:,}', reason)]
