@@ -68,8 +68,6 @@ class Tiny:
             for each view.
         unit (list[str]): Parameters whose rows a forward pass divides by their lengths.
         variants (dict): Further ``parts`` by the name of the variant.
-        passes (int, optional): How many times a step sends views through the trained backbone.
-            None: once for each view that it computes gradients of.
         grows (list[str]): Calls of ``calls`` whose bytes grow with the number of processes.
         reads (list[str]): Methods by which a step reads tensors on the host.
         watch (Callable, optional): Called in a process of test_communication.py before the steps;
@@ -99,7 +97,6 @@ class Tiny:
     passes: Optional[int] = None
     unit: List[str] = field(default_factory=list)
     variants: Dict[str, Callable[[dict], dict]] = field(default_factory=dict)
-    passes: Optional[int] = None
     grows: List[str] = field(default_factory=list)
     reads: List[str] = field(default_factory=list)
     watch: Optional[Callable[[], list]] = None

@@ -289,12 +289,12 @@ def _authors(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
             found.algorithm = kind.complete_authors_state(_rename(once, format.names))
             found.algorithm_type = kind.__name__
             found.network = format.network
-            _without_head(found, format)
+            _without_projector(found, format)
             return found
     return None
 
 
-def _without_head(found: Recognised, format: AuthorsFormat) -> None:
+def _without_projector(found: Recognised, format: AuthorsFormat) -> None:
     """Leave out of the backbone what is part of another network of ours: a projector in the
     place of the classifier."""
     ours = format.names.get(format.product, format.product)

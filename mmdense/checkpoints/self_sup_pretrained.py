@@ -289,7 +289,7 @@ def _new_layers(module: nn.Module, given: Dict[str, Tensor], named: Sequence[str
     if block in given and block in paths:  # vision transformers both
         paths += dict(module.named_buffers())
         inside = {key.rpartition('.')[2] for key in given}
-        known.update(name for name in _BESIDE_VIT if name not in inside)
+        known.update(name for name in _ADDED_TO_VIT if name not in inside)
     found += [path for path in paths if path.rpartition('.')[2] in known]
     return [path for path in found if not any(_is_below(key, [path]) for key in given)]
 
@@ -298,7 +298,7 @@ def _new_layers(module: nn.Module, given: Dict[str, Tensor], named: Sequence[str
 # plain one has not. mmseg's MAE scales the output of each block (by 1.0 in its configs) and has
 # biases by relative position (0 at first); mmpretrain's ViTSAM, for ViTDet, has relative positions
 # (0 at first).
-_BESIDE_VIT = (
+_ADDED_TO_VIT = (
     *('gamma_1', 'gamma_2', 'relative_position_bias_table', 'relative_position_index'),
     *('rel_pos_h', 'rel_pos_w'),
 )

@@ -14,6 +14,7 @@ from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 
+from mmdense.checkpoints import read_checkpoint, recognise
 from mmdense.models import SimSiam
 from mmdense.registry import HOOKS, MODELS
 from mmdense.utils.errors import InputError
@@ -197,6 +198,35 @@ def test_equals_mmpretrain():
     close(ours.result['loss'], theirs.result['loss'])
     for name, p in theirs.named_parameters():
         assert torch.equal(ours.get_parameter(name).grad, p.grad), name
+
+
+def test_files_of_the_authors(tmp_path):
+    """The complete algorithm continues from the authors' file: the projector's outputs are equal,
+    though its last layer has a bias there."""
+    neck, head = networks(512, 32, 32, 8, bias=True)
+    theirs = MODELS.build(config(neck=neck, head=head)).eval()
+    for buffer in theirs.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    state = {}
+    for name, value in theirs.state_dict().items():
+        if name.startswith('backbone.'):
+            state[f'module.encoder.{name[len("backbone.") :]}'] = value
+            continue
+        start = 'encoder.fc' if name.startswith('neck.') else 'predictor'
+        kind, number, rest = re.search(r'(fc|bn)(\d)\.(\w+)$', name).groups()
+        state[f'module.{start}.{3 * int(number) + (kind == "bn")}.{rest}'] = value
+    torch.save(dict(epoch=100, arch='resnet18', state_dict=state), tmp_path / 'file.pth.tar')
+    found = recognise(read_checkpoint(tmp_path / 'file.pth.tar'))
+    assert (found.source, found.algorithm_type) == ('SimSiam', 'SimSiam')
+    assert found.backbone.keys() == theirs.backbone.state_dict().keys()
+    ours = MODELS.build(config()).eval()
+    ours.load_state_dict(ours.as_new_run(found.algorithm), strict=True)
+    maps = theirs.backbone(torch.randn(4, 3, 64, 64))
+    assert neck['with_last_bias']
+    z = theirs.neck(maps)[0]
+    close(ours.neck(maps)[0], z)
+    close(ours.head.predictor((z,))[0], theirs.head.predictor((z,))[0])
 
 
 def test_no_gradient_reaches_the_target():

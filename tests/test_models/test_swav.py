@@ -615,6 +615,7 @@ def test_settings_for_few_images(images, batch, init, expected):
     assert all(row.reason for row in rows)
 
 
+@pytest.mark.slow
 def test_one_command(images, tmp_path, monkeypatch, capsys):
     """From a folder of 24 small images to a backbone; every other command reads the run."""
     folder = tmp_path / 'photos'

@@ -1,33 +1,9 @@
-# Two views of an image under MoCo v3's augmentation for ViTs (arXiv 2104.02057): smaller crops than
-# for a ResNet
-shared = [
-    dict(
-        type='RandomResizedCrop',
-        scale=224,
-        crop_ratio_range=(0.08, 1.0),
-        interpolation='bilinear',
-    ),
-    dict(
-        type='ColorJitter',
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.2,
-        hue=0.1,
-        prob=0.8,
-    ),
-    dict(type='RandomGrayscale', prob=0.2),
-]
-blur = dict(type='GaussianBlur', sigma=(0.1, 2.0))
-flip = dict(type='RandomFlip', prob=0.5)
+_base_ = './mocov3.py'
 
-view_pipelines = [
-    [*shared, dict(blur, prob=1.0), flip],
-    [*shared, dict(blur, prob=0.1), dict(type='Solarize', thr=128, prob=0.2), flip],
-]
-del shared, blur, flip  # no part of the config
+# MoCo v3's ViTs train on smaller crops than its ResNets.
+view_pipelines = _base_.view_pipelines
+view_pipelines[0][0].update(crop_ratio_range=(0.08, 1.0))
+view_pipelines[1][0].update(crop_ratio_range=(0.08, 1.0))
 
-train_pipeline = [
-    dict(type='LoadImage'),
-    dict(type='MultiView', num_views=[1, 1], transforms=view_pipelines),
-    dict(type='PackInputs'),
-]
+train_pipeline = _base_.train_pipeline
+train_pipeline[1]['transforms'] = view_pipelines

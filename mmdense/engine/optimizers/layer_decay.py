@@ -17,7 +17,10 @@ class LayerDecayOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor
     the backbone has the full learning rate. mmseg's own constructor takes only backbones whose
     names have MAE or BEiT in them.
 
-    Args are those of mmpretrain's: ``paramwise_cfg=dict(layer_decay_rate=0.7, …)``.
+    Args:
+        optim_wrapper_cfg (dict): Config of the optimizer wrapper.
+        paramwise_cfg (dict, optional): As for mmpretrain's constructor, such as
+            ``dict(layer_decay_rate=0.7)``, the factor from a block to the one before.
     """
 
     def add_params(

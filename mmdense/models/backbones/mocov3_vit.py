@@ -75,6 +75,8 @@ class MoCoV3ViT(_MoCoV3ViT):
         super().__init__(
             stop_grad_conv1=stop_grad_conv1 and not conv_stem, patch_size=patch_size, **kwargs
         )
+        # fixed; here, since DistributedDataParallel looks before init_weights() is called
+        self.pos_embed.requires_grad = False
         self.conv_stem = conv_stem
         if conv_stem:
             self.patch_embed = ConvStem(self.embed_dims)
@@ -95,7 +97,8 @@ class MoCoV3ViT(_MoCoV3ViT):
     def init_weights(self) -> None:
         """Initialize the weights as the published code does."""
         super().init_weights()
-        if self.conv_stem:  # mmpretrain's has initialized it as a patch projection
+        filled = isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'
+        if self.conv_stem and not filled:  # mmpretrain's initializes it as a patch projection
             self.patch_embed.projection.reset_parameters()
 
     def train(self, mode: bool = True) -> 'MoCoV3ViT':

@@ -97,8 +97,8 @@ class AuthorsFormat(NamedTuple):
         duplicates (tuple[str]): Beginnings of the names of tensors that the file holds twice.
         complete (bool): Whether the file's other parts fit those of the algorithm under ``names``.
             If not, only its product is taken, without a classifier ``fc``. Defaults to True.
-        network (str): Network that the product is, in words, such as 'query encoder'; '' where
-            no one asks.
+        network (str): Name of the network that becomes the product, such as 'query encoder', for
+            messages; '' where it need not be named.
     """
 
     source: str
@@ -253,12 +253,20 @@ class SelfSupervisor:
         Args:
             options: Arguments of ``torch.compile``.
         """
-        for part in self.trained_parts():
-            _use_python_numbers(part)
-            part.compile(**options)
+        self.compile_networks(**options)
         head = getattr(self, 'head', None)
         if head is not None:
             head.loss = torch.compile(head.loss, **options)
+
+    def compile_networks(self, **options) -> None:
+        """Compile :meth:`trained_parts` in place.
+
+        Args:
+            options: Arguments of ``torch.compile``.
+        """
+        for part in self.trained_parts():
+            _use_python_numbers(part)
+            part.compile(**options)
 
     def get_product(self) -> nn.Module:
         """Return the module that :attr:`product` names."""

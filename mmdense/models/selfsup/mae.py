@@ -6,9 +6,9 @@ from mmpretrain.models import MAE as _MAE
 from torch import Tensor, nn
 
 from mmdense.models.backbones.mae_vit import MAEViT, initialize_linears
+from mmdense.models.utils.authors_names import name_vit_layers
 from mmdense.models.utils.float32 import in_float32
 from mmdense.models.utils.position_embedding import sincos_positions
-from mmdense.models.utils.vit_names import name_vit_layers
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
@@ -119,7 +119,6 @@ class MAE(SelfSupervisor, _MAE):
         return {re.sub(r'^neck\.decoder_norm\.', 'neck.ln1.', k): v for k, v in renamed.items()}
 
 
-# names of layers in timm, and in mmpretrain
 def _fill(config: dict, kind: str, sizes: Dict[str, int]) -> dict:
     """Return the config of a part of mmpretrain's, with the sizes that it leaves out."""
     known = str(config['type']).split('.')[-1] == kind

@@ -21,7 +21,7 @@ class MoCo(MomentumSelfSupervisor):
     `Momentum Contrast for Unsupervised Visual Representation Learning
     <https://arxiv.org/abs/1911.05722>`_ (CVPR 2020), and `Improved Baselines with Momentum
     Contrastive Learning <https://arxiv.org/abs/2003.04297>`_: v1 and v2 differ in the projector,
-    the temperature, the views and the schedule. Arguments and state dict are those of mmpretrain's
+    the temperature, the views and the schedule. Arguments are those of mmpretrain's
     ``MoCo``, whose checkpoints load into this one.
 
     Args:

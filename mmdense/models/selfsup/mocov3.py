@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mmdense.models.layers import MomentumEncoder
-from mmdense.models.utils.vit_names import name_vit_layers
+from mmdense.models.utils.authors_names import mlp_names, name_vit_layers
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
@@ -13,20 +13,15 @@ from .base import AuthorsFormat
 from .momentum import MomentumSelfSupervisor
 
 
-def _names(head: str, layers: Dict[str, str], predictor: Dict[str, str]) -> Dict[str, str]:
+def _names(head: str) -> Dict[str, str]:
     """Return the authors' names of projector, predictor and encoders, and ours."""
-    both = (('base_encoder.', 'neck.', 'backbone.'), ('momentum_encoder.', *_MOMENTUM))
-    names = {}
-    for theirs, neck, backbone in both:
-        names.update({f'{theirs}{head}.{old}': neck + new for old, new in layers.items()})
-        names[theirs] = backbone
-    names.update({f'predictor.{old}': f'head.predictor.{new}' for old, new in predictor.items()})
-    return names
-
-
-_MOMENTUM = ('encoder_k.module.1.', 'encoder_k.module.0.')
-_TWO_LAYERS = {'0.': 'fc0.', '1.': 'bn0.', '3.': 'fc1.', '4.': 'bn1.'}
-_THREE_LAYERS = {**_TWO_LAYERS, '6.': 'fc2.', '7.': 'bn2.'}
+    return {
+        **mlp_names(f'base_encoder.{head}.', 'neck.'),
+        'base_encoder.': 'backbone.',
+        **mlp_names(f'momentum_encoder.{head}.', 'encoder_k.module.1.'),
+        'momentum_encoder.': 'encoder_k.module.0.',
+        **mlp_names('predictor.', 'head.predictor.'),
+    }
 
 
 @MODELS.register_module()
@@ -55,14 +50,14 @@ class MoCoV3(MomentumSelfSupervisor):
             parts=('base_encoder.conv1.', 'momentum_encoder.', 'predictor.'),
             product='base_encoder.',
             network='base encoder',
-            names=_names('fc', _TWO_LAYERS, _TWO_LAYERS),
+            names=_names('fc'),
         ),
         AuthorsFormat(  # a ViT
             source='MoCo v3',
             parts=('base_encoder.patch_embed.', 'momentum_encoder.', 'predictor.'),
             product='base_encoder.',
             network='base encoder',
-            names=_names('head', _THREE_LAYERS, _TWO_LAYERS),
+            names=_names('head'),
         ),
         AuthorsFormat(
             source='mmpretrain',

@@ -4,6 +4,7 @@ from typing import Dict, List, Optional
 from mmpretrain.models import SimSiam as _SimSiam
 from torch import Tensor
 
+from mmdense.models.utils.authors_names import mlp_names
 from mmdense.models.utils.float32 import in_float32
 from mmdense.registry import MODELS
 
@@ -26,12 +27,15 @@ class SimSiam(SelfSupervisor, _SimSiam):
     """
 
     AUTHORS = (
-        # the first layers of their projector have no bias, those of mmpretrain's neck have one
         AuthorsFormat(
             source='SimSiam',
             parts=('encoder.conv1.', 'encoder.fc.0.', 'predictor.0.'),
             product='encoder.',
-            complete=False,
+            names={
+                **mlp_names('encoder.fc.', 'neck.'),
+                'encoder.': 'backbone.',
+                **mlp_names('predictor.', 'head.predictor.'),
+            },
         ),
     )
 
@@ -64,3 +68,13 @@ class SimSiam(SelfSupervisor, _SimSiam):
         lr = float(f'{hook.lr * facts.batch / facts.recipe.auto_scale_lr.base_batch_size:.6g}')
         reason = 'constant, as in the paper; linear in the batch, as lr'
         return [Setting('predictor lr', f'{lr:g}', reason, {'default_hooks.predictor_lr.lr': lr})]
+
+    @classmethod
+    def complete_authors_state(cls, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Return an authors' tensors without the bias in front of the projector's last BatchNorm,
+        which takes it away; their code keeps it as it is initialized, our projector has none."""
+        tensors = dict(tensors)
+        bias, mean = tensors.pop('neck.fc2.bias', None), 'neck.bn2.running_mean'
+        if bias is not None and mean in tensors:
+            tensors[mean] = tensors[mean] - bias
+        return tensors

@@ -174,8 +174,7 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         Args:
             options: Arguments of ``torch.compile``.
         """
-        for part in self.trained_parts():
-            part.compile(**options)
+        self.compile_networks(**options)
         self.predict = torch.compile(self.predict, **options)
 
     def as_new_run(self, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:

@@ -24,3 +24,19 @@ def name_vit_layers(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
     for theirs, ours in _LAYERS:
         tensors = {re.sub(theirs, ours, name): value for name, value in tensors.items()}
     return tensors
+
+
+def mlp_names(theirs: str, ours: str, layers: int = 3) -> Dict[str, str]:
+    """Return the beginnings of an MLP's names in an ``nn.Sequential`` of the authors, and those in
+    mmpretrain's ``NonLinearNeck``: linear layer, BatchNorm and ReLU of each layer are numbered.
+
+    Args:
+        theirs (str): Beginning of the authors' names, ``encoder.fc.``.
+        ours (str): Beginning of ours, ``neck.``.
+        layers (int): Largest number of layers. Defaults to 3.
+    """
+    names = {}
+    for i in range(layers):
+        names[f'{theirs}{3 * i}.'] = f'{ours}fc{i}.'
+        names[f'{theirs}{3 * i + 1}.'] = f'{ours}bn{i}.'
+    return names
