@@ -215,7 +215,7 @@ class CheckpointHook(_CheckpointHook):
         if written != get_world_size():
             runner.logger.info(
                 f'{written} processes wrote the checkpoint, {get_world_size()} continue: all take '
-                "the first one's statistics of BatchNorm; a queue of each process's own begins empty"
+                "the first one's statistics of BatchNorm; a queue of each process begins empty"
             )
             return
         for name, by_process in buffers.items():

@@ -21,8 +21,8 @@ class CosinePredictionHead(BaseModule):
     Args:
         predictor (dict): The predictor, ``mmpretrain.NonLinearNeck`` without pooling.
         loss (dict, optional): The loss that a config of mmpretrain's ``LatentPredictHead`` names:
-            ``CosineSimilarityLoss``, whose gradient is half of this loss's; mmpretrain's BYOL doubles
-            it.
+            ``CosineSimilarityLoss``, whose gradient is half of this loss's; mmpretrain's BYOL
+            doubles it.
     """
 
     def __init__(self, predictor: dict, loss: Optional[dict] = None) -> None:
