@@ -84,9 +84,10 @@ def on_device(make, args):
 
 
 def config_path(algorithm):
-    """Return the config of an algorithm's networks, in configs/_base_/models."""
-    (path,) = (common.CONFIGS / '_base_' / 'models').glob(f'{algorithm}_*.py')
-    return path
+    """Return the config of an algorithm's networks, in configs/_base_/models: that of a ResNet-50
+    where there are several."""
+    paths = (common.CONFIGS / '_base_' / 'models').glob(f'{algorithm}_*.py')
+    return sorted(paths, key=lambda path: (not path.stem.endswith('_r50'), path))[0]
 
 
 def ours(algorithm, args):
