@@ -90,7 +90,7 @@ PLAN = [
     Part('loader', 'measure_loader', 22, dict(rounds=1), script='input', fake=False),
     # 52 rounds of 10 ms
     Part('lars', 'measure_lars', 7, dict(rounds=51), script='step'),
-    Part('step-fp16', 'measure_step', 15, FP16, each=True, script='step'),
+    Part('step-fp16', 'measure_step', 15, FP16, script='step'),
     # 24 tests of 1 s, and 10 s until pytest has found them
     Part('tests', 'run_tests', 32, fake=False),
     # 12 rounds of 1,568×65,536 logits, 3 or 4 times, and as much memory for each
@@ -156,10 +156,16 @@ def parts_of(plan, algorithms, args):
 
     shared = [name for name in algorithms if name in methods.shipped()] or methods.shipped()
     shared = sorted(shared, key=lambda name: name != methods.example())
+    # all are checked; without another choice, those are timed whose times are no others' too
+    timed = [name for name in algorithms if name in methods.names()]
+    if len(timed) > 6:
+        timed = [name for name in timed if getattr(methods.load(name), 'GPU', True)]
     named = [
         (f'{part.name}-{algorithm}' if part.each else part.name, part, algorithm)
         for part in plan
-        for algorithm in (algorithms if part.each else shared[:1])
+        for algorithm in (
+            shared[:1] if not part.each else algorithms if part.name == 'check' else timed
+        )
     ]
     return [
         (name, part, algorithm)

@@ -6,7 +6,8 @@ A file has ``losses(args)``, see ``loss.py``, and ``floor(model, inputs, args)``
 ``PEERS``, by their names in the tables: a config of mmpretrain, or a function that builds one. It
 may have ``LOSS_OPTIONS`` for loss.py; ``MORE``, what ``make bench-full`` also runs; and
 ``SHIPPED``, mmpretrain's config of the same algorithm: then runs and scaling are compared too;
-``READS``, how often a step reads values of the device, 0 without; ``GAINS``, what the page begins
+``READS``, how often a step reads values of the device, 0 without;
+``GPU``, False where gpu.py times it only when asked; ``GAINS``, what the page begins
 with: words, the result, what the row has behind the algorithm's name, and its peer.
 """
 

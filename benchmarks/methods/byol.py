@@ -14,6 +14,7 @@ from mmdense.models.losses import cosine_distance
 
 SETTING = ''
 TARGET = 1.03
+GPU = False
 SHIPPED = 'byol/byol_resnet50_16xb256-coslr-200e_in1k.py'
 PEERS = {'mmpretrain BYOL': SHIPPED}
 

@@ -14,6 +14,7 @@ from mmdense.models.losses import nt_xent
 
 SETTING = ''
 TARGET = 1.03
+GPU = False
 SHIPPED = 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py'
 PEERS = {'mmpretrain SimCLR': SHIPPED}
 

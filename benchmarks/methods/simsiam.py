@@ -12,6 +12,7 @@ from floors import forward_backward, last_map, leaf, maps_of
 
 SETTING = ''
 TARGET = 1.03
+GPU = False
 SHIPPED = 'simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k.py'
 PEERS = {'mmpretrain SimSiam': SHIPPED}
 

@@ -16,6 +16,7 @@ from mmdense.models.losses import sinkhorn, swapped_prediction
 
 SETTING = '3000 prototypes'
 TARGET = 1.03
+GPU = False
 SHIPPED = 'swav/swav_resnet50_8xb32-mcrop-coslr-200e_in1k-224px-96px.py'
 PEERS = {'mmpretrain SwAV': SHIPPED}
 VIEWS = 8

@@ -46,7 +46,11 @@ LAYOUTS = (
             r'encoder_q\.',
             'query encoder',
         )
-        for version, head in ((2, r'encoder_q\.fc\.0\.'), (1, r'encoder_q\.fc\.weight'))
+        for version, head in (
+            (2, r'encoder_q\.fc\.0\.'),
+            (1, r'encoder_q\.fc\.weight'),
+            (1, r'queue'),
+        )
     ),
     Layout(
         'MoCo v3',

@@ -25,7 +25,7 @@ def run_list(args: Namespace) -> None:
         weights = hub.find_weights(name)
         kind = 'no weights' if weights is None else "authors'" if weights.by_authors else 'full'
         if weights is not None and weights.restriction:
-            kind += f' ({weights.restriction})'
+            kind += ', non-commercial'
         print(f'{name:{widths[0]}}  {alias:{widths[1]}}  {kind}')
 
 

@@ -58,6 +58,8 @@ def one_line_errors(*also: type) -> Iterator[None]:
             # From a data loader's worker, with its traceback; the message is the last line.
             text = text.strip().splitlines()[-1].split('Error: ', 1)[-1]
         message = ' '.join(text.split())
+        if len(message) > 500 and not isinstance(error, MMDenseError):  # a config, printed
+            message = f'{message[:300]} … {message[-100:]}'
         if isinstance(error, OSError) and error.filename and error.strerror:
             message = f'{os.fsdecode(error.filename)}: {error.strerror}'
         elif not isinstance(error, MMDenseError):  # a reader may need the place

@@ -54,7 +54,7 @@ def tree(tmp_path):
 
 def test_wrong_files_are_named_and_replaced(tree, capsys):
     before = read_tree(tree)
-    other = tiny_form(algorithms()[1])
+    other = next(form for form in map(tiny_form, algorithms()) if not form.example)
     changed = [f'configs/{other.recipe}.py', f'mmdense/configs/small/{other.method}_r50_small.py']
     for name in [*changed, 'model-index.yml']:
         (tree / name).write_text('')
