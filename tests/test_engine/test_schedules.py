@@ -125,7 +125,9 @@ def test_recipes_have_the_published_learning_rates(path, tmp_path):
     earlier = dict(schedule.to_dict(), T_max=epochs, begin=0, end=epochs)
     now = walk([schedule.to_dict()], epochs, lr, tmp_path / 'now')
     assert now == walk([earlier], epochs, lr, tmp_path / 'earlier')
-    assert now[0] == lr and now[-1] < lr * 0.03
+    assert now[0] == lr
+    if not schedule.get('convert_to_iter_based'):  # which needs the iterations of an epoch
+        assert now[-1] < lr * 0.03
 
 
 WARMUP = dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=2)
