@@ -95,3 +95,21 @@ def both_encoders(model, views, args):
         'projector': forward_backward(model.neck, [leaf(m) for m in maps], model, args),
         'twin_projector': forward(twin['neck'], maps, args),
     }
+
+
+def predicting_encoders(model, views, args):
+    """Run backbone, projector and predictor of both views of BYOL and MoCo v3, with gradients, and
+    backbone and projector of the momentum encoder without."""
+    maps = maps_of(model.backbone, views, args)
+    with torch.no_grad(), common.autocast(args):
+        z = [leaf(model.neck((m,))[0]) for m in maps]
+    backbone, neck = model.encoder_k.module
+    return {
+        'backbone': forward_backward(last_map(model.backbone), views, model, args),
+        'momentum_backbone': forward(backbone, views, args),
+        'projector': forward_backward(
+            lambda x: model.neck((x,))[0], [leaf(m) for m in maps], model, args
+        ),
+        'momentum_projector': forward(lambda x: neck((x,)), maps, args),
+        'predictor': forward_backward(lambda x: model.head.predictor([x])[0], z, model, args),
+    }

@@ -6,9 +6,8 @@ Floor: backbone and projector of both views, forward and backward, and in the mo
 forward; the predictor on both.
 """
 
-import common
 import torch
-from floors import forward, forward_backward, last_map, leaf, maps_of
+from floors import predicting_encoders
 from torch.nn.functional import cross_entropy, normalize
 
 from mmdense.models.losses import batch_info_nce
@@ -37,17 +36,4 @@ def losses(args):
 
 
 def floor(model, views, args):
-    maps = maps_of(model.backbone, views, args)
-    with torch.no_grad(), common.autocast(args):
-        z = [leaf(model.neck((m,))[0]) for m in maps]
-    backbone, neck = model.encoder_k.module
-    parts = {
-        'backbone': forward_backward(last_map(model.backbone), views, model, args),
-        'momentum_backbone': forward(backbone, views, args),
-        'projector': forward_backward(
-            lambda x: model.neck((x,))[0], [leaf(m) for m in maps], model, args
-        ),
-        'momentum_projector': forward(lambda x: neck((x,)), maps, args),
-        'predictor': forward_backward(lambda x: model.head.predictor([x])[0], z, model, args),
-    }
-    return parts, None
+    return predicting_encoders(model, views, args), None
