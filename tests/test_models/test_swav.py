@@ -21,6 +21,7 @@ from mmdense.checkpoints import SelfSupPretrained, recognise
 from mmdense.cli import main as run_command
 from mmdense.engine import LARS
 from mmdense.models import FeatureQueue, RunFacts, SwAV, sinkhorn, swapped_prediction
+from mmdense.models.layers import push_batch, read_batches
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError, InputError
 
@@ -171,7 +172,7 @@ def test_golden_steps(golden, progress):
     used = 0
     for step in range(steps):
         progress(epoch=step, iteration=step)
-        used += bool((model.queue.read(g[f'views_{step}'].size(1))[:, -1] != 0).any())
+        used += bool(read_batches(model.queue.features, g[f'views_{step}'].size(1))[:, -1].any())
         (loss,) = model([x[:, :, None, None] for x in g[f'views_{step}']], mode='loss').values()
         close(loss, g[f'loss_{step}'], f'loss {step}')
         if step >= start:
@@ -224,7 +225,7 @@ def test_loss_by_the_definition(assigned):
         expected, queue = authors_step(z, weight, queue, [2, 3], assigned)
         expected.backward()
         close(loss, expected)
-        close(model.queue.read(4), queue)
+        close(read_batches(model.queue.features, 4), queue)
         close(model.prototypes.weight.grad, weight.grad)
         model.zero_grad()
     assert queue[:, -1].any()
@@ -290,12 +291,13 @@ def test_equals_mmpretrain():
 
 def test_queue():
     queue = FeatureQueue(7, 2, num_groups=2)
-    assert queue.read(3).shape == (2, 6, 2)
+    assert read_batches(queue.features, 3).shape == (2, 6, 2)
     for step in range(1, 4):
-        queue.push(torch.full((2, 3, 2), float(step)))
+        push_batch(queue.features, torch.full((2, 3, 2), float(step)))
     assert queue.features[0, :, 0].tolist() == [3, 3, 3, 2, 2, 2, 1]
-    with pytest.raises(InputError, match='queue_length=7 is smaller than a batch .*, 8: set it'):
-        queue.read(8)
+    message = 'a queue of 7 features has no room for a batch of all processes, 8: set queue_length'
+    with pytest.raises(InputError, match=message):
+        read_batches(queue.features, 8)
     other = FeatureQueue(5, 2, num_groups=2)
     other.load_state_dict(queue.state_dict())
     assert other.features.shape == (2, 5, 2) and not other.features.any()
@@ -309,7 +311,7 @@ def test_queue_begins_at_its_epoch(progress):
         progress(epoch=epoch)
         model(views(), mode='loss')
         assert model.queue.features.any(2).sum() == 2 * 4 * max(0, epoch - 1)
-    with pytest.raises(InputError, match='queue_length=8 is smaller than a batch'):
+    with pytest.raises(InputError, match='a queue of 8 features has no room for a batch'):
         model(views(9), mode='loss')
 
 
@@ -524,10 +526,21 @@ def test_cosine_of_a_small_batch(golden):
 SHIPPED = sorted((Path(mmpretrain.__file__).parent / '.mim/configs/swav').glob('swav_*.py'))
 
 
+OUR_TOOL = 'tools/train.py'
+THEIR_TOOL = str(Path(mmpretrain.__file__).parent / '.mim/tools/train.py')
+
+
+@pytest.mark.parametrize(
+    'tool',
+    [
+        pytest.param(OUR_TOOL, id='ours'),
+        pytest.param(THEIR_TOOL, id='theirs', marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
-def test_mmpretrains_config_trains(path, images, tmp_path, run_forked):
-    """With another type alone; sizes are made tiny by options. Its hook's settings are the
-    model's."""
+def test_mmpretrains_config_trains(path, tool, images, tmp_path, run_forked):
+    """With another type alone; sizes are made tiny by options. By our tool its hook's settings are
+    the model's."""
     cfg = Config.fromfile(str(path))
     text = cfg.pretty_text.replace("type='SwAV')", "type='mmdense.SwAV')")
     assert text.count("type='mmdense.SwAV'") == 1
@@ -546,7 +559,9 @@ def test_mmpretrains_config_trains(path, images, tmp_path, run_forked):
         'train_dataloader.dataset.pipeline.1.transforms.1.0.scale=32',
         'train_dataloader.batch_size=4',
         'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
         'train_cfg.max_epochs=2',
+        'custom_hooks.0.batch_size=4',
         'custom_hooks.0.queue_length=12',
         'custom_hooks.0.epoch_queue_starts=1',
         'custom_hooks.0.frozen_layers_cfg.prototypes=2',
@@ -555,8 +570,13 @@ def test_mmpretrains_config_trains(path, images, tmp_path, run_forked):
     ]
     work = tmp_path / 'work'
     arguments = [tmp_path / 'theirs.py', '--work-dir', work, '--cfg-options', *options]
-    done = run_forked('tools/train.py', *arguments)
+    done = run_forked(tool, *arguments)
     assert done.returncode == 0, done.stdout[-3000:]
+    if tool != OUR_TOOL:  # the queue is the hook's
+        queue = torch.load(work / 'queue.pth')['queue']
+        assert queue.shape == (2, 12, 128) and queue.any(2).all()
+        assert not list(work.rglob('queue0.pth')) and 'left out' not in done.stdout
+        return
     assert 'SwAVHook is left out' in done.stdout
     first, last = (
         torch.load(work / f'epoch_{epoch}.pth', weights_only=False)['state_dict']
@@ -567,15 +587,25 @@ def test_mmpretrains_config_trains(path, images, tmp_path, run_forked):
     assert not list(work.rglob('queue*.pth'))
 
 
-def test_their_hook_alone_is_refused():
-    """By another tool it would run, and its queue would do nothing."""
+def test_their_hook_keeps_the_queue(progress):
+    """By mmpretrain's tools the hook runs; the losses are those of a queue of the model's own."""
     from mmpretrain.engine import SwAVHook
 
-    model = MODELS.build(config())
-    hook = SwAVHook(batch_size=4)
-    hook.before_train_epoch(SimpleNamespace(model=model, epoch=0))
-    with pytest.raises(InputError, match='leave out SwAVHook, and set queue_length'):
-        model(views(), mode='loss')
+    hooked, own = (
+        MODELS.build(config(queue_length=length, epoch_queue_starts=1)) for length in (0, 8)
+    )
+    own.load_state_dict(hooked.state_dict(), strict=False)
+    hook = SwAVHook(batch_size=4, epoch_queue_starts=1, feat_dim=16, queue_length=8)
+    hook.queue_length -= hook.queue_length % 4
+    for epoch in range(5):
+        progress(epoch=epoch)
+        hook.before_train_epoch(SimpleNamespace(model=hooked, epoch=epoch, world_size=1))
+        assert (hook.queue is None) == (epoch == 0)
+        batch = views()
+        (loss,), (expected,) = (model(batch, mode='loss').values() for model in (hooked, own))
+        assert torch.equal(loss, expected)
+    assert torch.equal(hook.queue, own.queue.features) and hook.queue.any(2).all()
+    assert hooked.state_dict().keys() == own.state_dict().keys() - {'queue.features'}
 
 
 def test_their_hook_is_translated():

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from .feature_queue import FeatureQueue
+from .feature_queue import FeatureQueue, push_batch, read_batches
 from .key_queue import KeyQueue, enqueue, unflatten_queues
 from .momentum_encoder import MomentumEncoder
 from .regions import pool_boxes, pool_masks, stack_proposals
@@ -17,6 +17,8 @@ __all__ = [
     'enqueue',
     'pool_boxes',
     'pool_masks',
+    'push_batch',
+    'read_batches',
     'stack_proposals',
     'unflatten_queues',
 ]

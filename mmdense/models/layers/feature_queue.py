@@ -8,7 +8,8 @@ from mmdense.utils.errors import InputError
 
 
 class FeatureQueue(nn.Module):
-    """Keep features of past batches of this process, the newest first.
+    """Keep features of past batches of this process, the newest first, for
+    :func:`read_batches` and :func:`push_batch`.
 
     From SwAV (https://arxiv.org/abs/2006.09882, section 3.1): more samples share the prototypes
     than a small batch has. Every process keeps its own features, and a checkpoint has those of
@@ -33,32 +34,6 @@ class FeatureQueue(nn.Module):
         length = queue_length // get_world_size()
         self.register_buffer('features', torch.zeros(num_groups, length, feat_dim))
 
-    def read(self, batch: int) -> Tensor:
-        """Return the features of as many complete batches as there is room for.
-
-        Args:
-            batch (int): Images N of a batch in this process.
-
-        Returns:
-            Tensor: A×R×C, R a multiple of N; zeros where there is none yet.
-
-        Raises:
-            InputError: When there is no room for a batch.
-        """
-        length = self.features.size(1)
-        if length < batch:
-            raise InputError(
-                f'queue_length={self.queue_length} is smaller than a batch of all processes, '
-                f'{batch * get_world_size()}: set it to several batches, or to 0 for no queue'
-            )
-        return self.features[:, : length - length % batch]
-
-    @torch.no_grad()
-    def push(self, features: Tensor) -> None:
-        """Put A×N×C features in front of the others; the oldest N go."""
-        kept = torch.cat([features.to(self.features.dtype), self.features], dim=1)
-        self.features.copy_(kept[:, : self.features.size(1)])
-
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         features = state_dict.get(f'{prefix}features')
         if features is not None and features.shape != self.features.shape:
@@ -68,3 +43,33 @@ class FeatureQueue(nn.Module):
 
     def extra_repr(self) -> str:
         return f'queue_length={self.queue_length}, feat_dim={self.features.size(2)}'
+
+
+def read_batches(features: Tensor, batch: int) -> Tensor:
+    """Return the features of as many complete batches as a queue has room for.
+
+    Args:
+        features (Tensor): A×L×C, the newest first.
+        batch (int): Images N of a batch in this process.
+
+    Returns:
+        Tensor: A×R×C, R a multiple of N; zeros where there is none yet.
+
+    Raises:
+        InputError: When there is no room for a batch.
+    """
+    length = features.size(1)
+    if length < batch:
+        world = get_world_size()
+        raise InputError(
+            f'a queue of {length * world} features has no room for a batch of all processes, '
+            f'{batch * world}: set queue_length to several batches, or to 0 for no queue'
+        )
+    return features[:, : length - length % batch]
+
+
+@torch.no_grad()
+def push_batch(features: Tensor, batch: Tensor) -> None:
+    """Put A×N×C features in front of a queue's A×L×C, in place; the oldest N go."""
+    kept = torch.cat([batch.to(features.dtype), features], dim=1)
+    features.copy_(kept[:, : features.size(1)])

@@ -10,7 +10,7 @@ from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, one_hot
 
-from mmdense.models.layers import FeatureQueue
+from mmdense.models.layers import FeatureQueue, push_batch, read_batches
 from mmdense.models.losses import sinkhorn, swapped_prediction
 from mmdense.models.utils.float32 import in_float32
 from mmdense.registry import MODELS
@@ -97,7 +97,6 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         # modules, one of them without gradients.
         if hasattr(self.neck, 'norm'):
             del self.neck.norm
-        vars(self.head.loss_module).pop('use_queue', None)  # mmpretrain's hook sets it anew
 
     @property
     def prototypes(self) -> nn.Linear:
@@ -118,11 +117,6 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         """
         self.check_views(inputs)
         settings = self.head.loss_module
-        if hasattr(settings, 'use_queue'):
-            raise InputError(
-                'SwAV keeps its queue itself: leave out SwAVHook, and set queue_length, '
-                'epoch_queue_starts and freeze_prototypes_niters of the model'
-            )
 
         # projections: consecutive views of one size are one batch for the backbone
         by_size = groupby(inputs, key=lambda view: view.shape[2:])
@@ -157,14 +151,18 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
             Tensor: A×N×P, the codes q.
         """
         settings, number = self.head.loss_module, z.size(1)
-        if self.queue is not None and _progress('epoch') >= self.epoch_queue_starts:
-            earlier = self.queue.read(number)  # AxRxC
+        queue = settings.queue  # A tensor where mmpretrain's hook keeps a queue, else None.
+        if self.queue is not None:
+            started = _progress('epoch') >= self.epoch_queue_starts
+            queue = self.queue.features if started else None
+        if queue is not None:
+            earlier = read_batches(queue, number)  # AxRxC
             full = earlier[:, -1:].ne(0).any(2, keepdim=True)
             others = _similarity(earlier, self.prototypes.weight)
             # without waiting for the device: a queue that is not full takes no part
             others = others.masked_fill(~full, -torch.inf)
             scores = torch.cat([others, scores], dim=1)
-            self.queue.push(z)
+            push_batch(queue, z)
         codes = sinkhorn(scores, settings.epsilon, settings.sinkhorn_iterations)
         return codes[:, -number:]
 
