@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Tuple
 
 TESTS = Path(__file__).resolve().parent
 CONFIGS = TESTS.parent / 'configs'
@@ -192,6 +192,23 @@ def each_algorithm(
     slow = [name for name in names if quick is not None and name not in quick]
     slow = [pytest.param(name, marks=pytest.mark.slow) for name in slow]
     return pytest.mark.parametrize('algorithm', [*(quick or names), *slow])
+
+
+def each_method(methods: Iterable[str], argument: str = 'method'):
+    """Parametrise a test that takes long over names that commands take; those of one algorithm of
+    every family are tested where slow tests are not.
+
+    Args:
+        methods (Iterable[str]): The names.
+        argument (str): Name of the test's argument.
+    """
+    import pytest
+
+    quick = {tiny_form(name).method for name in one_a_family()}
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        argument, [m if m in quick else pytest.param(m, marks=slow) for m in methods]
+    )
 
 
 def tiny_form(algorithm: Optional[str] = None) -> Tiny:

@@ -16,7 +16,13 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT
 from mmpretrain.models import ResNet
-from tiny_algorithms import algorithm_class, each_algorithm, has_momentum_encoder, tiny_form
+from tiny_algorithms import (
+    algorithm_class,
+    each_algorithm,
+    has_momentum_encoder,
+    one_a_family,
+    tiny_form,
+)
 
 from mmdense.checkpoints import SelfSupPretrained, read_checkpoint, recognise, save_backbone
 from mmdense.engine.training import start_from_checkpoint
@@ -238,7 +244,7 @@ def test_golden_steps_from_a_published_file(
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-@each_algorithm()
+@each_algorithm(quick=one_a_family())
 def test_load_from_of_the_tool(algorithm, tiny, run_here, randomize, monkeypatch, tmp_path):
     """Right before the first step, all is the file's: no initialiser came after it."""
     kind, states = algorithm_class(algorithm), []

@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from tiny_algorithms import one_a_family, tiny_form
+from tiny_algorithms import each_method
 
 from mmdense.apis import planning
 from mmdense.cli import main
-
-# test_pretrain.py takes the example, in several ways
-QUICK = {tiny_form(a).method for a in one_a_family() if tiny_form(a).family != tiny_form().family}
 
 
 @pytest.fixture
@@ -25,10 +22,8 @@ def photos(images, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize(
-    'method',
-    [pytest.param(m, marks=[pytest.mark.slow] * (m not in QUICK)) for m in planning.METHODS],
-)
+# test_pretrain.py takes the example, in several ways
+@each_method(planning.METHODS)
 def test_one_command(method, photos, tmp_path, monkeypatch, capsys):
     """From 24 images to a backbone; every other command reads the run."""
     monkeypatch.chdir(tmp_path)

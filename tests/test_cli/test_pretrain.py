@@ -379,7 +379,7 @@ def test_refusals(call, images, tmp_path, command, case, message):
     assert not (tmp_path / 'work_dirs').exists()
 
 
-@pytest.mark.parametrize('bands', [1, 4])
+@pytest.mark.parametrize('bands', [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_bands(call, run, tmp_path, bands):
     """Satellite images of 12 bits, from the folder to the backbone in mmpretrain."""
     tifffile = pytest.importorskip('tifffile')

@@ -36,7 +36,7 @@ def make_zip(path, files, method=zipfile.ZIP_STORED):
 
 
 def make_lmdb(path, files, subdir=False):
-    environment = lmdb.open(str(path), subdir=subdir, map_size=1 << 26)
+    environment = lmdb.open(str(path), subdir=subdir, map_size=1 << 26, sync=False)
     with environment.begin(write=True) as txn:
         for name, content in files.items():
             txn.put(name.encode(), content)

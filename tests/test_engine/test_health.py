@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 from runs import tiny_config
-from tiny_algorithms import algorithms, algorithms_of, each_algorithm, tiny_form
+from tiny_algorithms import algorithms, algorithms_of, each_algorithm, one_a_family, tiny_form
 from torch.nn.functional import normalize
 
 from mmdense.engine import HealthMonitorHook
@@ -169,7 +169,7 @@ def constant(part):
     return act
 
 
-@each_algorithm()
+@each_algorithm(quick=one_a_family())
 def test_constant_features(algorithm, train):
     act = constant(tiny_form(algorithm).probed)
     values, log = train(algorithm, iterations=24, interval=8, act=act)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
-from tiny_algorithms import algorithms_of, tiny_form
+from tiny_algorithms import algorithms_of, each_method, tiny_form
 
 from mmdense.apis import planning
 from mmdense.apis.planning import Images, Machine, Network, Options
@@ -162,7 +162,7 @@ def test_coco_is_the_recipe(method):
     assert 'optim_wrapper.optimizer.lr' not in new
 
 
-@pytest.mark.parametrize('method', planning.METHODS)
+@each_method(planning.METHODS)
 def test_the_preset_for_small_data_is_by_the_rules(method):
     """What it says of itself: 2,000 images, one GPU of 24 GB, mixed precision."""
     machine = Machine('cuda', '', 1, 24 << 30, 8, 'bfloat16')

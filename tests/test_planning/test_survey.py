@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
-from tiny_algorithms import algorithms_of, tiny_form
+from tiny_algorithms import algorithms_of, each_method, tiny_form
 
 from mmdense.apis import planning
 from mmdense.apis.planning import Images, Machine, Options, Times
@@ -111,7 +111,7 @@ def test_refused_backbones(method, name, message):
     assert '\n' not in str(info.value)
 
 
-@pytest.mark.parametrize('method', planning.METHODS)
+@each_method(planning.METHODS)
 def test_times_real_steps(method, images, tmp_path, monkeypatch):
     """Also: every method's settings train; nothing stays on the disk."""
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from mmengine.config import Config
-from tiny_algorithms import algorithms_of, each_algorithm, tiny_form
+from tiny_algorithms import algorithms_of, each_algorithm, one_a_family, tiny_form
 
 from mmdense.checkpoints import read_checkpoint
 from mmdense.engine import training
@@ -45,7 +45,7 @@ def test_trains_exports_and_explains_itself(run, run_forked, tiny):
     assert torch.load(out, weights_only=True)['state_dict'].keys() == exported.keys()
 
 
-@each_algorithm()
+@each_algorithm(quick=one_a_family())
 def test_every_algorithm_trains(run_here, tiny, algorithm):
     """All losses are in the log by name, queues fill, and the product is exported."""
     form = tiny_form(algorithm)
@@ -77,7 +77,13 @@ def warmup_rates(algorithm, images):
     return [pytest.approx(rate, rel=1e-3, abs=1e-9) for rate in rates]
 
 
-@pytest.mark.parametrize('algorithm', algorithms_of('momentum', 'teacher'))
+@pytest.mark.parametrize(
+    'algorithm',
+    [
+        *algorithms_of('teacher'),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in algorithms_of('momentum')),
+    ],
+)
 def test_schedules_by_iteration_train_and_resume(run_forked, tiny, algorithm):
     arguments = tiny('train_cfg.max_epochs=3', flags=['--auto-scale-lr'], algorithm=algorithm)
     done = run_forked('tools/train.py', *arguments)
