@@ -101,7 +101,15 @@ def test_requires_no_openmmlab_and_no_torch(wheels):
     assert not [name for name in required if re.match(r'(onedl-)?mm|torch', name)]
 
 
-@pytest.mark.parametrize('way', ['wheel', 'wheel of sdist', 'editable', 'PYTHONPATH'])
+@pytest.mark.parametrize(
+    'way',
+    [
+        'wheel',
+        pytest.param('wheel of sdist', marks=pytest.mark.slow),
+        'editable',
+        pytest.param('PYTHONPATH', marks=pytest.mark.slow),
+    ],
+)
 def test_look_up(source, wheels, build, clean_venv, install, python, tmp_path, way):
     executable, site = clean_venv
     env = {}
