@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -345,6 +346,16 @@ def write(path, content, command):
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+def write_table(document, script, lines):
+    """Replace the table of a script, which is between two comments of a page."""
+    begin = f'<!-- table: by benchmarks/{Path(script).name} -->'
+    end = '<!-- end of table -->'
+    text = document.read_text(encoding='utf-8')
+    new = '\n'.join([begin, *lines, end])
+    pattern = f'{re.escape(begin)}.*?{re.escape(end)}'
+    document.write_text(re.sub(pattern, lambda _: new, text, flags=re.S), encoding='utf-8')
 
 
 def peer(name):

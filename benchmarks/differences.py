@@ -8,7 +8,6 @@ Both get the same weights and tensors: mmpretrain's shipped configs with a ResNe
 """
 
 import argparse
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +27,7 @@ from mmdense.registry import MODELS
 sys.path.insert(0, str(Path(__file__).parent))
 import methods
 import models
+from common import write_table
 
 DOCUMENT = Path(__file__).resolve().parents[1] / 'docs' / 'mmpretrain.md'
 SHIPPED = {
@@ -321,11 +321,7 @@ def main():
     lines = table()
     print('\n'.join(lines))
     if args.write:
-        begin, end = '<!-- table: by benchmarks/differences.py -->', '<!-- end of table -->'
-        text = DOCUMENT.read_text(encoding='utf-8')
-        new = '\n'.join([begin, *lines, end])
-        pattern = f'{re.escape(begin)}.*{re.escape(end)}'
-        DOCUMENT.write_text(re.sub(pattern, lambda _: new, text, flags=re.S), encoding='utf-8')
+        write_table(DOCUMENT, __file__, lines)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,6 @@ the calls of its layers.
 """
 
 import argparse
-import re
 from collections import namedtuple
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,15 +175,6 @@ def show(size):
     return f'{size:.0f} B'
 
 
-def write(lines):
-    """Replace the table in docs/scaling.md."""
-    begin, end = '<!-- exchange: by benchmarks/exchange.py -->', '<!-- end of exchange -->'
-    text = DOCUMENT.read_text(encoding='utf-8')
-    new = '\n'.join([begin, *lines, end])
-    pattern = f'{re.escape(begin)}.*{re.escape(end)}'
-    DOCUMENT.write_text(re.sub(pattern, lambda _: new, text, flags=re.S), encoding='utf-8')
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -194,12 +184,13 @@ def main():
     args = parser.parse_args()
     vars(args).update(size=224, patch_size=64, device='cpu')
     import models
+    from common import write_table
 
     counted = {models.title(name): count_recipe(name, args) for name in models.ALGORITHMS}
     lines = table(counted, args.batch_size)
     print('\n'.join(lines))
     if args.write:
-        write(lines)
+        write_table(DOCUMENT, __file__, lines)
 
 
 if __name__ == '__main__':
