@@ -90,6 +90,53 @@ def test_floating_point_numbers():
         assert read_header(content, value_range=(-3, 5)) == (WIDTH, HEIGHT, 1, 32)
 
 
+@pytest.mark.parametrize('photometric', ['minisblack', 'miniswhite'])
+@pytest.mark.parametrize('compression', [None, 'deflate', 'lzma'])
+@pytest.mark.parametrize('byteorder', ['<', '>'])
+@pytest.mark.parametrize('dtype', ['i2', 'u2', 'i4', 'u4', 'f4'])
+def test_every_number_of_a_gray_tiff(dtype, byteorder, compression, photometric):
+    """From the smallest to the largest, by a range in the file's own values."""
+    steps = np.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+    ends = np.iinfo(dtype) if dtype[0] != 'f' else np.finfo(dtype)
+    low, high = (float(ends.min), float(ends.max)) if dtype[0] != 'f' else (-3.0, 5.0)
+    values = (low + steps * (high - low)).astype(dtype)
+    content = tiff(values, byteorder=byteorder, compression=compression, photometric=photometric)
+    found = decode_image(content, value_range=(low, high))[..., 0].astype(int)
+    expected = scale(values, low, high).astype(int)
+    expected = expected if photometric == 'minisblack' else 255 - expected
+    assert abs(found - expected).max() <= 1
+    assert {0, 255} <= set(found.flat) and len(np.unique(found)) == 256
+    assert read_header(content, value_range=(low, high))[:3] == (WIDTH, HEIGHT, 1)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('channels', [1, 3, 4, 5])
+@pytest.mark.parametrize('photometric, bands', [('separated', 4), ('rgb', 4), ('rgb', 5)])
+def test_the_header_says_what_the_decoder_says(photometric, bands, channels, dtype):
+    """Of CMYK, and of colors with further bands; CMYK's four bands are as they are in the file."""
+    values = draw(bands, dtype, np.iinfo(dtype).max)
+    content = tiff(values, photometric=photometric)
+    outcomes = []
+    for function in (decode_image, read_header):
+        try:
+            outcomes.append(function(content, channels=channels))
+        except ValueError as e:
+            outcomes.append(str(e))
+    pixels, header = outcomes
+    if isinstance(pixels, str):
+        assert header == pixels
+    else:
+        assert header[:3] == (WIDTH, HEIGHT, bands) and pixels.shape[2] == channels
+        if channels == bands:
+            assert np.array_equal(pixels, values if dtype == np.uint8 else values >> 8)
+    assert isinstance(pixels, str) == (
+        (channels, bands) in [(1, 5), (3, 5), (4, 5), (5, 4)]
+        or photometric == 'separated'
+        and dtype == np.uint16
+        and channels == 1
+    )
+
+
 @pytest.mark.parametrize('bands', [1, 4, 8])
 @pytest.mark.parametrize('dtype, high', [(np.uint8, 256), (np.uint16, 65536)])
 @pytest.mark.parametrize('layout', ['contig', 'separate', 'pages', 'npy', 'npy planes'])
@@ -159,7 +206,18 @@ def test_upright():
 
 @pytest.mark.parametrize(
     'value',
-    [(1, 1), (2, 1), ('1%', 3), ('5%', '4%'), ('a', 'b'), 'auto', (0, 1, 2), ('0%', '101%')],
+    [
+        (1, 1),
+        (2, 1),
+        (0, np.inf),
+        (np.nan, 1),
+        ('1%', 3),
+        ('5%', '4%'),
+        ('a', 'b'),
+        'auto',
+        (0, 1, 2),
+        ('0%', '101%'),
+    ],
 )
 def test_wrong_ranges(value):
     with pytest.raises(InputError, match='value_range must be two numbers'):

@@ -3,7 +3,8 @@
 
 import io
 import re
-from typing import Optional, Tuple, Union
+from contextlib import contextmanager
+from typing import Iterator, Optional, Tuple, Union
 
 import cv2
 import numpy as np
@@ -53,7 +54,7 @@ def check_value_range(value: Optional[ValueRange]) -> Optional[ValueRange]:
         numbers = [_percentile(item) for item in pair]
         if None in numbers:
             numbers = list(pair) if numbers == [None, None] and all(map(is_number, pair)) else []
-        if numbers and numbers[0] < numbers[1]:
+        if numbers and np.isfinite(numbers).all() and numbers[0] < numbers[1]:
             return pair
     raise InputError(
         f"value_range must be two numbers (low, high) or percentiles ('1%', '99%'), got {value!r}"
@@ -91,15 +92,49 @@ def decode_array(content: bytes, max_pixels: int) -> np.ndarray:
     return np.moveaxis(values, 0, 2) if first else values
 
 
-def decode_tiff(content: bytes, max_pixels: int, channels: Optional[int]) -> np.ndarray:
-    """Decode a TIFF by tifffile to (H, W, C), upright, C all bands of its first page, or its
-    pages where these have one band each and are as many as ``channels``.
+def decode_tiff(
+    content: bytes, max_pixels: int, channels: Optional[int]
+) -> Tuple[np.ndarray, bool]:
+    """Decode a TIFF by tifffile.
+
+    Returns:
+        tuple: (H, W, C), upright, C all bands of its first page, or its pages where these have one
+        band each and are as many as ``channels``; and whether its smallest value is white.
 
     Raises:
         ValueError: tifffile is not there, cannot read it, or the file is cut short.
     """
+    with _open_pages(content, max_pixels, channels) as pages:
+        arrays = []
+        for one in pages:
+            values = one.asarray()
+            if values.ndim != len(one.axes) or set(one.axes) - set('YXS'):
+                raise ValueError(f'a TIFF with the axes {one.axes}; YX, YXS and SYX are read')
+            if 'S' not in one.axes:
+                values = values[..., None]
+            elif one.axes.startswith('S'):
+                values = np.moveaxis(values, 0, 2)
+            arrays.append(values)
+        orientation = getattr(pages[0].tags.get(274), 'value', 1)
+        inverted = pages[0].photometric == 0
+    values = np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, 2))
+    return turn_upright(values, orientation), inverted
+
+
+def check_tiff(content: bytes, max_pixels: int, channels: Optional[int]) -> None:
+    """Raise the errors of :func:`decode_tiff` that a TIFF's header tells."""
+    with _open_pages(content, max_pixels, channels):
+        pass
+
+
+@contextmanager
+def _open_pages(content: bytes, max_pixels: int, channels: Optional[int]) -> Iterator[list]:
+    """Open the pages of a TIFF that :func:`decode_tiff` reads, and check what their headers say."""
     if tifffile is None:
-        raise ValueError('a TIFF with several values of more than 8 bits: pip install tifffile')
+        raise ValueError(
+            'a TIFF with several values of more than 8 bits, or with others than Pillow reads: '
+            'pip install tifffile'
+        )
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         pages = [file.pages[0]]
         page = pages[0]
@@ -109,7 +144,7 @@ def decode_tiff(content: bytes, max_pixels: int, channels: Optional[int]) -> np.
             and len(file.pages) == channels
         ):
             pages = list(file.pages)
-            if len({(one.shape, one.dtype) for one in pages}) > 1:
+            if len({(one.shape, one.dtype, one.photometric) for one in pages}) > 1:
                 raise ValueError(f'its {channels} pages are of several sizes or types')
         if page.bitspersample == 1 and page.samplesperpixel > 1:
             raise ValueError(f'a TIFF with {page.samplesperpixel} bands of one bit')
@@ -125,21 +160,7 @@ def decode_tiff(content: bytes, max_pixels: int, channels: Optional[int]) -> np.
                 raise UnidentifiedImageError
             if max(ends) > len(content):
                 raise ValueError(f'the file is cut short: {len(content):,} of {max(ends):,} bytes')
-        arrays = []
-        for one in pages:
-            values = one.asarray()
-            if values.ndim != len(one.axes) or set(one.axes) - set('YXS'):
-                raise ValueError(f'a TIFF with the axes {one.axes}; YX, YXS and SYX are read')
-            if 'S' not in one.axes:
-                values = values[..., None]
-            elif one.axes.startswith('S'):
-                values = np.moveaxis(values, 0, 2)
-            if one.photometric == 0:  # 0 is white
-                values = ~values if values.dtype.kind == 'u' else -values
-            arrays.append(values)
-        orientation = getattr(page.tags.get(274), 'value', 1)
-    values = np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, 2))
-    return turn_upright(values, orientation)
+        yield pages
 
 
 def check_dtype(values: np.ndarray) -> None:
@@ -155,21 +176,26 @@ def describe_dtype(what: str) -> str:
     )
 
 
-def scale_values(values: np.ndarray, value_range: Optional[ValueRange]) -> np.ndarray:
-    """Scale values to uint8 by a ``value_range`` of :class:`LoadImage`."""
+def scale_values(
+    values: np.ndarray, value_range: Optional[ValueRange], inverted: bool = False
+) -> np.ndarray:
+    """Scale values to uint8 by a ``value_range`` of :class:`LoadImage`, which is in the file's own
+    values; ``inverted`` where the smallest is white."""
     if values.dtype == np.uint8:
-        return values
+        return ~values if inverted else values
     if values.dtype == np.bool_:
-        return values.astype(np.uint8) * 255
+        return (values ^ inverted).astype(np.uint8) * 255
     if value_range is None:
         check_dtype(values)
-        return (values >> 8).astype(np.uint8)
+        pixels = (values >> 8).astype(np.uint8)
+        return ~pixels if inverted else pixels
     low, high = value_range
     if isinstance(low, str):
         finite = values[np.isfinite(values)]
         percentiles = [_percentile(low), _percentile(high)]
         low, high = np.percentile(finite, percentiles) if finite.size else (0, 1)
-    scaled = (values.astype(np.float64) - low) * (256 / max(high - low, 1e-12))
+    values = values.astype(np.float64)
+    scaled = (high - values if inverted else values - low) * (256 / max(high - low, 1e-12))
     return np.nan_to_num(scaled, nan=0).clip(0, 255).astype(np.uint8)
 
 

@@ -22,6 +22,7 @@ from .bands import (
     ValueRange,
     check_bands,
     check_dtype,
+    check_tiff,
     check_value_range,
     decode_array,
     decode_tiff,
@@ -147,9 +148,10 @@ class LoadImage(BaseTransform):
             18 bytes a pixel. Sides above 65,535 pixels are always refused, and
             images above 16.8 megapixels with less than a byte for 512 pixels.
             Defaults to 178,956,970, as Pillow.
-        value_range (tuple, optional): For files of more than 8 bits, the values that become 0
-            and 255, those beyond are cut: two numbers such as (0, 4096) for 12 bits, or
-            percentiles of each image, ('1%', '99%'). Defaults to None: 16 bits in full,
+        value_range (tuple, optional): For files of more than 8 bits, the values of the file that
+            become 0 and 255 (255 and 0 in a TIFF whose smallest value is white), those beyond are
+            cut: two numbers such as (0, 4096) for 12 bits, or percentiles of each image,
+            ('1%', '99%'). Defaults to None: 16 bits in full,
             (0, 65536).
         channels (int): C: 3, 1 for gray, or as many bands as the files have, in their order.
             Defaults to 3.
@@ -262,8 +264,9 @@ def decode_image(
             image = _open(content, max_pixels)
             of_values = channels != 3 or value_range is not None and not content.startswith(_JPEG)
             if image is None or of_values:
-                values = _decode_values(content, image, max_pixels, channels)
-                return select_channels(scale_values(values, value_range), channels)
+                values, inverted = _decode_values(content, image, max_pixels, channels)
+                return select_channels(scale_values(values, value_range, inverted), channels)
+            check_bands(_count_bands(image, channels), channels)
             orientation = _orientation(image)
             if image.format == 'JPEG' and image.mode in ('L', 'RGB'):
                 pixels = _decode_jpeg(content, image.size, min_side)
@@ -320,8 +323,11 @@ def read_header(
             if bits > 16 and value_range is None:
                 raise ValueError(describe_dtype(f'{image.format} with {bits} bits a pixel'))
             check_bands(bands, channels or bands)
+            of_values = channels != 3 or value_range is not None
+            if of_values and _needs_tifffile(image, bits, bands):
+                check_tiff(content, max_pixels, channels)
             return Header(*image.size, bands, bits)
-        values = _decode_values(content, None, max_pixels, channels)
+        values, _ = _decode_values(content, None, max_pixels, channels)
         if value_range is None:
             check_dtype(values)
         check_bands(values.shape[2], channels or values.shape[2])
@@ -337,14 +343,14 @@ def read_values(content: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         max_pixels (int): Argument of :class:`LoadImage`.
 
     Returns:
-        np.ndarray: (H, W, C) of the file's type; colors as RGB, alpha and further bands behind
-        them.
+        np.ndarray: (H, W, C) of the file's type, as they are in the file also where 0 is white;
+        colors as RGB, alpha and further bands behind them.
 
     Raises:
         ValueError: As :func:`decode_image`.
     """
     with _one_line_errors(content, max_pixels), _strict_pillow(max_pixels):
-        return _decode_values(content, _open(content, max_pixels), max_pixels, None)
+        return _decode_values(content, _open(content, max_pixels), max_pixels, None)[0]
 
 
 def _open(content: bytes, max_pixels: int) -> Optional[Image.Image]:
@@ -503,7 +509,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == 'RGB':
         return image
     if _is_gray_of_16_bits(image):
-        return Image.fromarray(scale_values(_gray_values(image), None)).convert('RGB')
+        pixels = scale_values(_gray_values(image), None, _is_inverted(image))
+        return Image.fromarray(pixels).convert('RGB')
     if image.mode in ('I', 'F'):
         raise ValueError(describe_dtype(f'{image.format} with 32 bits a pixel'))
     if image.mode == 'CMYK' and image.format in ('JPEG', 'MPO') and 'adobe' not in image.info:
@@ -524,18 +531,30 @@ def _gray_values(image: Image.Image) -> np.ndarray:
     values = np.asarray(image)
     if _is_gray_of_16_bits(image):
         values = values.astype(np.uint16)
-    if image.format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC) == 0:  # 0 is white
-        values = 65535 - values if values.dtype == np.uint16 else -values
+    elif image.format == 'TIFF' and image.mode == 'I' and _sample_format(image) == 1:
+        values = values.view(np.uint32)  # Pillow takes them for such with a sign
     return values
+
+
+def _is_inverted(image: Image.Image) -> bool:
+    """Return whether the smallest value of :func:`_gray_values` is white."""
+    return image.format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC) == 0
+
+
+def _sample_format(image: Image.Image) -> int:
+    """Return how a TIFF's numbers are to be read: 1 without a sign, 2 with a sign, 3 floats."""
+    return image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0]
 
 
 def _is_misread(image: Image.Image) -> bool:
     """Return whether Pillow decodes other pixels than a TIFF has, or none: it takes bytes of planes
     of 16 bits for values of 8, one plane of several without colors for all, numbers with a sign for
-    such without, and bits for bytes."""
+    such without, bits for bytes, and compressed big-endian numbers for little-endian ones."""
     tags = image.tag_v2
     bits, signs = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
     if max(bits) == 8 and 2 in signs or max(bits) == 1 and len(bits) > 1:
+        return True
+    if image.mode in ('I', 'F') and tags.prefix == b'MM' and tags.get(_COMPRESSION, 1) != 1:
         return True
     if tags.get(_PLANES) != 2 or tags.get(_SAMPLES, 1) == 1:
         return False
@@ -561,7 +580,7 @@ def _count_bands(image: Image.Image, channels: Optional[int]) -> int:
     """Return the bands of a file: all of a TIFF's, of which Pillow may open some; and its pages,
     where these are as many as the channels that are read."""
     if image.format != 'TIFF':
-        return len(image.getbands())
+        return 3 if image.mode == 'CMYK' else len(image.getbands())
     bands = image.tag_v2.get(_SAMPLES, 1)
     pages = (
         bands == 1 and channels not in (None, 1, 3) and getattr(image, 'n_frames', 1) == channels
@@ -571,30 +590,39 @@ def _count_bands(image: Image.Image, channels: Optional[int]) -> int:
 
 def _decode_values(
     content: bytes, image: Optional[Image.Image], max_pixels: int, channels: Optional[int]
-) -> np.ndarray:
-    """Decode as :func:`read_values`; ``image`` is that of :func:`_open`, ``channels`` are those
-    that are read, None for any."""
+) -> Tuple[np.ndarray, bool]:
+    """Decode as :func:`read_values`, and return also whether the smallest value is white;
+    ``image`` is that of :func:`_open`, ``channels`` are those that are read, None for any."""
     if content.startswith(NUMPY):
-        return decode_array(content, max_pixels)
+        return decode_array(content, max_pixels), False
     if image is None:
         return decode_tiff(content, max_pixels, channels)
     orientation, bits = _orientation(image), _value_bits(image, content)
     bands = _count_bands(image, channels)
-    if image.format == 'TIFF' and (bands > len(image.getbands()) or bits > 8 and bands > 1):
+    if _needs_tifffile(image, bits, bands):
         return decode_tiff(content, max_pixels, channels)
+    check_bands(bands, channels or bands)
     image.load()
+    inverted = False
     if bits > 8 and image.format in ('PNG', 'PPM') and len(image.getbands()) > 1:
         values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
         if values.ndim == 3:  # BGR, and alpha
             values[..., :3] = values[..., 2::-1].copy()
     elif bits > 8:
-        values = _gray_values(image)
+        values, inverted = _gray_values(image), _is_inverted(image)
+    elif image.format == 'TIFF' and channels == len(image.getbands()) > 3:
+        values = np.asarray(image)  # also those of CMYK
     else:
         if image.mode not in ('L', 'LA', 'RGB', 'RGBA'):
             gray = {'1': 'L', 'La': 'LA'}.get(image.mode)
             image = image.convert(gray) if gray else _to_rgb(image)
         values = np.asarray(image)
-    return turn_upright(values.reshape(*values.shape[:2], -1), orientation)
+    return turn_upright(values.reshape(*values.shape[:2], -1), orientation), inverted
+
+
+def _needs_tifffile(image: Image.Image, bits: int, bands: int) -> bool:
+    """Return whether tifffile reads the values of an image that Pillow opens."""
+    return image.format == 'TIFF' and (bands > len(image.getbands()) or bits > 8 and bands > 1)
 
 
 # tags of TIFF
