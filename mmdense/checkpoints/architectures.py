@@ -46,8 +46,14 @@ class Architecture(NamedTuple):
             name = f'network with {list(self.blocks)} blocks'
         else:
             name = self.kind or f'network of {", ".join(self.parts) or "nothing"}'
-        name = f'an {name}' if name.startswith(('HR', 'SE')) else f'a {name}'
+        name = with_article(name)
         return f'{name} with a deep stem' if self.deep_stem else name
+
+
+def with_article(name: str) -> str:
+    """Return 'an HRNet', or 'a ResNet'."""
+    spoken = name.startswith(('HR', 'SE', 'SV', 'MV', 'RIF')) or name[:1] in 'AEIO'
+    return f'an {name}' if spoken else f'a {name}'
 
 
 RESNET = 'ResNet'

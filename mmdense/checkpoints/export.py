@@ -5,7 +5,7 @@ import io
 import json
 import os
 import pickle
-from typing import Dict, Optional, Union
+from typing import Dict, Optional, Tuple, Union
 
 import safetensors.torch
 import torch
@@ -17,11 +17,18 @@ from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError, InputError
 from mmdense.utils.files import atomic_write, report_write_errors
 
-from .architectures import LAST_STAGE, RESNET, architecture, count_by_part
+from .architectures import (
+    LAST_STAGE,
+    RESNET,
+    architecture,
+    count_by_part,
+    first_names,
+    with_article,
+)
 from .dialects import dialect_of, to_names_of
 from .formats import Recognised, check_finite, recognise
 from .model_config import saved_backbone_config
-from .networks import find_network
+from .networks import Network, find_network
 
 
 def describe_product(algorithm) -> dict:
@@ -129,15 +136,17 @@ def convert_checkpoint(
         if key in found.meta:
             about[key] = found.meta[key]
     about.pop('product', None)
+    network, compared = _compare(found, checkpoint, prefix)
     if whole:
         tensors, part, dropped = found.algorithm, 'the complete algorithm', []
         about.update(_name_algorithm(found, checkpoint))
     else:
         tensors, part, dropped = found.backbone, str(found), found.dropped
+        if network and not architecture(tensors).depth:  # not one of ResNet's kind
+            part = f'{with_article(network.name)} written by {found.writer}'
         about.pop('backbone', None)
         backbone = saved_backbone_config(found.meta) if prefix is None else None
         about.update(dict(backbone=backbone) if backbone else {})
-    compared = _compare(found, checkpoint, prefix)
     check_finite(tensors, checkpoint)
     if names != 'mmpretrain':
         tensors = _name_as(names, tensors, f'{checkpoint} ({found})')
@@ -172,8 +181,10 @@ def _name_as(package: str, tensors: Dict[str, Tensor], name: str) -> Dict[str, T
     return to_names_of(dialect, rest)
 
 
-def _compare(found: Recognised, checkpoint: str, prefix: Optional[str]) -> str:
-    """Compare a backbone with the network that it belongs to; return the result in words.
+def _compare(
+    found: Recognised, checkpoint: str, prefix: Optional[str]
+) -> Tuple[Optional[Network], str]:
+    """Compare a backbone with the network that it belongs to; return both, the result in words.
 
     Raises:
         CheckpointError: The file lacks tensors of that network; or nothing is known of its network.
@@ -184,19 +195,22 @@ def _compare(found: Recognised, checkpoint: str, prefix: Optional[str]) -> str:
         kind = architecture(found.backbone)
         unusual = kind.kind == LAST_STAGE or kind.kind == RESNET and not kind.depth
         if prefix is None and not unusual and 'mmdense' not in found.meta:
+            parts = [repr(part) for part in first_names(found.backbone)[:4]]
+            remedy = f' (such as {" or ".join(parts)})' if 1 < len(parts) < 4 else ''
             raise CheckpointError(
                 f'{number}: no network is known that has such tensors, so nothing was written. '
-                "--prefix PREFIX takes the part below it, --prefix '' takes all of them as they are"
+                f"--prefix PREFIX takes the part below it{remedy}, --prefix '' takes all of them "
+                'as they are'
             )
-        return 'not compared with a network'
+        return None, 'not compared with a network'
     if network.missed:
-        missed = network.missed
+        missed, kind = network.missed, with_article(network.name)
         raise CheckpointError(
-            f'{number}, {len(missed)} missed. A {network.name} has also {", ".join(missed[:3])}'
+            f'{number}, {len(missed)} missed. A{kind[1:]} has also {", ".join(missed[:3])}'
             f'{", …" if len(missed) > 3 else ""}: nothing was written; use a complete file'
         )
     other = f', {len(network.resized)} of another size than those of {network.name}'
-    return f'0 missed{other if network.resized else ""}'
+    return network, f'0 missed{other if network.resized else ""}'
 
 
 def _name_algorithm(found: Recognised, checkpoint: str) -> dict:

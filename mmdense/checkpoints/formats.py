@@ -351,7 +351,8 @@ def _layout(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
 
 def _vissl(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """Recognise VISSL's: the trunk is kept."""
-    prefixes = {match.group() for match in map(_TRUNK.match, tensors) if match}
+    found = (match.group() for match in map(_TRUNK.match, tensors) if match)
+    prefixes = {prefix for prefix in found if 'moco_encoder.' not in prefix}  # in the loss
     return _split('VISSL', tensors, prefixes.pop(), meta) if len(prefixes) == 1 else None
 
 
@@ -374,7 +375,7 @@ def _plain(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     if has_prefixes(tensors, 'conv1.', 'layer1.') or has_prefixes(tensors, 'patch_embed.'):
         found = _without_heads(found)
     several = {match.group(1) for match in map(_FIRST_LAYERS.match, found.backbone) if match}
-    if len(several) > 1 or any(key.startswith(_NO_BACKBONE) for key in found.backbone):
+    if several - {''} or any(key.startswith(_NO_BACKBONE) for key in found.backbone):
         return None
     plain = has_prefixes(found.backbone, 'conv1.', 'layer1.')
     found.source = f'{"torchvision" if plain else "an unnamed source"}{_name_author(meta)}'

@@ -84,6 +84,12 @@ LAYOUTS = (
     ),
     Layout(
         'lightly-train',
+        (r'teacher_embedding_model_wrapper\.', r'student_embedding_model_wrapper\.'),
+        r'teacher_embedding_model_wrapper\.(?:_model|_features)\.',
+        'teacher',
+    ),
+    Layout(
+        'lightly-train',
         (rf'query_encoder\.embedding_model\.{_WRAPPED}',),
         rf'query_encoder\.embedding_model\.{_WRAPPED}',
         'query encoder',

@@ -195,7 +195,9 @@ def _guess_norm(tensors: Dict[str, Tensor]) -> Dict[str, Any]:
         return _ANY_GROUPS
     if 'in' in names:
         return dict(type='IN', affine=True)
-    return dict(type='BN')
+    if 'ln' in names:
+        return dict(type='LN2d')
+    return dict(type='BN' if any('running_mean' in key for key in tensors) else 'IN')
 
 
 # ---------------------------------------------------------------- networks of other kinds

@@ -9,7 +9,7 @@ It also works on PyTorch releases whose ``weights_only`` has no allow-list.
 
 Classes of packages that are not on the lists, such as Lightning's callbacks, become placeholders,
 which hold nothing and call nothing; nothing of Python's own library, of PyTorch, numpy or OpenMMLab
-does.
+does, but for the networks of PyTorch and torchvision.
 
 A file can do three things only, each with a list of its own below: call
 something (``_CALLED``), refer to something that it cannot call (``_NAMED``,
@@ -47,6 +47,9 @@ _REFUSED = {
     *('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'mmdense', 'dill', 'cloudpickle'),
 } - {'typing', 'enum'}
 
+# But for the classes of networks.
+_NETWORKS = ('torch.nn.modules.', 'torchvision.models.')
+
 UnpicklingError = pickle.UnpicklingError
 _make_scalar = np.float64().__reduce__()[0]  # in a module that numpy 2 renamed
 
@@ -78,7 +81,8 @@ class Placeholder(dict):
 def _placeholder(module: str, name: str) -> type:
     """Make the stand-in for a class; refuse what no package's class is called."""
     parts = [*module.split('.'), *name.split('.')]
-    if parts[0] in _REFUSED or not all(part.isidentifier() for part in parts):
+    network = module.startswith(_NETWORKS) and name[:1].isupper()  # lightly-train pickles them
+    if parts[0] in _REFUSED and not network or not all(part.isidentifier() for part in parts):
         raise RefusedError(f'{module}.{name}')
     return type(name, (Placeholder,), {'__module__': module})
 

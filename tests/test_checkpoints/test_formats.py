@@ -324,6 +324,15 @@ def test_prefixes_in_nested_files(resnet18):
         assert recognise(content, prefix=prefix).backbone.keys() == resnet18[0].keys()
 
 
+def test_the_momentum_encoder_in_the_loss_of_vissl(resnet18):
+    content = WRAPPED['VISSL'](*resnet18)
+    momentum = put_below('moco_encoder.trunk._feature_blocks', resnet18[0])
+    content['classy_state_dict']['loss'] = {k: v + 1 for k, v in momentum.items()}
+    found = recognise(content)
+    assert found.source == 'VISSL'
+    assert torch.equal(found.backbone['conv1.weight'], resnet18[0]['conv1.weight'])
+
+
 def test_several_backbones_are_not_one(resnet18):
     """The line names them, and the prefixes work."""
     named = resnet18[0]

@@ -187,7 +187,29 @@ def test_a_model_that_was_pickled_as_a_whole(tmp_path, foreign):
         recognise(read_checkpoint(str(tmp_path / 'x.pth')))
     torch.save(torch.nn.Linear(2, 2), tmp_path / 'y.pth')
     with pytest.raises(CheckpointError, match='torch.nn.*save its state dict alone'):
-        read_checkpoint(str(tmp_path / 'y.pth'))
+        recognise(read_checkpoint(str(tmp_path / 'y.pth')))
+
+
+def test_a_pickled_network_next_to_the_tensors(tmp_path):
+    """As lightly-train writes it: the network is an inert placeholder, the tensors are read."""
+    from torchvision.models import resnet18
+
+    network = resnet18()
+    state = {
+        f'embedding_model.wrapped_model._model.{k}': v for k, v in resnet18().state_dict().items()
+    }
+    torch.save(dict(state_dict=state, models=dict(model=network)), tmp_path / 'x.ckpt')
+    found = read_checkpoint(str(tmp_path / 'x.ckpt'))
+    assert not found['models']['model'] and type(found['models']['model']) is not type(network)
+    assert recognise(found).source == 'lightly-train'
+    for function in (
+        torch.nn.functional.relu,
+        torch.nn.modules.utils.consume_prefix_in_state_dict_if_present,
+        torch.hub.load,
+    ):
+        torch.save(dict(state_dict=state, call=function), tmp_path / 'y.ckpt')
+        with pytest.raises(CheckpointError, match='refused'):
+            read_checkpoint(str(tmp_path / 'y.ckpt'))
 
 
 def test_getattr_reaches_statistics_methods_only(tmp_path):

@@ -122,6 +122,13 @@ LAYOUTS = {
             criterion=dict(center=torch.zeros(1)),
         )
     ),
+    'lightly-train (teacher) of DINOv2': lambda a, b, n: dict(
+        state_dict=put(
+            teacher_embedding_model_wrapper___model=a,
+            student_embedding_model_wrapper___model=b,
+            teacher_dino_head=HEAD,
+        )
+    ),
     'lightly-train (query encoder)': lambda a, b, n: dict(
         state_dict=put(
             query_encoder__embedding_model__model_wrapper___features=a,

@@ -16,6 +16,8 @@ NETWORKS = {
     'ResNet-18': dict(type='ResNet', depth=18),
     'ResNet-50, GN': dict(type='ResNet', depth=50, norm_cfg=GN),
     'ResNet-18, IN': dict(type='ResNet', depth=18, norm_cfg=IN),
+    'ResNet-18, IN without weights': dict(type='ResNet', depth=18, norm_cfg=dict(type='IN')),
+    'ResNet-18, LN': dict(type='ResNet', depth=18, norm_cfg=dict(type='LN2d')),
     'ResNet-50, deep stem': dict(type='ResNetV1c', depth=50),
     'ResNet-50, deep stem, GN': dict(type='ResNetV1d', depth=50, norm_cfg=GN),
     'ResNeXt-50': dict(type='ResNeXt', depth=50),
