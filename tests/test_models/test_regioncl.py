@@ -1,6 +1,8 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """RegionCL-M, and the swapped regions that all three variants share."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,7 @@ from mmdense.models import (
 )
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
+from mmdense.visualization import mix_views
 
 pytestmark = pytest.mark.usefixtures('mmdense_scope')
 
@@ -428,11 +431,28 @@ def checkpoint(tmp_path):
     return str(tmp_path / 'epoch_1.pth')
 
 
-def test_show_draws_the_mixed_images(checkpoint, images, tmp_path, repo, monkeypatch):
-    files = show(checkpoint, [images], str(tmp_path / 'out'), number=2, size=128)
+def test_show_draws_the_mixed_images(checkpoint, images, tmp_path):
+    files = show(checkpoint, [images], str(tmp_path / 'out'), number=3, size=192)
     (picture,) = [path for path in files if path.endswith('regions.png')]
     assert min(Image.open(picture).size) > 300
     html = (tmp_path / 'out' / 'index.html').read_text(encoding='utf-8')
-    assert 'Swapped regions' in html and 'Swapped regions' not in html.replace('<h2', '').split(
-        '</h1>'
-    )[0]
+    # of three images the first and the last swap
+    names = re.findall(r'<figcaption>(\S+), with a region of (\S+)</figcaption>', html)
+    assert names == [('00.jpg', '15.jpg'), ('08.jpg', '08.jpg'), ('15.jpg', '00.jpg')]
+    files = show(checkpoint, [f'{images}/00.jpg'], str(tmp_path / 'one'), size=128)
+    assert not any('regions' in path for path in files)
+    html = (tmp_path / 'one' / 'index.html').read_text(encoding='utf-8')
+    assert 'Swapped regions: two images or more are needed' in html
+
+
+def test_pictures_of_mixed_views():
+    """The rectangle has the other view's pixels; lines are around it, and around grid cells."""
+    views = [np.full((68, 64, 3), value, dtype=np.uint8) for value in (10, 20, 30, 40)]
+    for aligned in (True, False):
+        mixed = mix_views(views, (4, 4), RegionSwap(aligned=aligned), seed=1)
+        assert [one.partner for one in mixed] == [3, 2, 1, 0]
+        for one, view, partner in zip(mixed, views, (40, 30, 20, 10)):
+            assert one.picture.shape == (64, 64, 3)
+            colours = {tuple(c) for c in one.picture.reshape(-1, 3).tolist()}
+            greys = {c[0] for c in colours if len(set(c)) == 1}
+            assert greys == {view[0, 0, 0], partner} and len(colours) == 4
