@@ -59,10 +59,10 @@ def tiny():
     )
 
 
-def config(channels=512, hidden=32, dim=16, temperature=0.2, **changes):
+def config(channels=64, hidden=32, dim=16, temperature=0.2, **changes):
     cfg = dict(
         type='RegionCL',
-        backbone=dict(type='mmpretrain.ResNet', depth=18),
+        backbone=dict(type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8),
         neck=dict(
             type='mmpretrain.MoCoV2Neck',
             in_channels=channels,
@@ -419,8 +419,8 @@ def checkpoint(tmp_path):
     cfg = load_recipe('configs/regioncl_r50_coco.py')
     cfg.merge_from_dict(
         {
-            'model.backbone.depth': 18,
-            'model.neck.in_channels': 512,
+            'model.backbone': dict(depth=18, stem_channels=8, base_channels=8),
+            'model.neck.in_channels': 64,
             'model.neck.hid_channels': 16,
             'model.queue_len': 8,
         }
@@ -432,7 +432,7 @@ def checkpoint(tmp_path):
 
 
 def test_show_draws_the_mixed_images(checkpoint, images, tmp_path):
-    files = show(checkpoint, [images], str(tmp_path / 'out'), number=3, size=192)
+    files = show(checkpoint, [images], str(tmp_path / 'out'), number=3, size=128)
     (picture,) = [path for path in files if path.endswith('regions.png')]
     assert min(Image.open(picture).size) > 300
     html = (tmp_path / 'out' / 'index.html').read_text(encoding='utf-8')
@@ -447,7 +447,7 @@ def test_show_draws_the_mixed_images(checkpoint, images, tmp_path):
 
 def test_pictures_of_mixed_views():
     """The rectangle has the other view's pixels; lines are around it, and around grid cells."""
-    views = [np.full((68, 64, 3), value, dtype=np.uint8) for value in (10, 20, 30, 40)]
+    views = [np.full((66, 64, 3), value, dtype=np.uint8) for value in (10, 20, 30, 40)]
     for aligned in (True, False):
         mixed = mix_views(views, (4, 4), RegionSwap(aligned=aligned), seed=1)
         assert [one.partner for one in mixed] == [3, 2, 1, 0]

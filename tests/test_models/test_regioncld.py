@@ -46,8 +46,8 @@ def tiny():
 def config(kind, neck='DenseCLNeck', **changes):
     return dict(
         type=kind,
-        backbone=dict(type='mmpretrain.ResNet', depth=18),
-        neck=dict(type=neck, in_channels=512, hid_channels=32, out_channels=16),
+        backbone=dict(type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8),
+        neck=dict(type=neck, in_channels=64, hid_channels=32, out_channels=16),
         head=dict(type='InfoNCEHead', temperature=0.2),
         queue_len=64,
         feat_dim=16,

@@ -65,9 +65,9 @@ def networks(in_channels, hidden, channels, predictor_hidden, norm=None):
     return projector, dict(type='mmpretrain.LatentPredictHead', loss=loss, predictor=predictor)
 
 
-def config(sizes=(512, 32, 32, 8)):
+def config(sizes=(64, 32, 32, 8)):
     neck, head = networks(*sizes)
-    backbone = dict(type='mmpretrain.ResNet', depth=18)
+    backbone = dict(type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8)
     return dict(type='RegionCLS', backbone=backbone, neck=neck, head=head)
 
 
