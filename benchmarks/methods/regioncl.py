@@ -20,7 +20,9 @@ PEERS = {}
 
 
 def losses(args):
-    query, key, extra = normalize(torch.randn(3, 2 * args.batch_size, 128, device=args.device), dim=2)
+    query, key, extra = normalize(
+        torch.randn(3, 2 * args.batch_size, 128, device=args.device), dim=2
+    )
     query.requires_grad_()
     queue = normalize(torch.randn(128, args.queue_len, device=args.device), dim=0)
     losses = {

@@ -50,16 +50,18 @@ def mix_views(
     pictures = region.mix(images).permute(0, 2, 3, 1).numpy()
     inside = region.mask[0, 0].repeat_interleave(cell_y, 0).repeat_interleave(cell_x, 1).numpy()
     rows, columns = np.ogrid[: inside.shape[0], : inside.shape[1]]
-    between = (rows % cell_y == 0) | (columns % cell_x == 0)
+    lines = inside & ((rows % cell_y == 0) | (columns % cell_x == 0))
+    # and at the right and below
+    lines[:-1, :-1] |= inside[:-1, :-1] & ~(inside[1:, :-1] & inside[:-1, 1:])
     x, y, width, height = region.pixels
-    line = max(2, len(inside) // 90)
+    edge = max(2, len(inside) // 90)
     frame = np.zeros_like(inside)
     frame[y : y + height, x : x + width] = True
-    frame[y + line : y + height - line, x + line : x + width - line] = False
+    frame[y + edge : y + height - edge, x + edge : x + width - edge] = False
     result = []
     for picture, partner in zip(pictures, region.partner.tolist()):
         picture = picture.copy()
-        picture[inside & between] = _LOCATIONS
+        picture[lines] = _LOCATIONS
         picture[frame] = _RECTANGLE
         result.append(MixedView(picture, partner))
     return result

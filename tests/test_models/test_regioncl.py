@@ -16,7 +16,6 @@ from mmdense.apis.report.show import show
 from mmdense.checkpoints import describe_product
 from mmdense.models import (
     MomentumEncoder,
-    RegionCL,
     RegionSwap,
     SwappedRegion,
     info_nce,

@@ -108,7 +108,7 @@ def test_golden_losses(golden):
     for name, leaf in maps.items():
         if f'grad_{name}' in g:
             close(leaf.grad, g[f'grad_{name}'], name)
-    for name, value in weights.items():
+    for name in weights:
         (theirs,) = [k for k in g if k.startswith('grad_pr') and our_name(k[5:]) == name]
         close(model.get_parameter(name).grad, g[theirs], name)
     # the last two passes see the views with one rectangle and the same partners

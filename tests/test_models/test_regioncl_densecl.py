@@ -72,8 +72,9 @@ def gradients(model, views, names):
 def test_it_is_the_sum_of_both(other, neck, names):
     """Losses, gradients and queues of equal weights and the same rectangle."""
     changes = dict(loss_lambda=0.3) if other == 'DenseCL' else {}
-    ours, theirs = MODELS.build(config('RegionCLD', loss_lambda=0.3)), MODELS.build(
-        config(other, neck, **changes)
+    ours, theirs = (
+        MODELS.build(config('RegionCLD', loss_lambda=0.3)),
+        MODELS.build(config(other, neck, **changes)),
     )
     state = theirs.state_dict()
     state.update({k: v for k, v in ours.state_dict().items() if k in state})
