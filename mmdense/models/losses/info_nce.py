@@ -153,6 +153,6 @@ def info_nce(
             raise InputError(
                 f'extra must be {tuple(query.shape)}, as query is, got {tuple(extra.shape)}'
             )
-        # with the logits p of key and x of extra: −log(e^p / (e^p + Σ + e^x)) = log(e^L + e^(x − p))
+        # with logits p of key, x of extra: −log(e^p / (e^p + Σ + e^x)) = log(e^L + e^(x − p))
         loss = torch.logaddexp(loss, (query * (extra.detach() - key)).sum(1) / temperature)
     return loss.mean()

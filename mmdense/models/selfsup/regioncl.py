@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mmdense.models.heads import InfoNCEHead
 from mmdense.models.utils import shuffled_forward
 from mmdense.registry import MODELS
 
@@ -15,7 +16,12 @@ SWAP = dict(type='mmdense.RegionSwap')
 
 
 def contrast_regions(
-    head, canvas: Tensor, paste: Tensor, key: Tensor, partner: Tensor, queue: Tensor
+    head: InfoNCEHead,
+    canvas: Tensor,
+    paste: Tensor,
+    key: Tensor,
+    partner: Tensor,
+    queue: Tensor,
 ) -> Tensor:
     """Return the InfoNCE of the two regions of each mixed image.
 
