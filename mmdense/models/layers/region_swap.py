@@ -76,9 +76,9 @@ class RegionSwap(nn.Module):
 
     Args:
         min_share (float): Smallest width and height, as a share of the map's side; rounded to
-            grid cells. Defaults to 3 / 7.
+            grid cells. For maps of another size than 7×7 this is ours. Defaults to 3 / 7.
         max_share (float): Largest width and height. Defaults to 5 / 7. Both are at most one grid
-            cell less than the side, so that a canvas is left.
+            cell less than the side, so that a canvas is left (ours).
         aligned (bool): Whether the rectangle covers whole grid cells (ours). False: the rule of
             the authors' code. Defaults to True.
     """
