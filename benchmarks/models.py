@@ -25,10 +25,8 @@ def title(algorithm):
 
 
 def class_of(algorithm):
-    """Return the class of an algorithm: that whose name its own begins with, without its hyphens:
-    MoCo of MoCoV2, RegionCLD of RegionCL-D."""
-    name = title(algorithm).replace('-', '')
-    kinds = [k for k in registered_algorithms() if name.startswith(k.__name__)]
+    """Return the class of an algorithm: that whose name its own begins with, MoCo of MoCoV2."""
+    kinds = [k for k in registered_algorithms() if title(algorithm).startswith(k.__name__)]
     return max(kinds, key=lambda kind: len(kind.__name__))
 
 

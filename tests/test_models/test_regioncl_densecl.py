@@ -33,7 +33,7 @@ def tiny():
         parts=lambda norm: dict(
             neck=neck, head=dict(type='InfoNCEHead'), queue_len=13, feat_dim=dim
         ),
-        recipe='regioncl-d_r50_coco',
+        recipe='regioncld_r50_coco',
         options=['model.neck.in_channels=512', 'model.neck.hid_channels=64', 'model.queue_len=64'],
         health=[*health_names(global_=PAIRS, dense=PAIRS, region=PAIRS), 'match_entropy'],
         losses=['loss_single', 'loss_dense', 'loss_region'],
@@ -96,8 +96,8 @@ def test_it_is_the_sum_of_both(other, neck, names):
 @pytest.mark.parametrize(
     'path, batch, lr, epochs',
     [
-        ('configs/regioncl-d_r50_in1k.py', 1024, 0.12, 200),
-        ('configs/regioncl-d_r50_coco.py', 256, 0.3, 800),
+        ('configs/regioncld_r50_in1k.py', 1024, 0.12, 200),
+        ('configs/regioncld_r50_coco.py', 256, 0.3, 800),
     ],
 )
 def test_recipe(path, batch, lr, epochs):

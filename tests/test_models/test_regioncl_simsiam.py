@@ -23,7 +23,7 @@ def tiny():
         algorithm='RegionCLS',
         family='siamese',
         parts=parts,
-        recipe='regioncl-s_r50_coco',
+        recipe='regioncls_r50_coco',
         options=[
             'model.neck.in_channels=512',
             *(f'model.neck.{name}=64' for name in ('hid_channels', 'out_channels')),
@@ -140,8 +140,8 @@ def test_learns():
 @pytest.mark.parametrize(
     'path, epochs, images',
     [
-        ('configs/regioncl-s_r50_in1k.py', 200, ('data/imagenet', 'train')),
-        ('configs/regioncl-s_r50_coco.py', 800, ('data/coco', 'train2017')),
+        ('configs/regioncls_r50_in1k.py', 200, ('data/imagenet', 'train')),
+        ('configs/regioncls_r50_coco.py', 800, ('data/coco', 'train2017')),
     ],
 )
 def test_recipe(path, epochs, images):

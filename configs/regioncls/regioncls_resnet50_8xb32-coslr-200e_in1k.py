@@ -1,6 +1,6 @@
 # Ours: SimSiam's recipe, as long as RegionCL-M's.
 _base_ = [
-    '../_base_/models/regioncl-s_r50.py',
+    '../_base_/models/regioncls_r50.py',
     '../_base_/views/mocov2.py',
     '../_base_/datasets/in1k.py',
     '../_base_/schedules/sgd_coslr_100e_simsiam.py',

@@ -1,6 +1,6 @@
 # Ours: RegionCL-M's schedule, with DenseCL's lr of 0.03 for 256 images.
 _base_ = [
-    '../_base_/models/regioncl-d_r50.py',
+    '../_base_/models/regioncld_r50.py',
     '../_base_/views/mocov2.py',
     '../_base_/datasets/in1k.py',
     '../_base_/schedules/sgd_coslr_200e.py',

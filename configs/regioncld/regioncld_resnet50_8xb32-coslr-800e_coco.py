@@ -1,6 +1,6 @@
 # Ours: RegionCL-D with the schedule and the batch of DenseCL on COCO.
 _base_ = [
-    '../_base_/models/regioncl-d_r50.py',
+    '../_base_/models/regioncld_r50.py',
     '../_base_/views/mocov2.py',
     '../_base_/datasets/coco.py',
     '../_base_/schedules/sgd_coslr_800e.py',

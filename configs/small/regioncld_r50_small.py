@@ -1,7 +1,7 @@
 # RegionCL-D for small data: `mmdense pretrain` sets these values for 2,000 images and one GPU of
 # 24 GB with --amp. It inherits this file for up to 20,000 images, and sets what depends on their
 # number.
-_base_ = '../regioncl-d/regioncl-d_r50_coco.py'
+_base_ = '../regioncld/regioncld_r50_coco.py'
 
 model = dict(queue_len=1024)  # in a longer queue an image's own old keys are negatives
 train_dataloader = dict(batch_size=128, dataset=dict(data_root='data/images', data_prefix=''))

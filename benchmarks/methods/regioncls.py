@@ -24,7 +24,7 @@ def cosine_written_out(prediction, target):
 
 
 def losses(args):
-    head = models.ours('regioncl-s', args).head
+    head = models.ours('regioncls', args).head
     z, target = torch.randn(2, 2 * args.batch_size, 2048, device=args.device)
     z.requires_grad_()
     losses = {
