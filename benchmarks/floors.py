@@ -84,6 +84,31 @@ def matrix_products(shapes, args):
     return run
 
 
+def student_passes(model, views, maps, args):
+    """Run the backbone on several views, and the neck on several maps, forward and backward."""
+    return {
+        'backbone': forward_backward(last_map(model.backbone), views, model, args),
+        'neck': forward_backward(lambda x: model.neck((x,)), [leaf(m) for m in maps], model, args),
+    }
+
+
+def queue_products(rows, args):
+    """Run the matrix products and the softmax of InfoNCE with a queue, for several numbers of
+    queries."""
+    queue = torch.randn(128, args.queue_len, device=args.device)
+    queries = [torch.randn(number, 128, device=args.device) for number in rows]
+    matrix = torch.empty(max(rows), args.queue_len, device=args.device)
+
+    def run():
+        for query in queries:
+            logits = matrix[: len(query)]
+            torch.mm(query, queue, out=logits)
+            torch.softmax(logits, dim=1, out=logits)
+            torch.mm(logits, queue.t())
+
+    return {'products': run}
+
+
 def both_encoders(model, views, args):
     """Run backbone and projector of both views of PixPro and SlotCon, with gradients, and those of
     the momentum encoder without."""

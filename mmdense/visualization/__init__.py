@@ -19,11 +19,13 @@ _FIGURES = {
     ),
     'levels': ('Stage', 'draw_levels', 'pca_colours'),
     'slots': ('draw_groups', 'draw_nearest', 'paint_groups', 'prototype_colours'),
+    'swapped_regions': ('MixedView', 'draw_mixed_views', 'mix_views'),
 }
 
 __all__ = [
     'LocalVisBackend',
     'Matches',
+    'MixedView',
     'Panel',
     'Stage',
     'Visualizer',
@@ -31,10 +33,12 @@ __all__ = [
     'draw_correspondence',
     'draw_groups',
     'draw_levels',
+    'draw_mixed_views',
     'draw_nearest',
     'draw_view_pair',
     'match_errors',
     'match_views',
+    'mix_views',
     'paint_groups',
     'pca_colours',
     'prototype_colours',

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
@@ -17,11 +19,14 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from mmdense.apis.planning.survey import open_photographs
 from mmdense.checkpoints import read_checkpoint, recognise
 from mmdense.checkpoints.backbones import Backbones, load_backbones
+from mmdense.checkpoints.model_config import saved_model_config
 from mmdense.datasets import LoadImage, UnreadableImageError
 from mmdense.datasets.storage import open_storage
 from mmdense.evaluation.feature_maps import fit_image, stage_maps, to_inputs
 from mmdense.evaluation.slots import group_pixels, has_prototypes, load_slotcon
+from mmdense.models.layers import RegionSwap
 from mmdense.models.utils.batch_norm import calibrate
+from mmdense.registry import MODELS
 from mmdense.utils.checks import check_counts, check_fractions
 from mmdense.utils.errors import CheckpointError, DataError, InputError
 from mmdense.utils.paths import check_writable
@@ -35,6 +40,7 @@ from mmdense.visualization.correspondence import (
 )
 from mmdense.visualization.levels import Stage, draw_levels, pca_colours
 from mmdense.visualization.slots import _short_name, draw_groups, paint_groups, prototype_colours
+from mmdense.visualization.swapped_regions import draw_mixed_views, mix_views
 
 from .html import data_uri, write_page
 
@@ -86,6 +92,10 @@ def show(
         )
     images, names, messages = load_images(paths, number, size, backbones.load)
     slotcon = _load_prototypes(content, checkpoint, config, messages)
+    swap = _read_swap(found.meta, checkpoint, config)
+    if swap is not None and len(images) < 2:
+        messages.append('Swapped regions: two images or more are needed')
+        swap = None
     measured = _measure(backbones, images, size)
 
     folder, title = Path(out), Path(checkpoint).name
@@ -98,6 +108,10 @@ def show(
     if slotcon is not None:
         files.append(str(folder / 'groups.png'))
         groups = _draw_prototypes(slotcon, images, names, files[-1])
+    regions = None
+    if swap is not None:
+        files.append(str(folder / 'regions.png'))
+        regions = _draw_regions(swap, measured.pairs, names, title, files[-1])
     files.append(str(folder / 'index.html'))
     write_page(
         files[-1],
@@ -106,6 +120,7 @@ def show(
         about=f'{found}; {backbones.about}',
         point=point,
         groups=groups,
+        regions=regions,
         messages=messages,
         **_describe(measured, images, names),
     )
@@ -202,6 +217,31 @@ def _draw_prototypes(
         (data_uri(paint_groups(picture, colours), 85), len(np.unique(picture.labels)))
         for picture in pictures
     ]
+
+
+def _read_swap(meta: dict, checkpoint: str, config: Optional[str]) -> Optional[RegionSwap]:
+    """Build the RegionSwap of a run's algorithm; None where it has none."""
+    if config is None:
+        model = saved_model_config(meta, checkpoint, parts=['swap'])
+    else:
+        model = Config.fromfile(config).get('model')
+    swap = (model or {}).get('swap')
+    if not isinstance(swap, dict):
+        return None
+    with DefaultScope.overwrite_default_scope('mmdense'):
+        built = MODELS.build(swap)
+    return built if isinstance(built, RegionSwap) else None
+
+
+def _draw_regions(
+    swap: RegionSwap, pairs: Sequence['Pair'], names: Sequence[str], title: str, path: str
+) -> List[Tuple[str, str]]:
+    """Draw a view of each image with the region of another; return these pictures, each with the
+    name of the other image."""
+    views = [pair.views[0] for pair in pairs]
+    mixed = mix_views(views, pairs[0].matches[NETWORKS[0]].grid_a, swap)
+    draw_mixed_views(views, mixed, names, f'Swapped regions: {title}', path)
+    return [(data_uri(one.picture, 85), _short_name(names[one.partner])) for one in mixed]
 
 
 def load_images(

@@ -28,15 +28,18 @@ class InfoNCEHead(BaseModule):
         check_loss(loss, 'CrossEntropyLoss')
         self.temperature = temperature
 
-    def loss(self, query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
+    def loss(
+        self, query: Tensor, key: Tensor, queue: Tensor, extra: Optional[Tensor] = None
+    ) -> Tensor:
         """Return the mean loss of M normalised queries.
 
         Args:
             query (Tensor): M×C.
             key (Tensor): M×C, the positives.
             queue (Tensor): C×K, the negatives.
+            extra (Tensor, optional): M×C, one more negative of each query.
 
         Returns:
             Tensor: A scalar.
         """
-        return info_nce(query, key, queue, self.temperature)
+        return info_nce(query, key, queue, self.temperature, extra)

@@ -25,7 +25,7 @@ _BLOCK = {'cpu': (512, 2**20), 'cuda': (2048, 2**24)}
 
 
 class _InfoNCE(torch.autograd.Function):
-    """Compute the mean InfoNCE of M queries, and in forward also its gradients.
+    """Compute the InfoNCE of each of M queries, and in forward also its gradients.
 
     The loss and its gradient need the same softmax; backward only scales: two matrix products in
     all, and the queue may change in between.
@@ -43,17 +43,17 @@ class _InfoNCE(torch.autograd.Function):
             # d loss / d query = (Σ_j p_j queue_j + (p_+ − 1) key) / τ
             # d loss / d key = (p_+ − 1) query / τ
             pull = loss.neg().expm1_()  # p_+ − 1
-            scale = 1 / (temperature * query.size(0))
-            ctx.save_for_backward(mean_negative.addcmul_(pull, key).mul_(scale), pull, query)
-            ctx.scale = scale
-        return loss.mean()
+            ctx.save_for_backward(mean_negative.addcmul_(pull, key), pull, query)
+            ctx.temperature = temperature
+        return loss.squeeze(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss: Tensor):
         grad_query, pull, query = ctx.saved_tensors
-        grad_key = grad_loss * ctx.scale * pull * query if ctx.needs_input_grad[1] else None
-        return grad_loss * grad_query, grad_key, None, None
+        scale = grad_loss.unsqueeze(1) / ctx.temperature  # Mx1
+        grad_key = scale * pull * query if ctx.needs_input_grad[1] else None
+        return scale * grad_query, grad_key, None, None
 
 
 def _contrast_at_once(
@@ -103,7 +103,13 @@ def _contrast_streamed(
 
 
 @in_float32
-def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2) -> Tensor:
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor,
+    temperature: float = 0.2,
+    extra: Optional[Tensor] = None,
+) -> Tensor:
     r"""Return the InfoNCE of queries against one positive key each and a shared queue.
 
     .. math:: L = -\frac{1}{M} \sum_i \log
@@ -115,12 +121,16 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2
     whatever the autocast state. A large M×K matrix of logits is never held: it is computed in
     blocks.
 
+    With ``extra`` the denominator has one more term, :math:`\exp(q_i \cdot e_i / \tau)`: a negative
+    of each query alone, as in RegionCL (https://arxiv.org/abs/2111.12309).
+
     Args:
         query (Tensor): M×C, normalised by the caller.
         key (Tensor): M×C, the positive of each query, normalised.
         queue (Tensor): C×K, the negatives, normalised. A constant: it gets no
             gradient, and may be overwritten once the loss is computed.
         temperature (float): :math:`\tau` > 0. Defaults to 0.2.
+        extra (Tensor, optional): M×C, normalised, a constant: it gets no gradient.
 
     Returns:
         Tensor: The mean over rows, a scalar.
@@ -137,4 +147,12 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2
             'info_nce takes query M×C, key M×C and queue C×K, M at least 1, got '
             f'{tuple(query.shape)}, {tuple(key.shape)} and {tuple(queue.shape)}'
         )
-    return _InfoNCE.apply(query, key, queue.detach(), temperature)
+    loss = _InfoNCE.apply(query, key, queue.detach(), temperature)  # M
+    if extra is not None:
+        if extra.shape != query.shape:
+            raise InputError(
+                f'extra must be {tuple(query.shape)}, as query is, got {tuple(extra.shape)}'
+            )
+        # with logits p of key, x of extra: −log(e^p / (e^p + Σ + e^x)) = log(e^L + e^(x − p))
+        loss = torch.logaddexp(loss, (query * (extra.detach() - key)).sum(1) / temperature)
+    return loss.mean()

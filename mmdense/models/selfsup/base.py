@@ -24,7 +24,8 @@ class Views(NamedTuple):
         groups (tuple[int]): Number of views of each size, the largest size first: ``(2, 6)``
             for SwAV's multi-crop. The sizes themselves are in the recipe's pipeline.
         trained (tuple[int], optional): Number of views of each size that a step computes
-            gradients of. None: all of them.
+            gradients of; one that goes through the network twice counts twice. None: all of
+            them.
         boxes (bool): Whether ``data_samples[i].view_boxes`` is needed.
         patches (bool): Whether the last group holds sets of patches, see
             :class:`mmdense.datasets.JigsawPatches`.

@@ -1,6 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from math import ceil
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -151,11 +151,14 @@ class DenseCL(MomentumSelfSupervisor):
         """Return the place of the oldest key in the queue of dense keys."""
         return self.queue2.ptr
 
+    @classmethod
+    def _encode(cls, backbone: nn.Module, neck: nn.Module, x: Tensor) -> Tuple[Tensor, ...]:
+        return cls._project(neck, backbone(x))
+
     @staticmethod
-    def _encode(backbone: nn.Module, neck: nn.Module, x: Tensor) -> Tuple[Tensor, ...]:
+    def _project(neck: nn.Module, maps: Sequence[Tensor]) -> Tuple[Tensor, ...]:
         """Return the backbone's map on the neck's grid (no gradient) and the neck's three outputs,
         all normalised over channels."""
-        maps = backbone(x)
         vector, dense, dense_mean = neck(maps)
         with torch.no_grad():
             feat = neck.pool(maps[-1]).flatten(2)
