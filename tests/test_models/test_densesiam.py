@@ -3,13 +3,20 @@ import math
 
 import pytest
 import torch
-from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 from torch.nn.functional import cosine_similarity, grid_sample, interpolate
 
-from mmdense.models import DenseSiam, DenseSiamDecoder, align_maps, group_distillation
-from mmdense.models import region_contrast, region_embeddings, self_labelling, views_overlap
+from mmdense.models import (
+    DenseSiam,
+    DenseSiamDecoder,
+    align_maps,
+    group_distillation,
+    region_contrast,
+    region_embeddings,
+    self_labelling,
+    views_overlap,
+)
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
@@ -285,9 +292,13 @@ def test_golden_views(golden, boxed):
     from mmdense.datasets import RandomFlip, RandomSquareCrop
 
     g = golden('densesiam_views')
-    res, side, cells = int(g['res']), g['image'].size(3), g['feats'].size(3)
+    res, cells = int(g['res']), g['feats'].size(3)
     for i, image in enumerate(g['image']):
-        scale, place, flipped = float(g['scale'][i]), g['place'][i].tolist(), g['flip_draw'][i] < 0.5
+        scale, place, flipped = (
+            float(g['scale'][i]),
+            g['place'][i].tolist(),
+            g['flip_draw'][i] < 0.5,
+        )
         crop = RandomSquareCrop(scale=res, side_range=(scale, scale))
         crop.draw_place = lambda place=place: place
         results = crop.transform(dict(img=image.permute(1, 2, 0).contiguous().numpy()))
@@ -402,9 +413,7 @@ def test_images_without_overlap_are_left_out(boxed, two_views):
     apart = [torch.cat([box, torch.tensor([place]).to(box)]) for box, place in
              zip(boxes, ([0.0, 0.0, 0.3, 0.3], [0.6, 0.3, 0.3, 0.8]))]  # fmt: skip
     more = [torch.cat([view, torch.randn_like(view[:1])]) for view in views]
-    close(
-        model.loss(more, boxed(*apart))['loss_pixel'], model.loss(views, samples)['loss_pixel']
-    )
+    close(model.loss(more, boxed(*apart))['loss_pixel'], model.loss(views, samples)['loss_pixel'])
     model.train()
     losses = model.loss([view[3:].repeat(2, 1, 1, 1) for view in more],
                         boxed(*(box[3:].repeat(2, 1) for box in apart)))  # fmt: skip
@@ -439,7 +448,7 @@ def test_learns(two_views):
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-        history.append(list(map(float, losses.values())))
+        history.append([v.item() for v in losses.values()])
     assert all(last < first - 0.2 for first, last in zip(history[0], history[-1]))
 
 
@@ -518,16 +527,16 @@ def test_segmenter_learns(two_views, amp):
     torch.manual_seed(0)
     model = MODELS.build(segmenter_config(channels=32))
     model.init_weights()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
     batch, history = two_views(n=2), []
-    for _ in range(8):
+    for _ in range(10):
         with torch.autocast('cpu', torch.bfloat16, enabled=amp):
             losses = model(*batch, mode='loss')
         optimizer.zero_grad()
         sum(losses.values()).backward()
         assert not [k for k, p in model.named_parameters() if p.grad is None]
         optimizer.step()
-        history.append({k: float(v) for k, v in losses.items()})
+        history.append({k: v.item() for k, v in losses.items()})
     for name in ('loss_pixel', 'loss_auxiliary'):
         assert history[-1][name] < 0.95 * history[0][name], name
 
