@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 from torch.nn.functional import cosine_similarity, grid_sample, interpolate
@@ -613,3 +614,91 @@ def test_wrong_maps_say_so():
     model = MODELS.build(segmenter_config(backbone=dict(type='mmpretrain.ResNet', depth=18)))
     with pytest.raises(InputError, match='out_indices of the backbone to all of its stages'):
         model.group_scores(torch.randn(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    'path, epochs, images',
+    [
+        ('configs/densesiam_r50_in1k.py', 200, ('data/imagenet', 'train')),
+        ('configs/densesiam_r50_coco.py', 800, ('data/coco', 'train2017')),
+    ],
+)
+def test_pretraining_recipe(path, epochs, images):
+    """SimSiam's, with its networks on every location."""
+    config, simsiam = load_recipe(path), load_recipe('configs/simsiam_r50_in1k.py')
+    assert config.train_cfg.max_epochs == epochs
+    dataset = config.train_dataloader.dataset
+    assert (dataset.data_root, dataset.data_prefix) == images
+    for key in ('optim_wrapper', 'param_scheduler', 'train_pipeline', 'auto_scale_lr'):
+        assert config[key] == simsiam[key], key
+    assert config.default_hooks.predictor_lr == simsiam.default_hooks.predictor_lr
+    config.model.backbone.norm_cfg = config.model.neck.norm_cfg = None
+    model, theirs = (MODELS.build(cfg.model) for cfg in (config, simsiam))
+    shapes = [[p.shape for p in part.parameters()] for part in (model.neck.image, theirs.neck)]
+    assert shapes[0] == shapes[1]
+    shapes = [
+        [p.shape for p in part.parameters()]
+        for part in (model.image_predictor, theirs.head.predictor)
+    ]
+    assert shapes[0] == shapes[1]
+    dense = [p.flatten(1).shape if p.dim() > 1 else p.shape for p in model.neck.dense.parameters()]
+    assert dense == [p.shape for p in theirs.neck.parameters()]
+    assert model.region_head is None
+
+
+def test_segmentation_recipe():
+    """The authors' config, in numbers."""
+    config = load_recipe('configs/densesiam_r18_coco-stuff27.py')
+    optimizer = dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4)
+    assert config.optim_wrapper == dict(type='OptimWrapper', optimizer=optimizer)
+    assert 'param_scheduler' not in config and config.train_cfg.max_epochs == 10
+    assert config.train_dataloader.batch_size * 4 == config.auto_scale_lr.base_batch_size == 256
+    assert config.custom_hooks == [dict(type='RegionWarmupHook', epochs=8)]
+    for part in ('backbone', 'neck', 'predictor', 'auxiliary_neck', 'auxiliary_predictor'):
+        assert config.model[part].norm_cfg.type == 'SyncBN', part
+    assert config.model.backbone.init_cfg.checkpoint == 'torchvision://resnet18'
+    model = MODELS.build(config.model)
+    published = dict(
+        decoder=[(128, n, 1, 1) for n in (64, 128, 256, 512)],
+        neck=[(128, 128, 1, 1)] * 2 + [(27, 128, 1, 1)],
+        predictor=[(128, 27, 1, 1), (27, 128, 1, 1)],
+        auxiliary_neck=[(128, 128, 1, 1)] * 3,
+        auxiliary_predictor=[(128, 128, 1, 1)] * 2,
+        region_head=[(128, 128)] * 5,
+    )
+    for part, shapes in published.items():
+        weights = [tuple(p.shape) for p in getattr(model, part).parameters() if p.dim() > 1]
+        assert weights == shapes, part
+    biased = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None
+    }
+    assert biased == {
+        *(f'decoder.lateral_convs.{i}' for i in range(4)),
+        *('neck.mlp.6', 'predictor.mlp.3', 'auxiliary_neck.mlp.6', 'auxiliary_predictor.mlp.3'),
+        'region_head.predictor.mlp.3',
+    }
+    plain = [n for n, m in model.named_modules() if getattr(m, 'affine', True) is False]
+    assert plain == ['neck.mlp.7', 'auxiliary_neck.mlp.7', 'region_head.projector.mlp.7']
+
+
+@pytest.mark.parametrize('side', [640, 384])
+def test_segmentation_views(side, images):
+    """Colours first, in the square; the second view is all of it."""
+    from mmdense.registry import TRANSFORMS
+
+    name = 'r18_coco-stuff27' if side == 640 else 'unsup-seg_resnet18_1xb16-50e_camvid'
+    pipeline = load_recipe(f'configs/densesiam/densesiam_{name}.py').train_pipeline
+    kinds = [[t.type for t in transforms] for transforms in pipeline[3].transforms]
+    colours = ['ColorJitter'] * 4 + ['RandomGrayscale', 'GaussianBlur']
+    assert kinds == [[*colours, 'RandomSquareCrop', 'RandomFlip'], [*colours, 'RandomResizedCrop']]
+    results = dict(img_path=f'{images}/00.jpg')
+    for transform in map(TRANSFORMS.build, pipeline):
+        results = transform(results)
+        if type(transform).__name__ == 'CenterCrop':
+            assert results['img'].shape == (side, side, 3)
+    assert [tuple(view.shape) for view in results['inputs']] == [(3, side // 2, side // 2)] * 2
+    first, second = results['data_samples'].view_boxes
+    assert second.tolist() == [0, 0, 1, 1]
+    assert 0.5 - 1 / side <= first[3] - first[1] == pytest.approx(abs(first[2] - first[0]))

@@ -18,7 +18,7 @@ train_dataloader = dict(
 test_pipeline = [
     dict(type='LoadImageFromFile', _scope_='mmseg'),
     dict(type='LoadAnnotations', _scope_='mmseg'),
-    dict(type='ResizeShortestEdge', scale=320, backend='pillow', _scope_='mmseg'),
+    dict(type='Resize', scale=(10000, 320), keep_ratio=True, backend='pillow', _scope_='mmseg'),
     dict(type='CenterCrop', crop_size=(320, 320), _scope_='mmseg'),
     dict(type='PackSegInputs', _scope_='mmseg'),
 ]
