@@ -28,14 +28,15 @@ def tiny():
     """Return what the generic tests need."""
 
     def parts(norm):
-        neck, predictor, image_predictor = pretraining(64, 16, 16, 8, norm)
+        # wide: rounding to bfloat16 averages out
+        neck, predictor, image_predictor = pretraining(64, 256, 256, 128, norm)
         return dict(neck=neck, predictor=predictor, image_predictor=image_predictor)
 
     def segmenter(norm):
-        return segmentation([8, 16, 32, 64], channels=16, classes=8, auxiliary=16, norm=norm)
+        return segmentation([8, 16, 32, 64], channels=32, classes=16, auxiliary=32, norm=norm)
 
     def with_regions(norm):
-        return dict(parts(norm), **regions(64, 8, norm))
+        return dict(parts(norm), **regions(64, 16, norm))
 
     return Tiny(
         algorithm='DenseSiam',

@@ -52,11 +52,11 @@ class RegionContrastHead(BaseModule):
             Tensor: A scalar of at least 0.
         """
         regions = [region_embeddings(*view) for view in (view_1, view_2)]  # NxKxC
-        g = [self._apply(self.projector, e) for e in regions]
-        h = [self._apply(self.predictor, x) for x in g]
+        g = [self._run(self.projector, e) for e in regions]
+        h = [self._run(self.predictor, x) for x in g]
         directions = (h[0], g[1]), (h[1], g[0])
         return 0.5 * sum(region_contrast(*pair, self.temperature) for pair in directions)
 
     @staticmethod
-    def _apply(mlp, rows: Tensor) -> Tensor:
+    def _run(mlp, rows: Tensor) -> Tensor:
         return mlp(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
