@@ -135,6 +135,11 @@ def config(**changes):
     return dict(dict(type='DenseSiam', backbone=backbone, **parts), **changes)
 
 
+def without_image_branch():
+    neck = dict(pretraining(512, 32, 32, 8)[0], image_branch=False)
+    return config(neck=neck, image_predictor=None)
+
+
 def segmenter_config(classes=8, channels=16, auxiliary=16, **changes):
     backbone = dict(type='mmpretrain.ResNet', depth=18, out_indices=(0, 1, 2, 3))
     parts = segmentation([64, 128, 256, 512], channels, classes, auxiliary)
@@ -410,7 +415,7 @@ def test_pretraining_is_the_formula(two_views):
 
 def test_images_without_overlap_are_left_out(boxed, two_views):
     views, samples = two_views(n=3)
-    model = MODELS.build(config(image_predictor=None)).eval()
+    model = MODELS.build(without_image_branch()).eval()
     boxes = [torch.stack([s.view_boxes[i] for s in samples]) for i in (0, 1)]
     apart = [torch.cat([box, torch.tensor([place]).to(box)]) for box, place in
              zip(boxes, ([0.0, 0.0, 0.3, 0.3], [0.6, 0.3, 0.3, 0.8]))]  # fmt: skip
@@ -430,7 +435,7 @@ def test_images_without_overlap_are_left_out(boxed, two_views):
 
 def test_no_gradient_reaches_the_target(two_views):
     """The projections of a view get no gradient from the other view's prediction."""
-    model = MODELS.build(config(image_predictor=None))
+    model = MODELS.build(without_image_branch())
     with torch.no_grad():
         for parameter in model.predictor.parameters():
             parameter.zero_()
@@ -592,6 +597,7 @@ def test_files_of_the_authors(tmp_path):
     'changes, message',
     [
         (dict(predictor=None), 'DenseSiam needs a neck and a predictor'),
+        (dict(image_predictor=None), 'needs both of image_branch=True in the neck and image_pre'),
         (regions(512, 8) | dict(region_neck=None), 'needs both of region_neck and region_head'),
         (dict(auxiliary_neck=mlp(8, 8, 8, 2)), 'needs both of auxiliary_neck and'),
         (

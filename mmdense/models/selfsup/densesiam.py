@@ -113,6 +113,12 @@ class DenseSiam(DenseSiamSegmentation, SelfSupervisor, BaseSelfSupervisor):
         for name, part in parts.items():
             if name != 'neck':
                 setattr(self, name, part and MODELS.build(part))
+        image_branch = getattr(self.neck, 'image', None)
+        if decoder is None and (image_branch is None) != (image_predictor is None):
+            raise InputError(
+                'DenseSiam needs both of image_branch=True in the neck and image_predictor, or '
+                'neither'
+            )
         self.image_weight = image_weight
         self.region_weight = region_weight
         self.rebalance = rebalance
@@ -160,7 +166,7 @@ class DenseSiam(DenseSiamSegmentation, SelfSupervisor, BaseSelfSupervisor):
             loss_region = self.region_head.loss(*((m, self.region_neck(m)) for m in f))
             losses['loss_region'] = self.region_weight * loss_region
 
-        images = (z_1.mean((2, 3)), z_2.mean((2, 3))) if v_1 is None else (v_1, v_2)
+        images = (lambda: z_1.mean((2, 3))) if v_1 is None else (v_1, v_2)
         self.probe(global_=images, dense=(z_1, z_2))
         return losses
 
