@@ -404,7 +404,7 @@ def test_pretraining_is_the_formula(two_views):
         torch.autograd.grad(sum(x.values()), [model.backbone.conv1.weight])[0]
         for x in (losses, expected)
     )
-    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
 
 
 def test_images_without_overlap_are_left_out(boxed, two_views):
