@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from .coco_stuff27 import CocoStuff27
 from .collate import default_collate
 from .sampler import ResumableSampler
 from .transforms import (
@@ -12,6 +13,7 @@ from .transforms import (
     RandomFlip,
     RandomGrayscale,
     RandomResizedCrop,
+    RandomSquareCrop,
     Solarize,
     UnreadableImageError,
     decode_image,
@@ -19,6 +21,7 @@ from .transforms import (
 from .unlabeled import UnlabeledDataset
 
 __all__ = [
+    'CocoStuff27',
     'ColorJitter',
     'GaussianBlur',
     'JigsawPatches',
@@ -29,6 +32,7 @@ __all__ = [
     'RandomFlip',
     'RandomGrayscale',
     'RandomResizedCrop',
+    'RandomSquareCrop',
     'ResumableSampler',
     'Solarize',
     'UnlabeledDataset',

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Load a trained SlotCon, and count the pixels of its prototypes."""
+"""Load a trained algorithm that groups pixels, and count the pixels of its groups."""
 
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -11,18 +11,46 @@ from torch.utils.data import DataLoader, Subset
 from mmdense.checkpoints import read_checkpoint
 from mmdense.checkpoints.backbones import load_algorithm
 from mmdense.datasets import default_collate
-from mmdense.models import SlotCon
+from mmdense.models import SlotCon, registered_algorithms
+from mmdense.models.selfsup.grouping import GroupsPixels
+from mmdense.models.utils import best_groups
 from mmdense.utils.errors import CheckpointError
 
-# The momentum encoder, which SlotCon calls the teacher, and its prototypes in a state dict.
-_TEACHER = SlotCon.product.rpartition('.')[0]
-_PROTOTYPES = f'{_TEACHER}.grouping.slot_embed.weight'
 
+def grouping_algorithm(content: Any) -> Optional[type]:
+    """Return the algorithm whose groups of pixels a training checkpoint holds, None without.
 
-def has_prototypes(content: Any) -> bool:
-    """Return whether the content of a file is a training checkpoint with SlotCon's prototypes."""
+    Args:
+        content (Any): Content of a file.
+
+    Returns:
+        type | None: A subclass of :class:`~mmdense.models.selfsup.grouping.GroupsPixels`.
+    """
     tensors = content.get('state_dict') if isinstance(content, dict) else None
-    return isinstance(tensors, dict) and _PROTOTYPES in tensors
+    if not isinstance(tensors, dict):
+        return None
+    kinds = (kind for kind in registered_algorithms() if issubclass(kind, GroupsPixels))
+    return next((kind for kind in kinds if kind.group_tensor in tensors), None)
+
+
+def load_grouping(checkpoint: str, kind: type, config: Optional[str] = None) -> GroupsPixels:
+    """Build a trained algorithm with what its groups need, in eval mode.
+
+    Args:
+        checkpoint (str): A training checkpoint.
+        kind (type): The result of :func:`grouping_algorithm`.
+        config (str, optional): The config of the run, see
+            :func:`~mmdense.checkpoints.backbones.load_algorithm`.
+
+    Returns:
+        GroupsPixels: On the CPU.
+
+    Raises:
+        CheckpointError: When it holds no config, or does not fit it.
+        InputError: When ``config`` is not of that algorithm.
+    """
+    names = dict(part=kind.group_part, part_name='teacher') if kind.group_part else {}
+    return load_algorithm(checkpoint, config, kind, **names)
 
 
 def load_slotcon(checkpoint: str, config: Optional[str] = None) -> SlotCon:
@@ -50,12 +78,12 @@ def load_slotcon(checkpoint: str, config: Optional[str] = None) -> SlotCon:
             f'{checkpoint} is of {algorithm}, which has no prototypes; a checkpoint of SlotCon is '
             'needed'
         )
-    if not has_prototypes(content):
+    if grouping_algorithm(content) is not SlotCon:
         raise CheckpointError(
             f'{checkpoint} holds no SlotCon with its prototypes: take a checkpoint of the '
             'training run (epoch_*.pth), not an exported backbone'
         )
-    return load_algorithm(checkpoint, config, SlotCon, part=_TEACHER, part_name='teacher')
+    return load_grouping(checkpoint, SlotCon, config)
 
 
 class Survey(NamedTuple):
@@ -103,7 +131,7 @@ def survey(model: SlotCon, loader: DataLoader, nearest: int = 6) -> Survey:
     Raises:
         DataError: When no image can be read (of the loader's data set).
     """
-    num = model.encoder_k.module['grouping'].slot_embed.num_embeddings
+    num = model.num_groups
     pixels = torch.zeros(num, dtype=torch.float64)
     scores = torch.full((num, nearest), -torch.inf)
     images = torch.full((num, nearest), -1)
@@ -168,12 +196,12 @@ def segment_images(
 
 @torch.no_grad()
 def group_pixels(
-    model: SlotCon, images: Sequence[np.ndarray], names: Sequence[str]
+    model: GroupsPixels, images: Sequence[np.ndarray], names: Sequence[str]
 ) -> List[Picture]:
-    """Find the prototypes of the pixels of images in their own shapes.
+    """Find the groups of the pixels of images in their own shapes.
 
     Args:
-        model (SlotCon): In eval mode.
+        model (GroupsPixels): In eval mode.
         images (Sequence[np.ndarray]): Each H×W×3 uint8, RGB.
         names (Sequence[str]): Names of the images.
 
@@ -188,9 +216,9 @@ def group_pixels(
     return pictures
 
 
-def _segment(model: SlotCon, batch: dict) -> Tuple[Tensor, Tensor, float]:
-    """Return the prototypes of pixels and their scores, N×H×W, and the pixels of a grid cell."""
+def _segment(model: GroupsPixels, batch: dict) -> Tuple[Tensor, Tensor, float]:
+    """Return the groups of pixels and their scores, N×H×W, and the pixels of a grid cell."""
     size = batch['inputs'].shape[-2:]
-    scores = model.teacher_scores(model.data_preprocessor(batch)['inputs'])
-    labels, best = model.best_prototypes(scores, size)
+    scores = model.group_scores(model.data_preprocessor(batch)['inputs'])
+    labels, best = best_groups(scores, size)
     return labels.cpu(), best.double().cpu(), size.numel() / scores.shape[-2:].numel()

@@ -29,13 +29,17 @@ class UnsupervisedIoU(BaseMetric):
     integers, and the data set's ``metainfo`` has ``classes``, as in mmseg.
 
     Results, in per cent: ``mIoU``, the mean over the classes that occur, and
-    ``aAcc``, the share of right pixels.
+    ``aAcc``, the share of right pixels; with ``count_absent`` also ``mAcc``, the mean share of
+    right pixels over the classes that occur.
 
     Args:
         ignore_index (int): Pixels of this true label do not count. Defaults
             to 255.
         many_to_one (bool): Give every group the class that most of its pixels
             have; several may share one. Defaults to False.
+        count_absent (bool): Whether a class that never occurs, but whose group does, counts as
+            IoU 0 in ``mIoU``, as in PiCIE's and DenseSiam's code. The two ways agree where all
+            classes occur, as on COCO-Stuff 27. Defaults to False.
         collect_device (str): 'cpu' or 'gpu', to gather results of several
             processes. Defaults to 'cpu'.
         prefix (str, optional): Of the names of the results. Defaults to
@@ -48,6 +52,7 @@ class UnsupervisedIoU(BaseMetric):
         self,
         ignore_index: int = 255,
         many_to_one: bool = False,
+        count_absent: bool = False,
         collect_device: str = 'cpu',
         prefix: Optional[str] = None,
     ) -> None:
@@ -56,7 +61,10 @@ class UnsupervisedIoU(BaseMetric):
             raise InputError(f'ignore_index must be a whole number, got {ignore_index!r}')
         if type(many_to_one) is not bool:
             raise InputError(f'many_to_one must be True or False, got {many_to_one!r}')
+        if type(count_absent) is not bool:
+            raise InputError(f'count_absent must be True or False, got {count_absent!r}')
         self.ignore_index = ignore_index
+        self.count_absent = count_absent
         self.many_to_one = many_to_one
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
@@ -86,7 +94,7 @@ class UnsupervisedIoU(BaseMetric):
                 many pixels have them, M.
 
         Returns:
-            Dict[str, float]: ``mIoU`` and ``aAcc``, in [0, 100].
+            Dict[str, float]: Results in [0, 100], rounded to two digits.
 
         Raises:
             DataError: When not one pixel counts.
@@ -99,25 +107,38 @@ class UnsupervisedIoU(BaseMetric):
         matrix = np.zeros((pairs[0].max() + 1, len(classes)), dtype=np.int64)
         np.add.at(matrix, tuple(pairs), counts)
 
-        groups, matched = self._match(matrix)
-        right = np.bincount(matched, matrix[groups, matched], minlength=len(classes))
-        predicted = np.bincount(matched, matrix[groups].sum(axis=1), minlength=len(classes))
-        true = matrix.sum(axis=0)
-        occurs = true > 0
-        iou = 100 * right[occurs] / (true + predicted - right)[occurs]
-
+        found, iou = self.measure(matrix)
         how = 'each with its best class' if self.many_to_one else 'one to one with classes'
-        per_class = ', '.join(
-            f'{name} {value:.2f}' for name, value in zip(np.array(classes)[occurs], iou)
-        )
+        per_class = ', '.join(f'{classes[i]} {value:.2f}' for i, value in iou.items())
         MMLogger.get_current_instance().info(
             f'{self.prefix}: {np.count_nonzero(matrix.sum(axis=1))} groups occur, matched '
             f'{how}; IoU: {per_class}'
         )
-        return dict(
-            mIoU=round(float(iou.mean()), 2),
-            aAcc=round(float(100 * right.sum() / true.sum()), 2),
-        )
+        return {name: round(value, 2) for name, value in found.items()}
+
+    def measure(self, matrix: np.ndarray) -> Tuple[Dict[str, float], Dict[int, float]]:
+        """Match groups to classes, and measure.
+
+        Args:
+            matrix (np.ndarray): Numbers of pixels, groups × classes.
+
+        Returns:
+            tuple: ``mIoU`` and ``aAcc``, with ``count_absent`` also ``mAcc``; and the IoU of each
+            class that counts, by its number. All in per cent, not rounded.
+        """
+        groups, matched = self._match(matrix)
+        number = matrix.shape[1]
+        right = np.bincount(matched, matrix[groups, matched], minlength=number)
+        predicted = np.bincount(matched, matrix[groups].sum(axis=1), minlength=number)
+        true = matrix.sum(axis=0)
+        union = true + predicted - right
+        counted = np.flatnonzero(union if self.count_absent else true)
+        iou = 100 * right[counted] / union[counted]
+        found = dict(mIoU=float(iou.mean()), aAcc=float(100 * right.sum() / true.sum()))
+        if self.count_absent:
+            occurs = true > 0
+            found['mAcc'] = float(100 * (right[occurs] / true[occurs]).mean())
+        return found, dict(zip(counted.tolist(), iou.tolist()))
 
     def _match(self, matrix: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """Return the groups that get a class, and that class, from groups×classes pixels."""

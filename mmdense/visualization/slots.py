@@ -4,7 +4,7 @@
 A segment is the set of pixels of one image whose best prototype is the same.
 """
 
-from typing import Dict, Optional, Sequence
+from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -52,17 +52,22 @@ def paint_groups(picture: Picture, colours: np.ndarray) -> np.ndarray:
 
 
 def draw_groups(
-    pictures: Sequence[Picture], colours: np.ndarray, title: str = '', path: Optional[str] = None
+    pictures: Sequence[Picture],
+    colours: np.ndarray,
+    title: str = '',
+    path: Optional[str] = None,
+    words: Tuple[str, str] = ('prototype', 'prototypes'),
 ) -> Figure:
-    """Draw every image, and next to it the same image coloured by prototype.
+    """Draw every image, and next to it the same image coloured by group.
 
-    Segments of 2 % of an image or more bear the number of their prototype.
+    Segments of 2 % of an image or more bear the number of their group.
 
     Args:
         pictures (Sequence[Picture]): One or more.
         colours (np.ndarray): P×3, of :func:`prototype_colours`.
         title (str): Title of the picture.
         path (str, optional): Also save it there; the suffix is the format.
+        words (tuple[str, str]): Words for one group and for several.
 
     Returns:
         Figure: No display is needed, and pyplot does not know it.
@@ -79,8 +84,7 @@ def draw_groups(
         plain.set_title(_short_name(picture.path), fontsize=10)
         coloured.imshow(paint_groups(picture, colours))
         numbers, areas = np.unique(picture.labels, return_counts=True)
-        groups = 'prototype' if len(numbers) == 1 else 'prototypes'
-        coloured.set_title(f'{len(numbers)} {groups}', fontsize=10)
+        coloured.set_title(f'{len(numbers)} {words[len(numbers) != 1]}', fontsize=10)
         for number in numbers[areas >= 0.02 * picture.labels.size]:
             # inside the segment, as far from its border as can be
             inside = distance_transform_edt(np.pad(picture.labels == number, 1))[1:-1, 1:-1]

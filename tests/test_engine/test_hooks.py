@@ -19,6 +19,7 @@ from mmdense.engine import (
     LambdaWarmupHook,
     LossLogHook,
     MomentumEncoderHook,
+    RegionWarmupHook,
 )
 from mmdense.engine.events import read_events
 from mmdense.models import KeyQueue, MomentumEncoder
@@ -122,6 +123,23 @@ def test_lambda_warmup_counts_steps_of_the_optimizer():
     runner.iter = 6  # resumed after it
     hook.before_train(runner)
     assert len(read_events(runner.log_dir)) == 2
+
+
+def test_region_warmup():
+    model = Model()
+    runner = make_runner(model)
+    with pytest.raises(InputError, match='RegionWarmupHook: Model has no region_head'):
+        RegionWarmupHook(2).before_train(runner)
+    model.region_head, model.region_weight = nn.Identity(), 0.1
+    hook = RegionWarmupHook(2)
+    hook.before_train(runner)
+    seen = []
+    for runner.epoch in (0, 1, 2, 3, 1):  # the last one is resumed
+        hook.before_train_iter(runner, 0)
+        seen.append(model.region_weight)
+    assert seen == [0, 0, 0.1, 0.1, 0]
+    hook.after_train(runner)
+    assert model.region_weight == 0.1
 
 
 class WithTwin(nn.Module):

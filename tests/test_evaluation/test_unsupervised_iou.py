@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from mmdense.checkpoints import describe_product
 from mmdense.evaluation import UnsupervisedIoU
-from mmdense.models import SlotCon
+from mmdense.models import SlotCon, best_groups
 from mmdense.registry import METRICS
 from mmdense.utils.errors import DataError, InputError
 
@@ -50,6 +50,66 @@ def test_names_of_groups_do_not_matter(many_to_one):
     # but one image must not use other names than the rest
     samples[0] = sample(np.roll(new_names, 1)[true[0]], true[0])
     assert measure(samples, 5, many_to_one=many_to_one)[1] < 100
+
+
+def published(golden):
+    """The scores and labels of DenseSiam's code, as samples, and its numbers."""
+    g = golden('densesiam_cluster_iou')
+    size = tuple(g['label'].shape[1:])
+    labels, _ = best_groups(g['scores'], size)
+    return g, [sample(pred, true) for pred, true in zip(labels.flatten(1), g['label'].flatten(1))]
+
+
+def test_golden_of_the_published_counting(golden):
+    """DenseSiam's confusion, mIoU, mAcc and aAcc; ours leaves out the class that is absent."""
+    g, samples = published(golden)
+    number = g['scores'].size(1)
+    metric = UnsupervisedIoU(ignore_index=-1, count_absent=True)
+    metric.dataset_meta = dict(classes=tuple('abcdefgh'[:number]))
+    matrix = np.zeros((number, number), int)  # groups × classes
+    for each in samples:
+        group, true = metric._labels(each.to_dict())
+        np.add.at(matrix, (group.numpy(), true.numpy()), 1)
+    assert np.array_equal(matrix.T, g['confusion'].numpy())
+    found, _ = metric.measure(matrix)
+    assert found.keys() == {'mIoU', 'mAcc', 'aAcc'}
+    for name, value in found.items():
+        assert value == pytest.approx(float(g[name]), rel=1e-5), name
+    ours = measure(samples, number, ignore_index=-1)
+    absent = np.count_nonzero(matrix.sum(axis=0) == 0)
+    assert absent == 1
+    mean = float(g['mIoU']) * number / (number - absent)
+    assert ours == (pytest.approx(mean, abs=0.006), pytest.approx(float(g['aAcc']), abs=0.006))
+
+
+def test_published_things_and_stuff_are_cut_by_group(golden):
+    """Why the published rows for things and for stuff are not reported: they are not of classes."""
+    from scipy.optimize import linear_sum_assignment
+
+    g, _ = published(golden)
+    matrix = g['confusion'].numpy().T
+    groups, classes = linear_sum_assignment(matrix, maximize=True)
+    by_group = matrix[:, classes].T  # row g: the truth of the class that group g is matched to
+    by_class = np.zeros_like(matrix)
+    by_class[:, classes] = matrix[groups]
+    by_class = by_class.T
+    things = slice(0, int(g['num_things']))
+
+    def accuracy(square):
+        return 100 * np.trace(square) / square.sum()
+
+    assert accuracy(by_group[things, things]) == pytest.approx(float(g['aAcc_th']), rel=1e-5)
+    assert accuracy(by_class[things, things]) != pytest.approx(float(g['aAcc_th']), rel=1e-2)
+
+
+def test_an_absent_class_counts_as_zero():
+    samples = [sample([0, 0, 1, 1], [0, 0, 1, 1]), sample([2, 2, 1, 1], [1, 1, 1, 1])]
+    # group 2 is matched to the class that is absent, and takes two pixels of b
+    iou = [100, 100 * 4 / 6, 0]
+    assert measure(samples, 3)[0] == pytest.approx(sum(iou) / 2, abs=0.01)
+    assert measure(samples, 3, count_absent=True)[0] == pytest.approx(sum(iou) / 3, abs=0.01)
+    with pytest.raises(InputError, match='count_absent must be True or False'):
+        UnsupervisedIoU(count_absent=1)
 
 
 # pixels of group × class: [2, 1], [1, 2], [0, 1]

@@ -23,7 +23,7 @@ from mmdense.checkpoints.model_config import saved_model_config
 from mmdense.datasets import LoadImage, UnreadableImageError
 from mmdense.datasets.storage import open_storage
 from mmdense.evaluation.feature_maps import fit_image, stage_maps, to_inputs
-from mmdense.evaluation.slots import group_pixels, has_prototypes, load_slotcon
+from mmdense.evaluation.slots import group_pixels, grouping_algorithm, load_grouping
 from mmdense.models.layers import RegionSwap
 from mmdense.models.utils.batch_norm import calibrate
 from mmdense.registry import MODELS
@@ -91,7 +91,7 @@ def show(
             'of images with 3 alone; `mmdense check FILE --images FOLDER` measures its features'
         )
     images, names, messages = load_images(paths, number, size, backbones.load)
-    slotcon = _load_prototypes(content, checkpoint, config, messages)
+    grouping = _load_groups(content, checkpoint, config, messages)
     swap = _read_swap(found.meta, checkpoint, config)
     if swap is not None and len(images) < 2:
         messages.append('Swapped regions: two images or more are needed')
@@ -105,9 +105,9 @@ def show(
     draw_levels(images, names, measured.stages, f'What each stage sees: {title}', files[-2])
     draw_similarity(images, names, measured.tables, point, title, files[-1])
     groups = None
-    if slotcon is not None:
+    if grouping is not None:
         files.append(str(folder / 'groups.png'))
-        groups = _draw_prototypes(slotcon, images, names, files[-1])
+        groups = _draw_groups(grouping, images, names, files[-1])
     regions = None
     if swap is not None:
         files.append(str(folder / 'regions.png'))
@@ -154,19 +154,20 @@ def _measure(backbones: Backbones, images: Sequence[np.ndarray], size: int) -> _
     )
 
 
-def _load_prototypes(
+def _load_groups(
     content: Dict[str, Any], checkpoint: str, config: Optional[str], messages: List[str]
 ) -> Any:
-    """Return the model of a checkpoint with prototypes, None without; a model that cannot be
-    built adds a message, and raises if its config was given."""
-    if not has_prototypes(content):
+    """Return the model of a checkpoint with groups, None without; a model that cannot be built
+    adds a message, and raises if its config was given."""
+    kind = grouping_algorithm(content)
+    if kind is None:
         return None
     try:
-        return load_slotcon(checkpoint, config)
+        return load_grouping(checkpoint, kind, config)
     except CheckpointError as error:
         if config is not None:
             raise
-        messages.append(f'Groups of SlotCon: {error}')
+        messages.append(f'Groups of {kind.__name__}: {error}')
         return None
 
 
@@ -196,27 +197,33 @@ def _draw_pairs(folder: Path, pairs: Sequence['Pair'], names: Sequence[str]) -> 
     return files
 
 
-def _draw_prototypes(
-    slotcon: Any, images: Sequence[np.ndarray], names: Sequence[str], path: str
-) -> Tuple[str, List[Tuple[str, int]]]:
-    """Draw the pixels of each image by prototype.
+class _Groups(NamedTuple):
+    """Hold the algorithm, the words for one group and for several, the number of groups in use, in
+    words; and for each image the picture and its number of groups."""
 
-    Returns:
-        tuple: The number of prototypes in use, in words; and for each image the picture and its
-        number of prototypes.
-    """
-    pictures = group_pixels(slotcon, images, names)
+    algorithm: str
+    words: Tuple[str, str]
+    used: str
+    pictures: List[Tuple[str, int]]
+
+
+def _draw_groups(
+    model: Any, images: Sequence[np.ndarray], names: Sequence[str], path: str
+) -> _Groups:
+    """Draw the pixels of each image by group."""
+    pictures = group_pixels(model, images, names)
     labels = np.concatenate([p.labels.ravel() for p in pictures])
-    count = slotcon.encoder_k.module['grouping'].slot_embed.num_embeddings
-    pixels = torch.from_numpy(np.bincount(labels, minlength=count)).double()
+    pixels = torch.from_numpy(np.bincount(labels, minlength=model.num_groups)).double()
     seen = int((pixels > 0).sum())
-    used = f'{seen} of {count} prototypes {"is" if seen == 1 else "are"} in use'
+    one, several = model.group_name
+    used = f'{seen} of {model.num_groups} {several} {"is" if seen == 1 else "are"} in use'
     colours = prototype_colours(pixels)
-    draw_groups(pictures, colours, f'Pixels by prototype: {used}', path)
-    return used, [
+    draw_groups(pictures, colours, f'Pixels by {one}: {used}', path, words=model.group_name)
+    painted = [
         (data_uri(paint_groups(picture, colours), 85), len(np.unique(picture.labels)))
         for picture in pictures
     ]
+    return _Groups(type(model).__name__, model.group_name, used, painted)
 
 
 def _read_swap(meta: dict, checkpoint: str, config: Optional[str]) -> Optional[RegionSwap]:

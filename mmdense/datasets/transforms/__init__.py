@@ -11,7 +11,7 @@ from .photometric import (
     apply_operation,
 )
 from .proposals import LoadProposals
-from .views import MultiView, RandomFlip, RandomResizedCrop
+from .views import MultiView, RandomFlip, RandomResizedCrop, RandomSquareCrop
 
 __all__ = [
     'ColorJitter',
@@ -24,6 +24,7 @@ __all__ = [
     'RandomFlip',
     'RandomGrayscale',
     'RandomResizedCrop',
+    'RandomSquareCrop',
     'Solarize',
     'UnreadableImageError',
     'apply_batch',

@@ -23,10 +23,11 @@ import cv2
 import mmcv
 import numpy as np
 import torch
+from mmcv.transforms import BaseTransform
 from mmcv.transforms import RandomFlip as _RandomFlip
 
 from mmdense.registry import TRANSFORMS
-from mmdense.utils.checks import check_fractions
+from mmdense.utils.checks import check_counts, check_fractions
 from mmdense.utils.errors import InputError
 
 from .patches import JigsawPatches
@@ -209,6 +210,64 @@ class RandomFlip(_RandomFlip):
         flipped = _FLIPPED[results['flip_direction']]
         results['view_box'] = _inside(results.get('view_box', _WHOLE), flipped)
         return results
+
+
+@TRANSFORMS.register_module()
+class RandomSquareCrop(BaseTransform):
+    """Cut a random square and resize it without a filter, and keep the box of the view.
+
+    It is the crop of PiCIE's and DenseSiam's code (https://github.com/ZwwWayne/DenseSiam): the
+    side is s times that of the image, rounded down, s is uniform; the place is uniform. Bilinear
+    interpolation, as PyTorch's without ``antialias`` and ``align_corners``.
+
+    **Required Keys:** ``img``, ``view_box`` (optional)
+
+    **Modified Keys:** ``img``, ``img_shape``
+
+    **Added Keys:** ``view_box`` (tuple[float, float, float, float])
+
+    Args:
+        scale (int): Side of the result in pixels.
+        side_range (Sequence[float]): Range of s, in (0, 1]. Defaults to (0.5, 1).
+
+    Raises:
+        InputError: ``side_range`` is no such range, or ``scale`` no number of pixels.
+    """
+
+    keeps_view_box = True
+
+    def __init__(self, scale: int, side_range: Sequence[float] = (0.5, 1.0)) -> None:
+        check_counts(scale=scale)
+        low, high = side_range
+        if not 0 < low <= high <= 1:
+            raise InputError(f'side_range must be a range within (0, 1], got {side_range!r}')
+        self.scale = scale
+        self.side_range = (low, high)
+
+    def draw_place(self) -> Sequence[float]:
+        """Draw the place of the crop, in [0, 1] from the top and from the left."""
+        return np.random.rand(2)
+
+    def transform(self, results: dict) -> dict:
+        """Crop and resize ``img`` and add ``view_box``."""
+        img = results['img']
+        height, width = img.shape[:2]
+        side = max(1, int(np.random.uniform(*self.side_range) * min(height, width)))
+        top, left = (
+            int(round((size - side) * place))
+            for size, place in zip((height, width), self.draw_place())
+        )
+        part = _part(img, top, left, side, side)
+        results['view_box'] = _inside(results.get('view_box', _WHOLE), part)
+        cut = np.ascontiguousarray(img[top : top + side, left : left + side])
+        view = cv2.resize(cut, (self.scale, self.scale), interpolation=cv2.INTER_LINEAR)
+        # OpenCV drops a single channel
+        results['img'] = view.reshape(self.scale, self.scale, *img.shape[2:])
+        results['img_shape'] = (self.scale, self.scale)
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(scale={self.scale}, side_range={self.side_range})'
 
 
 class DeferredView(NamedTuple):

@@ -12,6 +12,7 @@ from .loss_log import LossLogHook
 from .momentum_encoder import MomentumEncoderHook
 from .preemption import PreemptionHook
 from .progress_bar import ProgressBarHook
+from .region_warmup import RegionWarmupHook
 from .unreadable_images import UnreadableImagesHook, check_enough_images
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     'MomentumEncoderHook',
     'PreemptionHook',
     'ProgressBarHook',
+    'RegionWarmupHook',
     'UnreadableImagesHook',
     'check_enough_images',
 ]

@@ -3,6 +3,7 @@ from .info_nce_head import InfoNCEHead
 from .nt_xent_head import NTXentHead
 from .pixpro_head import InstanceConsistencyHead, PixContrastHead, PixelHead, PixProHead
 from .prediction_heads import CosinePredictionHead, InfoNCEPredictionHead
+from .region_contrast_head import RegionContrastHead
 from .slot_contrast_head import SlotContrastHead, kept_slots
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     'PixContrastHead',
     'PixProHead',
     'PixelHead',
+    'RegionContrastHead',
     'SlotContrastHead',
     'kept_slots',
 ]

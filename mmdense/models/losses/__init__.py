@@ -5,9 +5,12 @@ from .batch_info_nce import batch_info_nce
 from .cosine import cosine_distance
 from .group_distillation import group_distillation
 from .info_nce import info_nce
+from .negative_cosine import negative_cosine
 from .nt_xent import nt_xent
 from .pixel_consistency import pixel_consistency
 from .pixel_contrast import pixel_contrast
+from .region_contrast import region_contrast, region_embeddings
+from .self_labelling import self_labelling
 from .sinkhorn import sinkhorn
 from .slot_contrast import slot_contrast
 from .swapped_prediction import swapped_prediction
@@ -17,9 +20,13 @@ __all__ = [
     'cosine_distance',
     'group_distillation',
     'info_nce',
+    'negative_cosine',
     'nt_xent',
     'pixel_consistency',
     'pixel_contrast',
+    'region_contrast',
+    'region_embeddings',
+    'self_labelling',
     'sinkhorn',
     'slot_contrast',
     'swapped_prediction',

@@ -1,4 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from typing import Optional
+
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softmax
 
@@ -9,7 +11,7 @@ from mmdense.models.utils import in_float32
 def group_distillation(
     student: Tensor,
     teacher: Tensor,
-    center: Tensor,
+    center: Optional[Tensor] = None,
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.07,
 ) -> Tensor:
@@ -25,13 +27,18 @@ def group_distillation(
         student (Tensor): N×P×…, cosines to the P prototypes.
         teacher (Tensor): The same of the teacher, location by location in the
             same place. Gets no gradient.
-        center (Tensor): P, subtracted from the teacher's.
+        center (Tensor, optional): P, subtracted from the teacher's. None subtracts nothing:
+            with both temperatures 1 the loss is then DenseSiam's
+            (https://arxiv.org/abs/2203.11075) between a prediction and the other view's
+            projection, as its released code has it.
         student_temperature (float): τ_s.
         teacher_temperature (float): τ_t; the smaller, the sharper.
 
     Returns:
         Tensor: A scalar, the mean over all locations.
     """
-    center = center.view(-1, *[1] * (teacher.dim() - 2))
-    target = softmax((teacher.detach() - center) / teacher_temperature, dim=1)
+    target = teacher.detach()
+    if center is not None:
+        target = target - center.view(-1, *[1] * (teacher.dim() - 2))
+    target = softmax(target / teacher_temperature, dim=1)
     return cross_entropy(student / student_temperature, target)

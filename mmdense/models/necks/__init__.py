@@ -1,8 +1,17 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .densecl_neck import DenseCLNeck
+from .densesiam_neck import DenseSiamDecoder, DenseSiamNeck
 from .detco_neck import DetCoNeck
 from .projection_mlp import ProjectionMLP
 from .simclr_neck import SimCLRNeck
 from .simple_feature_pyramid import SimpleFeaturePyramid
 
-__all__ = ['DenseCLNeck', 'DetCoNeck', 'ProjectionMLP', 'SimCLRNeck', 'SimpleFeaturePyramid']
+__all__ = [
+    'DenseCLNeck',
+    'DenseSiamDecoder',
+    'DenseSiamNeck',
+    'DetCoNeck',
+    'ProjectionMLP',
+    'SimCLRNeck',
+    'SimpleFeaturePyramid',
+]

@@ -18,7 +18,9 @@ class ProjectionMLP(BaseModule):
     layers, BN and ReLU it is PixPro's projector and predictor
     (https://arxiv.org/abs/2011.10043, section 3.4), with three, GELU and
     ``init_cfg=dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02)``
-    SlotCon's (https://arxiv.org/abs/2205.15288, section 4.1).
+    SlotCon's (https://arxiv.org/abs/2205.15288, section 4.1). With three layers,
+    ``with_bias=False, with_last_bias=False, with_last_bn=True`` it is the projector of
+    SimSiam (https://arxiv.org/abs/2011.10566, section 3), on a map that of DenseSiam.
 
     Args:
         in_channels (int): Channels of the input.
@@ -29,6 +31,11 @@ class ProjectionMLP(BaseModule):
             M×C. Defaults to True.
         norm_cfg (dict): Defaults to ``dict(type='BN')``.
         act_cfg (dict): Defaults to ``dict(type='ReLU', inplace=True)``.
+        with_bias (bool): Whether the layers before a norm and an activation
+            have a bias, which a BatchNorm takes away. Defaults to True.
+        with_last_bias (bool): Whether the last layer has a bias. Defaults to True.
+        with_last_bn (bool): Whether a norm without scale and shift follows the
+            last layer. Defaults to False.
         init_cfg (dict or list[dict], optional): None is PyTorch's default.
     """
 
@@ -41,6 +48,9 @@ class ProjectionMLP(BaseModule):
         dense: bool = True,
         norm_cfg: Optional[dict] = None,
         act_cfg: Optional[dict] = None,
+        with_bias: bool = True,
+        with_last_bias: bool = True,
+        with_last_bn: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -61,12 +71,17 @@ class ProjectionMLP(BaseModule):
         for i in range(num_layers):
             last = i == num_layers - 1
             channels = out_channels if last else hid_channels
+            bias = with_last_bias if last else with_bias
             layers.append(
-                nn.Conv2d(in_channels, channels, 1) if dense else nn.Linear(in_channels, channels)
+                nn.Conv2d(in_channels, channels, 1, bias=bias)
+                if dense
+                else nn.Linear(in_channels, channels, bias=bias)
             )
             if not last:
                 layers += [build_norm_layer(norm_cfg, channels)[1], build_activation_layer(act_cfg)]
             in_channels = channels
+        if with_last_bn:
+            layers.append(build_norm_layer(dict(norm_cfg, affine=False), channels)[1])
         self.mlp = nn.Sequential(*layers)
 
     def forward(self, x: Union[Tensor, Sequence[Tensor]]) -> Tensor:

@@ -1,25 +1,24 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Dict, List, Optional, Tuple
 
 import torch
-from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from mmdense.models.heads.slot_contrast_head import count_prototypes, slot_similarities
 from mmdense.models.layers import MomentumEncoder, SemanticGrouping, TeacherCenter
 from mmdense.models.losses import group_distillation
-from mmdense.models.utils import align_maps, view_boxes
+from mmdense.models.utils import align_maps, best_groups, view_boxes
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero, check_fractions
 from mmdense.utils.errors import InputError
 
 from .base import AuthorsFormat, RunFacts, Setting, Views
+from .grouping import GroupsPixels
 from .momentum import MomentumSelfSupervisor, power_of_two
 
 
 @MODELS.register_module()
-class SlotCon(MomentumSelfSupervisor):
+class SlotCon(GroupsPixels, MomentumSelfSupervisor):
     """Group locations by prototypes, and contrast the groups (SlotCon).
 
     `Self-Supervised Visual Representation Learning with Semantic Grouping
@@ -49,6 +48,10 @@ class SlotCon(MomentumSelfSupervisor):
     """
 
     product = 'encoder_k.module.backbone'
+    group_name = ('prototype', 'prototypes')
+    group_tensor = 'encoder_k.module.grouping.slot_embed.weight'
+    group_part = 'encoder_k.module'
+    best_prototypes = staticmethod(best_groups)
     views = Views(boxes=True)
     AUTHORS = (
         AuthorsFormat(
@@ -150,51 +153,14 @@ class SlotCon(MomentumSelfSupervisor):
             loss_slot=(1 - self.group_weight) * loss_slot,
         )
 
-    def forward(
-        self,
-        inputs: Union[Tensor, List[Tensor]],
-        data_samples: Optional[list] = None,
-        mode: str = 'tensor',
-    ):
-        """Run mmpretrain's ``forward()``; with ``mode='predict'`` run :meth:`predict`."""
-        if mode == 'predict':
-            return self.predict(inputs, data_samples)
-        return super().forward(inputs, data_samples, mode)
+    @property
+    def num_groups(self) -> int:
+        """Return P."""
+        return self.grouping.slot_embed.num_embeddings
 
-    def predict(self, inputs: Tensor, data_samples: Optional[list] = None) -> list:
-        """Segment images without labels: return the prototype of every pixel.
-
-        Args:
-            inputs (Tensor): N×3×H×W, one view of every image, normalised as in
-                training. In MMEngine's loops the data loader must stack them
-                (``collate_fn=dict(type='mmdense.default_collate')``): the data
-                preprocessor takes a list for several views.
-            data_samples (List[BaseDataElement], optional): N, of mmseg for
-                instance. New ones where there are none.
-
-        Returns:
-            List[BaseDataElement]: The same N samples with ``pred_sem_seg``,
-            whose ``data`` is 1×H×W int64 in [0, P): at the size of
-            ``gt_sem_seg`` where the sample has it, else of the input.
-
-        Raises:
-            InputError: When ``inputs`` are not N×3×H×W, or not N samples.
-        """
-        if not isinstance(inputs, Tensor) or inputs.dim() != 4:
-            raise InputError(
-                'SlotCon predicts on a batch of images N×3×H×W of one size, not on views or a '
-                "list; give the data loader collate_fn=dict(type='mmdense.default_collate')"
-            )
-        if data_samples is None:
-            data_samples = [BaseDataElement() for _ in inputs]
-        if len(data_samples) != len(inputs):
-            raise InputError(f'{len(inputs)} images but {len(data_samples)} data samples')
-        scores = self.teacher_scores(inputs)
-        for score, sample in zip(scores, data_samples):
-            true = sample.gt_sem_seg.data if 'gt_sem_seg' in sample else inputs
-            labels, _ = self.best_prototypes(score[None], true.shape[-2:])
-            sample.set_field(PixelData(data=labels), 'pred_sem_seg')
-        return data_samples
+    def group_scores(self, inputs: Tensor) -> Tensor:
+        """Return :meth:`teacher_scores`."""
+        return self.teacher_scores(inputs)
 
     @torch.no_grad()
     def teacher_scores(self, inputs: Tensor) -> Tensor:
@@ -208,31 +174,6 @@ class SlotCon(MomentumSelfSupervisor):
         """
         teacher = self.encoder_k.module
         return teacher['grouping'].scores(teacher['neck'](teacher['backbone'](inputs)))
-
-    @staticmethod
-    def best_prototypes(scores: Tensor, size: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
-        """Upsample scores bilinearly, and return the best prototype of every pixel.
-
-        Args:
-            scores (Tensor): N×P×h×w.
-            size (tuple[int, int]): H and W.
-
-        Returns:
-            tuple[Tensor, Tensor]: N×H×W: the prototypes, in [0, P), the first
-            where several are equal; and their scores.
-        """
-        best = labels = None
-        # A part at a time: N×P×H×W at once would be gigabytes with 2048 prototypes.
-        for start in range(0, scores.shape[1], 64):
-            part = scores[:, start : start + 64].float()
-            value, index = interpolate(part, tuple(size), mode='bilinear').max(dim=1)
-            if best is None:
-                best, labels = value, index
-            else:
-                better = value > best
-                best = torch.where(better, value, best)
-                labels = torch.where(better, index + start, labels)
-        return labels, best
 
     @classmethod
     def small_data_rules(cls, facts: RunFacts) -> List[Setting]:

@@ -14,8 +14,10 @@ from .geometry import (
     overlap_in_view,
     to_view,
     view_boxes,
+    views_overlap,
     visible_share,
 )
+from .groups import best_groups
 from .map_channels import input_channels, map_channels
 from .patches import split_patches
 from .position_embedding import sincos_positions
@@ -25,6 +27,7 @@ from .unit_vectors import unit_vectors
 
 __all__ = [
     'align_maps',
+    'best_groups',
     'boxes_in_view',
     'boxes_on_grid',
     'calibrate',
@@ -47,6 +50,7 @@ __all__ = [
     'split_patches',
     'to_view',
     'view_boxes',
+    'views_overlap',
     'visible_share',
     'unit_vectors',
 ]

@@ -150,6 +150,20 @@ def overlap_in_view(box: Tensor, other: Tensor) -> Tensor:
     return torch.cat([start, end], dim=1)
 
 
+def views_overlap(box: Tensor, other: Tensor) -> Tensor:
+    """Return whether two views share a part of positive area.
+
+    Args:
+        box (Tensor): N×4, signed boxes of the view.
+        other (Tensor): N×4, those of the other.
+
+    Returns:
+        Tensor: N, bool.
+    """
+    overlap = overlap_in_view(box, other)
+    return (overlap[:, :2] < overlap[:, 2:]).all(dim=1)
+
+
 def boxes_in_view(boxes: Tensor, view: Tensor) -> Tensor:
     """Map boxes of an image into a view.
 
