@@ -352,7 +352,7 @@ def _layout(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
 def _vissl(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     """Recognise VISSL's: the trunk is kept."""
     found = (match.group() for match in map(_TRUNK.match, tensors) if match)
-    prefixes = {prefix for prefix in found if 'moco_encoder.' not in prefix}  # in the loss
+    prefixes = {prefix for prefix in found if '.loss.' not in prefix}  # a momentum encoder
     return _split('VISSL', tensors, prefixes.pop(), meta) if len(prefixes) == 1 else None
 
 

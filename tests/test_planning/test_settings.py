@@ -283,7 +283,7 @@ def test_config_is_the_settings(method, case):
     joined = ' '.join(line.strip().lstrip('# ') for line in text.splitlines())
     for row in rows:
         assert (f'{row.name}: {row.reason}' in joined) == bool(row.config), row
-    assert cfg.model.head.type == recipe.model.head.type
+    assert (cfg.model.type, cfg.model.neck.type) == (recipe.model.type, recipe.model.neck.type)
 
 
 VITS = {
