@@ -524,14 +524,14 @@ def test_the_classes_in_use_are_probed(two_views):
     assert counts.shape == (8,) and counts.sum() == 2 * 2 * 16 * 16
 
 
-@pytest.mark.parametrize('amp', [False, True])
+@pytest.mark.parametrize('amp', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_segmenter_learns(two_views, amp):
     torch.manual_seed(0)
     model = MODELS.build(segmenter_config(channels=32))
     model.init_weights()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
     batch, history = two_views(n=2), []
-    for _ in range(10):
+    for _ in range(20):
         with torch.autocast('cpu', torch.bfloat16, enabled=amp):
             losses = model(*batch, mode='loss')
         optimizer.zero_grad()
