@@ -84,6 +84,8 @@ def export_checkpoint(
         stem = os.path.splitext(os.path.basename(urlparse(checkpoint).path))[0] or 'backbone'
         path = f'{stem}_{target}{dict(onnx=".onnx", detectron2=".pkl").get(target, ".pth")}'
     if target == 'onnx':
+        if not path.endswith('.onnx'):
+            raise InputError(f'{path} must end in .onnx')
         return _export_onnx(checkpoint, path, prefix, size)
     content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
     found = recognise(content, name=checkpoint, prefix=prefix)

@@ -161,7 +161,7 @@ def check_pretrain(args: Namespace) -> None:
 
 def check_plan(args: Namespace) -> None:
     """Check the method and the paths of the data."""
-    from mmdense.utils.paths import check_images
+    from mmdense.utils.paths import check_checkpoint, check_images, is_file_name
     from mmdense.utils.plugins import find_plugins, unknown_method
 
     if not (args.custom_imports or args.method in methods() or args.method in find_plugins()):
@@ -170,6 +170,8 @@ def check_plan(args: Namespace) -> None:
         check_images(path)
     if args.labels:
         check_images(args.labels, 'the path of labelled images')
+    if args.init and is_file_name(args.init):
+        check_checkpoint(args.init)
 
 
 def run_pretrain(args: Namespace) -> None:

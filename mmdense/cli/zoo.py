@@ -37,6 +37,13 @@ def add_download(command) -> None:
     )
 
 
+def check_download(args: Namespace) -> None:
+    """Check the name."""
+    from mmdense.apis import hub
+
+    hub.find_weights(args.name)
+
+
 def run_download(args: Namespace) -> None:
     """Download the weights, and print the path."""
     from mmdense.apis import hub

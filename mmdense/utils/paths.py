@@ -38,6 +38,11 @@ def check_checkpoint(path: str) -> None:
     raise CheckpointError(f'checkpoint {path} {what}')
 
 
+def is_file_name(name: str) -> bool:
+    """Return whether what may also be the name of published weights is a path."""
+    return '://' not in name and bool(osp.dirname(name) or osp.splitext(name)[1])
+
+
 def not_of_pytorch(framework: str) -> str:
     """Return the end of a message about a checkpoint of another framework."""
     return (
@@ -65,12 +70,14 @@ def check_images(path: str, kinds: str = _KINDS) -> None:
         kinds (str): What it may be, for the message.
 
     Raises:
-        DataError: It does not exist.
+        DataError: It does not exist, or nothing fits the pattern.
     """
     path = osp.abspath(osp.expanduser(path))
     inside = '.zip/' in path or '.lmdb/' in path
     if not (osp.exists(path) or inside or glob.has_magic(path)):
         raise DataError(f'{path} does not exist: give {kinds}')
+    if not (osp.exists(path) or inside) and next(glob.iglob(path, recursive=True), None) is None:
+        raise DataError(f'no file or folder fits the pattern {path}')
 
 
 def check_config(path: str) -> None:

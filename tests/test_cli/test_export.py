@@ -334,9 +334,10 @@ def test_no_way_that_does_not_work(tmp_path, capsys):
     assert 'num_groups' in export_checkpoint(run, 'mmpretrain', str(tmp_path / 'c.pth')).code
 
 
-def test_the_ending_of_detectron2(checkpoint, tmp_path, capsys):
-    line = refused(capsys, checkpoint, '--to', 'detectron2', '--out', tmp_path / 'b.pth')
-    assert 'must end in .pkl' in line and not (tmp_path / 'b.pth').exists()
+@pytest.mark.parametrize('target, ending', [('detectron2', '.pkl'), ('onnx', '.onnx')])
+def test_the_ending_of_a_target(target, ending, checkpoint, tmp_path, capsys):
+    line = refused(capsys, checkpoint, '--to', target, '--out', tmp_path / 'b.safetensors')
+    assert f'must end in {ending}' in line and not (tmp_path / 'b.safetensors').exists()
 
 
 @pytest.mark.parametrize('target', ['torchvision', 'timm', 'mmpretrain'])

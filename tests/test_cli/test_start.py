@@ -92,9 +92,12 @@ WRONG = dict(
     report_out=['report', '.', '--out', '/proc/no/such.html'],
     pretrain=['pretrain', 'no/such'],
     pretrain_out=['pretrain', '.', '--out', '/proc/no/such'],
+    pretrain_pattern=['pretrain', 'no/such*.jpg'],
+    pretrain_init=['pretrain', '.', '--init', 'no/such.pth'],
     pretrain_labels=['pretrain', '.', '--labels', 'no/such'],
     pretrain_method=['pretrain', '.', '--method', 'no/such'],
     plan=['plan', 'no/such'],
+    download=['download', 'no/such'],
 )
 QUIET = dict(list=['list'], completion=['completion', 'bash'], version=['--version'])
 

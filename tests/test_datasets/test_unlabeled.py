@@ -380,6 +380,7 @@ def test_what_runs_wrote_is_left_out(tmp_path):
         *(
             'pages/features.png',
             'pages/correspondence_12.png',
+            'pages/regions.png',
             'pages/photo.png',
             'docs/index.html',
         ),
