@@ -24,6 +24,7 @@ from mmdense.models.utils import align_maps
 
 SETTING = ''
 TARGET = 1.03
+GPU = False
 PEERS = {}
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 SETTING = ''
 TARGET = 1.03
+GPU = False
 CONFIG = 'mae/mae_vit-base-p16_8xb512-amp-coslr-800e_in1k.py'
 
 

@@ -16,6 +16,7 @@ from mmdense.models.losses import info_nce
 
 SETTING = 'K = {queue_len}'
 TARGET = 1.03
+GPU = False
 SHIPPED = 'mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py'
 PEERS = {'mmpretrain MoCoV2': SHIPPED}
 

@@ -2,6 +2,7 @@
 from typing import Optional
 
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmpretrain.utils import get_ori_model
 
 from mmdense.registry import HOOKS
@@ -32,9 +33,10 @@ class RegionWarmupHook(Hook):
             raise InputError(f'RegionWarmupHook: {type(model).__name__} has no region_head')
         self.model, self.weight = model, model.region_weight
         if runner.epoch < self.epochs:
-            runner.logger.info(
+            print_log(
                 f'The region loss starts after {self.epochs} epochs: its weight is 0 before, and '
-                f'{self.weight:g} from there on. The loss changes there by a step.'
+                f'{self.weight:g} from there on. The loss changes there by a step.',
+                logger='current',
             )
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Optional[dict] = None) -> None:
