@@ -649,7 +649,7 @@ def test_pretraining_recipe(path, epochs, images):
 
 def test_segmentation_recipe():
     """The authors' config, in numbers."""
-    config = load_recipe('configs/densesiam_r18_coco-stuff27.py')
+    config = load_recipe('configs/densesiam_r18_stuff27.py')
     optimizer = dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4)
     assert config.optim_wrapper == dict(type='OptimWrapper', optimizer=optimizer)
     assert 'param_scheduler' not in config and config.train_cfg.max_epochs == 10
