@@ -689,7 +689,7 @@ def test_segmentation_views(side, images):
     """Colours first, in the square; the second view is all of it."""
     from mmdense.registry import TRANSFORMS
 
-    name = 'r18_coco-stuff27' if side == 640 else 'unsup-seg_resnet18_1xb16-50e_camvid'
+    name = 'r18_stuff27' if side == 640 else 'unsup-seg_resnet18_1xb16-50e_camvid'
     pipeline = load_recipe(f'configs/densesiam/densesiam_{name}.py').train_pipeline
     kinds = [[t.type for t in transforms] for transforms in pipeline[3].transforms]
     colours = ['ColorJitter'] * 4 + ['RandomGrayscale', 'GaussianBlur']
