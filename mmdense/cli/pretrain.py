@@ -170,7 +170,8 @@ def check_plan(args: Namespace) -> None:
         check_images(path)
     if args.labels:
         check_images(args.labels, 'the path of labelled images')
-    if args.init and is_file_name(args.init):
+    resumed = getattr(args, 'resume', False)  # it has begun already
+    if args.init and not resumed and is_file_name(args.init):
         check_checkpoint(args.init)
 
 
