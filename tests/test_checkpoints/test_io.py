@@ -191,7 +191,7 @@ def test_a_model_that_was_pickled_as_a_whole(tmp_path, foreign):
 
 
 def test_a_pickled_network_next_to_the_tensors(tmp_path):
-    """As lightly-train writes it: the network is an inert placeholder, the tensors are read."""
+    """Tensors are read; the network that lightly-train pickles beside them is inert."""
     from torchvision.models import resnet18
 
     network = resnet18()
