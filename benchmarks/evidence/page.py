@@ -332,7 +332,7 @@ def _settings(cfg: Config, results: Results, results_dir: Path) -> str:
             rest.append(f'{model.num_prototypes} prototypes')
         for hook in run.get('custom_hooks') or ():
             if hook.type == 'LambdaWarmupHook':
-                rest.append(f'dense loss from step {hook.start_iters}')
+                rest.append(f'dense loss from step {hook.start_iters + 1}')
         rows.append(
             [
                 name_of(method),

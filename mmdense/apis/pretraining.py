@@ -514,6 +514,7 @@ def _set_epochs(config: str, epochs: int) -> None:
     changed, number = re.subn(r'\bmax_epochs\s*=\s*\d+', f'max_epochs={epochs}', text)
     if number == 0:
         changed = f'{text}train_cfg = dict(max_epochs={epochs})\n'
+    changed = re.sub(_REASON_OF_EPOCHS, '# epochs: set explicitly, to train longer', changed)
     with one_line_errors(*CONFIG_ERRORS):
         fits = number <= 1 and Config.fromstring(changed, '.py').train_cfg.max_epochs == epochs
     if not fits:
@@ -523,6 +524,10 @@ def _set_epochs(config: str, epochs: int) -> None:
         )
     with report_write_errors(config):
         write_text(config, changed)
+
+
+# The comment that `pretrain` writes above the number: its steps are those of the first run.
+_REASON_OF_EPOCHS = re.compile(r'# epochs: .*(\n *# .*)*(?=\n *max_epochs)')
 
 
 def _has_begun(request: Request) -> bool:

@@ -243,7 +243,7 @@ class UnlabeledDataset(BaseDataset):
 
     def describe_unread(self) -> str:
         """Return in words how many files of formats that are not read there are."""
-        counts = ', '.join(f'{n:,} {ending}' for ending, n in self.unread.most_common(3))
+        counts = ', '.join(f'{n:,} {ending}' for ending, n in self.unread.most_common())
         text = f'{counts}, which {"is" if sum(self.unread.values()) == 1 else "are"} not read'
         if '.npy' in self.unread:
             text += ' (.npy is, with the channels of the images: --in-channels)'

@@ -625,6 +625,8 @@ def test_a_finished_run_says_so_and_trains_longer(call, images, tmp_path):
     lr = {row['epoch']: row['lr'] for row in rows if 'lr' in row}
     base = Config.fromfile('run/config.py').optim_wrapper.optimizer.lr
     assert Config.fromfile('run/config.py').train_cfg.max_epochs == 4
+    text = Path('run/config.py').read_text()
+    assert '# epochs: set explicitly, to train longer\n    max_epochs=4,' in text
     # epoch 3 of 4 is at the middle of the cosine
     assert lr[3] == pytest.approx(base / 2) and lr[4] < lr[3]
 

@@ -2,6 +2,7 @@
 """Files of more than 8 bits, and of one, four or eight bands."""
 
 import io
+import logging
 
 import cv2
 import numpy as np
@@ -193,6 +194,15 @@ def test_four_bands_are_no_colors():
         found = decode_image(tiff(colors, photometric='rgb', extrasamples=['unassalpha']))
         expected = colors if dtype == np.uint8 else (colors >> 8).astype(np.uint8)
         assert np.array_equal(found, expected[..., 2::-1])
+
+
+def test_a_refusal_prints_nothing(monkeypatch, capfd):
+    """Pillow logs what it cannot read, which a program without handlers prints."""
+    content = tiff(draw(8))
+    monkeypatch.setattr(logging.getLogger(), 'handlers', [])
+    with pytest.raises(ValueError, match='it has 8 bands'):
+        read_header(content)
+    assert capfd.readouterr() == ('', '')
 
 
 def test_upright():

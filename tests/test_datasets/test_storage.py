@@ -98,7 +98,7 @@ def test_gives_what_the_folder_gives(tmp_path, make, kwargs):
     assert archive.source.startswith(f'{root} (with')
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.sets(
         st.lists(st.text('aB.-é ', min_size=1, max_size=4), min_size=1, max_size=4).map(

@@ -2,6 +2,7 @@
 """Image files to arrays, strictly: an incomplete file is an error."""
 
 import io
+import logging
 import re
 from contextlib import contextmanager, suppress
 from typing import Iterator, NamedTuple, Optional, Tuple
@@ -44,6 +45,10 @@ try:  # photographs of phones
     register_heif_opener()
 except ImportError:
     register_heif_opener = None
+
+# Pillow logs what it cannot read of a file, and without a handler that is a line on stderr for each
+# file: the error here says it, once.
+logging.getLogger('PIL').addHandler(logging.NullHandler())
 
 # Raster formats only: Pillow's full list has parsers (EPS) that start other programs.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')

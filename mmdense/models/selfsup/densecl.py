@@ -135,7 +135,7 @@ class DenseCL(MomentumSelfSupervisor):
             reason = 'features are there to match locations by'
         elif facts.steps < 20_000:
             start = min(1000, ceil(facts.steps / 4))
-            when = f'from step {start}'
+            when = f'from step {start + 1}'  # counted from 1, as in the log
             reason = 'until then locations would be matched by random features'
             hooks = [dict(type='LambdaWarmupHook', start_iters=start)]
         rule = Setting('dense loss', when, reason, {'custom_hooks': hooks})
