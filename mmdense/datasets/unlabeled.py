@@ -346,7 +346,8 @@ class UnlabeledDataset(BaseDataset):
         if not any(map(self._exists, images)):
             raise MissingImagesError(
                 f'none of the {len(images)} images in {self.ann_file} exists; the first '
-                f'was looked for at {images[0][0]}; check data_root and data_prefix'
+                f'was looked for at {images[0][0]}; check data_root and data_prefix',
+                images[0][0],
             )
         return images
 

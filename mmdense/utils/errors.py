@@ -25,7 +25,16 @@ class DataError(MMDenseError):
 
 
 class MissingImagesError(DataError):
-    """None of the images that a list or a json names exists."""
+    """None of the images that a list or a json names exists.
+
+    Args:
+        message (str): What is wrong, where, and what to do.
+        first (str): Where the first image was looked for.
+    """
+
+    def __init__(self, message: str, first: str) -> None:
+        super().__init__(message)
+        self.first = first
 
 
 class CheckpointError(MMDenseError):

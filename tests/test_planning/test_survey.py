@@ -46,8 +46,12 @@ def test_images(images, coco, tmp_path):
     assert (found.count, found.side) == (12, 72)
     assert found.dataset['data_prefix'] == str(tmp_path / 'train2017')
     shutil.move(str(tmp_path / 'train2017'), str(tmp_path / 'elsewhere'))
-    with pytest.raises(DataError, match='none of the images that .*json names exists.*--prefix'):
+    missing = 'none of the images that .*json names exists, of which the first is {}; .*--prefix'
+    with pytest.raises(DataError, match=missing.format('00.jpg')):
         planning.survey_images(str(coco))
+    (tmp_path / 'list.txt').write_text('/nowhere/1.jpg\n/nowhere/2.jpg\n')
+    with pytest.raises(DataError, match=missing.replace('json', 'txt').format('/nowhere/1.jpg')):
+        planning.survey_images(str(tmp_path / 'list.txt'))
     found = planning.survey_images(str(coco), str(tmp_path / 'elsewhere'))
     assert found.count == 12 and found.dataset['data_prefix'] == str(tmp_path / 'elsewhere')
 

@@ -346,12 +346,13 @@ def open_images(
         arguments = dict(data_root='', ann_file=path, data_prefix=guess, **more)
         try:
             return arguments, UnlabeledDataset(**arguments)
-        except MissingImagesError:
-            continue
+        except MissingImagesError as error:
+            start = osp.join(guess, '')
+            first = error.first[len(start) * error.first.startswith(start) :]
     looked = ', '.join(guesses)
     raise DataError(
-        f'none of the images that {path} names exists below {looked}: --prefix says which folder '
-        'its paths are relative to'
+        f'none of the images that {path} names exists, of which the first is {first}; looked below '
+        f'{looked}: --prefix says which folder its paths are relative to'
     )
 
 
