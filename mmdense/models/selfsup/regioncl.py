@@ -12,7 +12,20 @@ from mmdense.registry import MODELS
 from .base import Views
 from .moco import MoCo
 
-SWAP = dict(type='mmdense.RegionSwap')
+
+class SwapsRegions:
+    """Hold what swaps regions between images: a mixin, before the algorithm that RegionCL is on.
+
+    Args:
+        swap (dict, optional): :class:`mmdense.models.layers.RegionSwap`. Defaults to its defaults.
+        args, kwargs: Arguments of the algorithm.
+    """
+
+    AUTHORS = ()  # no file was released, and their code has the names of MoCo's
+
+    def __init__(self, *args, swap: Optional[dict] = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.swap = MODELS.build(swap or dict(type='mmdense.RegionSwap'))
 
 
 def contrast_regions(
@@ -45,7 +58,7 @@ def contrast_regions(
 
 
 @MODELS.register_module()
-class RegionCL(MoCo):
+class RegionCL(SwapsRegions, MoCo):
     """Contrast images, and regions that they swap, with a queue of keys (RegionCL-M).
 
     `RegionCL: Can Simple Region Swapping Contribute to Contrastive Learning?
@@ -55,17 +68,13 @@ class RegionCL(MoCo):
     of the images that they show.
 
     Args:
-        swap (dict): :class:`mmdense.models.layers.RegionSwap`.
+        swap (dict, optional): :class:`mmdense.models.layers.RegionSwap`. Defaults to its
+            defaults.
         kwargs: Arguments of :class:`MoCo`. The head is
             :class:`mmdense.models.heads.InfoNCEHead`.
     """
 
     views = Views(trained=(2,))  # the query view as it is, and with the rectangle
-    AUTHORS = ()  # their code's files have the names of MoCo's
-
-    def __init__(self, *args, swap: dict = SWAP, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.swap = MODELS.build(swap)
 
     def loss(
         self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs

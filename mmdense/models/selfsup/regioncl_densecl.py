@@ -12,11 +12,11 @@ from mmdense.registry import MODELS
 
 from .base import Views
 from .densecl import DenseCL
-from .regioncl import SWAP, contrast_regions
+from .regioncl import SwapsRegions, contrast_regions
 
 
 @MODELS.register_module()
-class RegionCLD(DenseCL):
+class RegionCLD(SwapsRegions, DenseCL):
     """Contrast images, locations, and regions that images swap (RegionCL-D).
 
     RegionCL (https://arxiv.org/abs/2111.12309) on DenseCL. The authors published results of it and
@@ -24,16 +24,12 @@ class RegionCLD(DenseCL):
     :class:`RegionCL` by the global projector and the queue of global keys, with weight 1.
 
     Args:
-        swap (dict): :class:`mmdense.models.layers.RegionSwap`.
+        swap (dict, optional): :class:`mmdense.models.layers.RegionSwap`. Defaults to its
+            defaults.
         kwargs: Arguments of :class:`DenseCL`.
     """
 
     views = Views(trained=(2,))
-    AUTHORS = ()
-
-    def __init__(self, *args, swap: dict = SWAP, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.swap = MODELS.build(swap)
 
     def loss(
         self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs

@@ -8,12 +8,12 @@ from mmdense.models.utils import in_float32
 from mmdense.registry import MODELS
 
 from .base import Views
-from .regioncl import SWAP
+from .regioncl import SwapsRegions
 from .simsiam import SimSiam
 
 
 @MODELS.register_module()
-class RegionCLS(SimSiam):
+class RegionCLS(SwapsRegions, SimSiam):
     """Predict projections of images from regions that they swap, without negatives (RegionCL-S).
 
     RegionCL (https://arxiv.org/abs/2111.12309) on SimSiam. The authors published results of it and
@@ -21,16 +21,12 @@ class RegionCLS(SimSiam):
     of the other view of the image that it shows. The view itself is not mixed there.
 
     Args:
-        swap (dict): :class:`mmdense.models.layers.RegionSwap`.
+        swap (dict, optional): :class:`mmdense.models.layers.RegionSwap`. Defaults to its
+            defaults.
         kwargs: Arguments of :class:`SimSiam`.
     """
 
     views = Views(trained=(4,))  # both views as they are, and with the rectangle
-    AUTHORS = ()
-
-    def __init__(self, *args, swap: dict = SWAP, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.swap = MODELS.build(swap)
 
     def loss(
         self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs
