@@ -165,11 +165,11 @@ def _read(file: BinaryIO, name: str, map_location: Any) -> Any:
 
 
 def _is_of_jax(file: BinaryIO) -> bool:
-    """Return whether a pickle names JAX or Haiku at its beginning; the file is at its start
-    again."""
+    """Return whether a pickle names JAX or Haiku at its beginning, or has Haiku's names of
+    modules; the file is at its start again."""
     beginning = file.read(1 << 16)
     file.seek(0)
-    return any(package in beginning for package in (b'haiku.', b'jaxlib.', b'jax._src'))
+    return any(name in beginning for name in (b'haiku.', b'jaxlib.', b'jax._src', b'/~/'))
 
 
 def _read_safetensors(file: BinaryIO, name: str, map_location: Any) -> dict:

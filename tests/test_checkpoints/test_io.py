@@ -256,6 +256,8 @@ def test_checkpoints_of_tensorflow_and_jax(tmp_path):
             archive.write(tmp_path / name, f'ResNet50_1x/{name}')
     haiku = b'\x80\x04\x8c\x1ahaiku._src.data_structures\x94\x8c\x0bFlatMapping\x94\x93\x94)\x81.'
     (tmp_path / 'pretrain_res50x1.pkl').write_bytes(haiku)
+    plain = {'res_net50/~/initial_conv': dict(w=np.ones((2, 2), np.float32))}
+    (tmp_path / 'plain.pkl').write_bytes(pickle.dumps(dict(online_params=plain)))
     torch.save(dict(a=torch.ones(2)), tmp_path / 'ours.pth')
     for name, framework in (
         ('model.ckpt-250228', 'TensorFlow'),
@@ -263,6 +265,7 @@ def test_checkpoints_of_tensorflow_and_jax(tmp_path):
         ('saved', 'TensorFlow'),
         ('ResNet50_1x.zip', 'TensorFlow'),
         ('pretrain_res50x1.pkl', 'JAX'),
+        ('plain.pkl', 'JAX'),
     ):
         with pytest.raises(CheckpointError, match=f'is of {framework}, which mmd.*`mmdense list`'):
             read_checkpoint(str(tmp_path / name))

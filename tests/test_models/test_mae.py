@@ -365,6 +365,17 @@ def test_masks_differ_by_image_step_and_process():
     assert not torch.equal(first, mask(0, 1, 5)) and not torch.equal(first, mask(0, 0, 6))
 
 
+def test_names_without_a_prefix():
+    """As in mmpretrain's configs, whatever the default scope is."""
+    plain = {**config(), 'type': 'MAE'}
+    for name in ('backbone', 'neck', 'head'):
+        plain[name] = dict(plain[name], type=plain[name]['type'].split('.')[-1])
+    for scope in ('mmdense', 'mmpretrain', 'mmseg'):
+        with DefaultScope.overwrite_default_scope(scope):
+            assert type(MAE(**{k: v for k, v in plain.items() if k != 'type'})) is MAE
+    MODELS.build(dict(plain, type='mmdense.MAE'))
+
+
 def test_channels_follow():
     """Images of five channels: decoder and head take as many."""
     model = MODELS.build(config(channels=5))

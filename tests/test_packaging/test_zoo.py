@@ -200,6 +200,7 @@ PUBLISHED = {
     'pixpro-instance_resnet50_8xb128-coslr-400e_in1k': [41.4],
     'regioncl_resnet50_8xb128-coslr-200e_in1k': [69.4, 40.1, 36.3],
     'simsiam_resnet50_8xb32-coslr-100e_in1k': [68.3],
+    'simsiam_resnet50_8xb64-coslr-100e_in1k': [68.1],
     'slotcon_resnet50_8xb64-coslr-800e_coco': [41.0, 37.0],
     'slotcon_resnet50_8xb64-coslr-800e_cocoplus': [41.8, 37.8],
     'slotcon_resnet50_8xb64-coslr-100e_in1k': [41.4, 37.2],

@@ -8,7 +8,7 @@ optim_wrapper = dict(
     optimizer=dict(type='mmdense.LARS', lr=0.6, momentum=0.9, weight_decay=1e-6, adapt_all=True),
 )
 param_scheduler = [
-    dict(type='CosineAnnealingLR', eta_min=6e-4, by_epoch=True, convert_to_iter_based=True)
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.001, by_epoch=True, convert_to_iter_based=True)
 ]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=200)
 auto_scale_lr = dict(base_batch_size=256)

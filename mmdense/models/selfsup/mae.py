@@ -120,9 +120,11 @@ class MAE(SelfSupervisor, _MAE):
 
 
 def _fill(config: dict, kind: str, sizes: Dict[str, int]) -> dict:
-    """Return the config of a part of mmpretrain's, with the sizes that it leaves out."""
-    known = str(config['type']).split('.')[-1] == kind
-    return dict(sizes, **config) if known else config
+    """Return the config of a part of mmpretrain's, with the sizes that it leaves out; without a
+    prefix the part is mmpretrain's in every default scope."""
+    if str(config['type']).split('.')[-1] != kind:
+        return config
+    return dict(sizes, **dict(config, type=f'mmpretrain.{kind}'))
 
 
 def _read_sizes(backbone: nn.Module) -> Tuple[Dict[str, int], Dict[str, int]]:
