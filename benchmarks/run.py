@@ -41,7 +41,7 @@ QUICK = {
         f'loss-{name}': f'loss.py {name} {getattr(method, "LOSS_OPTIONS", "")} --rounds 5 CLOCK'
         for name, method in METHODS.items()
     },
-    **{f'step-{name}': f'step.py {name} --rounds 3 CLOCK' for name in methods.shipped()},
+    **{f'step-{name}': f'step.py {name} --rounds 3 CLOCK' for name in methods.quick()},
     'step-lars': 'step.py lars --rounds 21 CLOCK',
     'end_to_end': f'end_to_end.py {E2E}',
     'end_to_end-cost': f'end_to_end.py {E2E} --clock cpu',

@@ -7,8 +7,8 @@ A file has ``losses(args)``, see ``loss.py``, and ``floor(model, inputs, args)``
 may have ``LOSS_OPTIONS`` for loss.py; ``MORE``, what ``make bench-full`` also runs; and
 ``SHIPPED``, mmpretrain's config of the same algorithm: then runs and scaling are compared too;
 ``READS``, how often a step reads values of the device, 0 without;
-``GPU``, False where gpu.py times it only when asked; ``GAINS``, what the page begins
-with: words, the result, what the row has behind the algorithm's name, and its peer.
+``GPU``, False where ``make bench`` and gpu.py time its step only when asked; ``GAINS``, what the
+page begins with: words, the result, what the row has behind the algorithm's name, and its peer.
 """
 
 from importlib import import_module
@@ -28,6 +28,12 @@ def load(name):
 def shipped():
     """Return the names of those that mmpretrain has too."""
     return [name for name in names() if hasattr(load(name), 'SHIPPED')]
+
+
+def quick():
+    """Return the names of those whose step is timed without being asked for, and that mmpretrain
+    has too."""
+    return [name for name in shipped() if getattr(load(name), 'GPU', True)]
 
 
 def example():

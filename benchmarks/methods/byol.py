@@ -8,6 +8,7 @@ forward; the predictor on both.
 
 import torch
 from floors import predicting_encoders
+from lightly_parts import LightlyModel
 
 from mmdense.models.losses import cosine_distance
 
@@ -15,7 +16,7 @@ SETTING = ''
 TARGET = 1.03
 GPU = False
 SHIPPED = 'byol/byol_resnet50_16xb256-coslr-200e_in1k.py'
-PEERS = {'mmpretrain BYOL': SHIPPED}
+PEERS = {'mmpretrain BYOL': SHIPPED, 'lightly BYOL': lambda args: LightlyBYOL(args)}
 
 
 def distance_written_out(prediction, target):
@@ -36,3 +37,24 @@ def losses(args):
 
 def floor(model, views, args):
     return predicting_encoders(model, views, args), None
+
+
+class LightlyBYOL(LightlyModel):
+    """lightly's parts for BYOL."""
+
+    def __init__(self, args):
+        super().__init__(SHIPPED, args, self.make_heads, twin=True)
+        self.loss = self.losses.NegativeCosineSimilarity()
+
+    @staticmethod
+    def make_heads(modules, width):
+        projector = modules.BYOLProjectionHead(width, 4096, 256)
+        return [projector, modules.BYOLPredictionHead(256, 4096, 256)]
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        (predictor,) = self.heads
+        with torch.no_grad():
+            self.utils.update_momentum(self.online, self.twin, m=0.99)
+            z_1, z_2 = (self.encode(self.twin, view) for view in inputs)
+        p_1, p_2 = (predictor(self.encode(self.online, view)) for view in inputs)
+        return dict(loss=0.5 * (self.loss(p_1, z_2) + self.loss(p_2, z_1)))

@@ -5,6 +5,7 @@ Losses: the squared error of hidden patches, with normalised targets.
 Floor: the encoder on the visible patches and the decoder on all, forward and backward.
 """
 
+import common
 import models
 import torch
 from floors import forward_backward, leaf
@@ -35,7 +36,7 @@ def shipped(args):
     return OneView(models.build(config, 'mmpretrain', args))
 
 
-PEERS = {'mmpretrain MAE': shipped}
+PEERS = {'mmpretrain MAE': shipped, 'lightly MAE': lambda args: LightlyMAE(args)}
 
 
 def squared_error_written_out(prediction, images, mask, patch=16):
@@ -70,3 +71,40 @@ def floor(model, views, args):
         'decoder': forward_backward(lambda x: model.neck(x, places), [leaf(latent)], model, args),
     }
     return parts, 'ViT-B'
+
+
+class LightlyMAE(nn.Module):
+    """lightly's parts for MAE on timm's ViT-Base, put together as in its example."""
+
+    def __init__(self, args):
+        super().__init__()
+        import timm
+
+        modules = common.peer('lightly.models.modules')
+        vit = timm.create_model('vit_base_patch16_224', img_size=args.size, num_classes=0)
+        self.encoder = modules.MaskedVisionTransformerTIMM(vit=vit)
+        self.decoder = modules.MAEDecoderTIMM(
+            num_patches=vit.patch_embed.num_patches,
+            patch_size=16,
+            embed_dim=vit.embed_dim,
+            decoder_embed_dim=512,
+            decoder_depth=8,
+            decoder_num_heads=16,
+        )
+        self.utils = common.peer('lightly.models.utils')
+        self.to(args.device).train()
+
+    def forward(self, views, samples=None, mode='loss'):
+        (images,) = views
+        length = self.encoder.sequence_length
+        keep, hidden = self.utils.random_token_mask(
+            (len(images), length), 0.75, device=images.device
+        )
+        visible = self.decoder.embed(self.encoder.encode(images, idx_keep=keep))
+        tokens = self.decoder.mask_token.repeat(len(images), length, 1)
+        tokens = self.utils.set_at_index(tokens, keep, visible.type_as(tokens))
+        decoded = self.decoder.decode(tokens)
+        predicted = self.decoder.predict(self.utils.get_at_index(decoded, hidden))
+        patches = self.utils.patchify(images, 16)
+        target = self.utils.normalize_mean_var(self.utils.get_at_index(patches, hidden - 1))
+        return dict(loss=(predicted - target).square().mean())

@@ -10,6 +10,7 @@ import models
 import torch
 from floors import forward, forward_backward, last_map, leaf, maps_of
 from formulas import info_nce_written_out
+from lightly_parts import LightlyModel
 from torch.nn.functional import normalize
 
 from mmdense.models.losses import info_nce
@@ -18,7 +19,7 @@ SETTING = 'K = {queue_len}'
 TARGET = 1.03
 GPU = False
 SHIPPED = 'mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py'
-PEERS = {'mmpretrain MoCoV2': SHIPPED}
+PEERS = {'mmpretrain MoCoV2': SHIPPED, 'lightly MoCoV2': lambda args: LightlyMoCo(args)}
 
 
 def losses(args):
@@ -57,3 +58,24 @@ def floor(model, views, args):
         'gradient': lambda: torch.mm(matrix, queue.t()),
     }
     return parts, None
+
+
+class LightlyMoCo(LightlyModel):
+    """lightly's parts for MoCo v2. The shuffled BatchNorm, which does nothing in one process, is
+    left out."""
+
+    def __init__(self, args):
+        super().__init__(SHIPPED, args, self.make_heads, twin=True)
+        self.loss = self.losses.NTXentLoss(0.2, memory_bank_size=(args.queue_len, 128))
+        self.to(args.device)
+
+    @staticmethod
+    def make_heads(modules, width):
+        return [modules.MoCoProjectionHead(width, 2048, 128)]
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        q = self.encode(self.online, inputs[0])
+        with torch.no_grad():
+            self.utils.update_momentum(self.online, self.twin, m=0.999)
+            k = self.encode(self.twin, inputs[1])
+        return dict(loss=self.loss(q, k))

@@ -8,6 +8,7 @@ products.
 
 import torch
 from floors import forward_backward, last_map, leaf, maps_of, matrix_products, product
+from lightly_parts import LightlyModel
 from torch.nn.functional import cross_entropy, normalize
 
 from mmdense.models.losses import nt_xent
@@ -16,7 +17,7 @@ SETTING = ''
 TARGET = 1.03
 GPU = False
 SHIPPED = 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py'
-PEERS = {'mmpretrain SimCLR': SHIPPED}
+PEERS = {'mmpretrain SimCLR': SHIPPED, 'lightly SimCLR': lambda args: LightlySimCLR(args)}
 
 
 def nt_xent_written_out(first, second, temperature):
@@ -47,3 +48,18 @@ def floor(model, views, args):
         'products': matrix_products([product((rows, 128), (128, rows))] * 4, args),
     }
     return parts, None
+
+
+class LightlySimCLR(LightlyModel):
+    """lightly's parts for SimCLR; the projector without BatchNorm, as ours."""
+
+    def __init__(self, args):
+        super().__init__(SHIPPED, args, self.make_heads)
+        self.loss = self.losses.NTXentLoss(temperature=0.1)
+
+    @staticmethod
+    def make_heads(modules, width):
+        return [modules.SimCLRProjectionHead(width, 2048, 128, batch_norm=False)]
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        return dict(loss=self.loss(*(self.encode(self.online, view) for view in inputs)))

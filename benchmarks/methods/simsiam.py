@@ -9,12 +9,13 @@ import common
 import models
 import torch
 from floors import forward_backward, last_map, leaf, maps_of
+from lightly_parts import LightlyModel
 
 SETTING = ''
 TARGET = 1.03
 GPU = False
 SHIPPED = 'simsiam/simsiam_resnet50_8xb32-coslr-100e_in1k.py'
-PEERS = {'mmpretrain SimSiam': SHIPPED}
+PEERS = {'mmpretrain SimSiam': SHIPPED, 'lightly SimSiam': lambda args: LightlySimSiam(args)}
 
 
 def cosine_written_out(prediction, target):
@@ -44,3 +45,22 @@ def floor(model, views, args):
         'predictor': forward_backward(lambda x: model.head.predictor([x])[0], z, model, args),
     }
     return parts, None
+
+
+class LightlySimSiam(LightlyModel):
+    """lightly's parts for SimSiam."""
+
+    def __init__(self, args):
+        super().__init__(SHIPPED, args, self.make_heads)
+        self.loss = self.losses.NegativeCosineSimilarity()
+
+    @staticmethod
+    def make_heads(modules, width):
+        projector = modules.SimSiamProjectionHead(width, 2048, 2048)
+        return [projector, modules.SimSiamPredictionHead(2048, 512, 2048)]
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        (predictor,) = self.heads
+        z_1, z_2 = (self.encode(self.online, view) for view in inputs)
+        losses = self.loss(predictor(z_1), z_2.detach()), self.loss(predictor(z_2), z_1.detach())
+        return dict(loss=0.5 * sum(losses))

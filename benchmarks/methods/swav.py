@@ -10,6 +10,7 @@ import common
 import models
 import torch
 from floors import forward_backward, last_map, leaf, matrix_products, product
+from lightly_parts import LightlyModel
 from torch.nn.functional import normalize
 
 from mmdense.models.losses import sinkhorn, swapped_prediction
@@ -18,7 +19,7 @@ SETTING = '3000 prototypes'
 TARGET = 1.03
 GPU = False
 SHIPPED = 'swav/swav_resnet50_8xb32-mcrop-coslr-200e_in1k-224px-96px.py'
-PEERS = {'mmpretrain SwAV': SHIPPED}
+PEERS = {'mmpretrain SwAV': SHIPPED, 'lightly SwAV': lambda args: LightlySwAV(args)}
 VIEWS = 8
 
 
@@ -75,3 +76,23 @@ def floor(model, views, args):
         ),
     }
     return parts, None
+
+
+class LightlySwAV(LightlyModel):
+    """lightly's parts for SwAV; the queue is empty, as ours here. Each view goes through the
+    network alone, as in lightly's example."""
+
+    def __init__(self, args):
+        super().__init__(SHIPPED, args, self.make_heads)
+        self.loss = self.losses.SwaVLoss()
+
+    @staticmethod
+    def make_heads(modules, width):
+        return [modules.SwaVProjectionHead(width, 2048, 128), modules.SwaVPrototypes(128, 3000)]
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        (prototypes,) = self.heads
+        prototypes.normalize()
+        z = [normalize(self.encode(self.online, view), dim=1) for view in inputs]
+        scores = [prototypes(one) for one in z]
+        return dict(loss=self.loss(scores[:2], scores[2:]))
