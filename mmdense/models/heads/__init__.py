@@ -1,5 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .info_nce_head import InfoNCEHead
+from .local_contrast_head import LocalContrastHead
 from .nt_xent_head import NTXentHead
 from .pixpro_head import InstanceConsistencyHead, PixContrastHead, PixelHead, PixProHead
 from .prediction_heads import CosinePredictionHead, InfoNCEPredictionHead
@@ -11,6 +12,7 @@ __all__ = [
     'InfoNCEHead',
     'InstanceConsistencyHead',
     'InfoNCEPredictionHead',
+    'LocalContrastHead',
     'NTXentHead',
     'PixContrastHead',
     'PixProHead',
