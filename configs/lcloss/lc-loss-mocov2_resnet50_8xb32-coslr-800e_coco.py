@@ -1,4 +1,4 @@
-# The local loss on MoCo v2, which is our combination. MoCo has no predictor and does not synchronise
+# The local loss on MoCo v2, our combination. MoCo has no predictor and does not synchronise
 # BatchNorm; neither does the local branch here. The local loss has one direction, query to key.
 _base_ = '../mocov2/mocov2_resnet50_8xb32-coslr-800e_coco.py'
 

@@ -30,7 +30,7 @@ def tiny():
             'train_dataloader.dataset.pipeline.1.transforms.1.0.scale=64',
         ],
         health=[*health_names(global_=PAIRS, dense=PAIRS), 'without_positive'],
-        losses=['loss', 'loss_local'],
+        losses=['loss_global', 'loss_local'],
         own=['local_'],
     )
 
@@ -202,8 +202,8 @@ def test_golden_byol(golden, boxed):
     box = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(len(leaves[0]), 1)
     losses = model.loss(views(maps[0]), boxed(box, box))
     assert losses['loss_local'] == 0  # of maps of one location
-    close(losses['loss'] - 4, g['total'])
-    losses['loss'].backward()
+    close(losses['loss_global'] - 4, g['total'])
+    losses['loss_global'].backward()
     for i, leaf in enumerate(leaves, 1):
         close(leaf.grad, g[f'grad_online_{i}'])
     for name in names:
@@ -240,7 +240,7 @@ def test_golden_total(golden, boxed):
         ours = our_name(name).replace('neck.', 'encoder_k.module.1.', 1)
         model.get_parameter(ours).data.copy_(g[f'twin_{name}'])
     losses = model.loss(views(leaves[0]), boxed(g['boxes_1'], g['boxes_2']))
-    close(losses['loss'] - 4, g['loss_global'])
+    close(losses['loss_global'] - 4, g['loss_global'])
     close(losses['loss_local'], g['local_weight'] * g['loss_local'])
     total = sum(losses.values())
     close(total - 4, g['total'])
@@ -255,13 +255,14 @@ def test_the_local_loss_is_added_to_that_of_byol(two_views):
     """The global loss and its gradients are BYOL's of the same weights."""
     batch = two_views(n=3)
     model, samples = MODELS.build(config()), batch[1]
-    cfg = config(type='BYOL', neck=dict(parts(dict(type='BN'))['neck']['projector'], in_channels=64))
+    projector = parts(dict(type='BN'))['neck']['projector']
+    cfg = config(type='BYOL', neck=dict(projector, in_channels=64))
     del cfg['local_head']
     byol = MODELS.build(cfg)
     state = {k.replace('projector.', ''): v for k, v in model.state_dict().items()}
     left = byol.load_state_dict(state, strict=False)
     assert not left.missing_keys and all('local_' in name for name in left.unexpected_keys)
-    ours, theirs = model.loss(batch[0], samples)['loss'], byol.loss(batch[0])['loss']
+    ours, theirs = model.loss(batch[0], samples)['loss_global'], byol.loss(batch[0])['loss']
     close(ours, theirs)
     weights = model.backbone.conv1.weight, byol.backbone.conv1.weight
     close(*(torch.autograd.grad(*pair)[0] for pair in zip((ours, theirs), weights)))
@@ -305,7 +306,7 @@ def test_learns(two_views):
         sum(losses.values()).backward()
         optimizer.step()
         history.append({name: loss.item() for name, loss in losses.items()})
-    assert history[-1]['loss'] < history[0]['loss'] - 1, history
+    assert history[-1]['loss_global'] < history[0]['loss_global'] - 1, history
     assert history[-1]['loss_local'] < 0.9 * history[0]['loss_local'], history
 
 

@@ -32,7 +32,7 @@ def tiny():
         recipe='lcloss_mocov2-r50_coco',
         options=[*options(), 'model.queue_len=64'],
         health=[*health_names(global_=PAIRS, dense=PAIRS), 'without_positive'],
-        losses=['loss', 'loss_local'],
+        losses=['loss_global', 'loss_local'],
         own=['lcloss', 'local_'],
         calls=calls,
     )
@@ -60,7 +60,7 @@ def test_losses(two_views):
         k, local_k = model.encoder_k.module(views[1])
     q, k = (torch.nn.functional.normalize(x, dim=1) for x in (q, k))
     expected = model.head.loss(q, k, queue)
-    torch.testing.assert_close(losses['loss'], expected)
+    torch.testing.assert_close(losses['loss_global'], expected)
     boxes = [torch.stack([s.view_boxes[i] for s in samples]) for i in (0, 1)]
     local = 0.1 * model.local_head.loss(local_q, local_k, *boxes)
     torch.testing.assert_close(losses['loss_local'], local)

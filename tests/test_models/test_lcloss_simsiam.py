@@ -27,7 +27,7 @@ def tiny():
             'model.head.predictor.hid_channels=16',
         ],
         health=[*health_names(global_=PAIRS, dense=PAIRS), 'without_positive'],
-        losses=['loss', 'loss_local'],
+        losses=['loss_global', 'loss_local'],
         collapses=False,  # its last BatchNorm has no scale and no shift
         own=['lcloss', 'local_'],
     )
@@ -56,7 +56,7 @@ def test_losses(two_views):
     losses = model.loss(views, samples)
     (z_1, local_1), (z_2, local_2) = (model.neck(model.backbone(view)) for view in views)
     torch.testing.assert_close(
-        losses['loss'], (model.head.loss(z_1, z_2) + model.head.loss(z_2, z_1)) / 2
+        losses['loss_global'], (model.head.loss(z_1, z_2) + model.head.loss(z_2, z_1)) / 2
     )
     box_1, box_2 = (torch.stack([s.view_boxes[i] for s in samples]) for i in (0, 1))
     local = model.local_head.loss(local_1, local_2.detach(), box_1, box_2)

@@ -251,8 +251,8 @@ class SelfSupervisor:
     ) -> Dict[str, Tensor]:
         """Return the losses that a mixin adds to those of an algorithm of two views: none here.
 
-        BYOL, MoCo and SimSiam call it at the end of ``loss()``;
-        :class:`~mmdense.models.selfsup.local_contrast.LocalContrast` overrides it.
+        BYOL, MoCo and SimSiam call it at the end of ``loss()``; :class:`LocalContrast` overrides
+        it.
 
         Args:
             outputs (list): For each view, all that the neck returns of the online network; None

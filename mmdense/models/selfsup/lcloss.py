@@ -19,8 +19,7 @@ class LCLoss(LocalContrast, BYOL):
     the recipe. It is no reproduction.
 
     Args:
-        kwargs: Arguments of :class:`BYOL` and of
-            :class:`~mmdense.models.selfsup.local_contrast.LocalContrast`.
+        kwargs: Arguments of :class:`BYOL` and :class:`LocalContrast`.
     """
 
 
@@ -32,8 +31,7 @@ class LCLossMoCo(LocalContrast, MoCo):
     names BYOL above all; this combination is ours.
 
     Args:
-        kwargs: Arguments of :class:`MoCo` and of
-            :class:`~mmdense.models.selfsup.local_contrast.LocalContrast`.
+        kwargs: Arguments of :class:`MoCo` and :class:`LocalContrast`.
     """
 
     views = Views(trained=(1,), boxes=True)
@@ -47,6 +45,5 @@ class LCLossSimSiam(LocalContrast, SimSiam):
     same network, without gradient. This combination is ours.
 
     Args:
-        kwargs: Arguments of :class:`SimSiam` and of
-            :class:`~mmdense.models.selfsup.local_contrast.LocalContrast`.
+        kwargs: Arguments of :class:`SimSiam` and :class:`LocalContrast`.
     """

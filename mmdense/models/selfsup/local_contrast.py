@@ -48,6 +48,22 @@ class LocalContrast:
         self.local_head = MODELS.build(local_head)
         self.local_weight = local_weight
 
+    def loss(
+        self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs
+    ) -> Dict[str, Tensor]:
+        """Compute the losses of one step.
+
+        Args:
+            inputs (List[Tensor]): Two views of every image, each N×3×H×W.
+            data_samples (List[DataSample]): N, each with ``view_boxes``, 2×4.
+
+        Returns:
+            Dict[str, Tensor]: ``loss_global``, the algorithm's, and ``loss_local``, the sum of the
+            directions, weighted.
+        """
+        losses = super().loss(inputs, data_samples, **kwargs)
+        return dict(loss_global=losses.pop('loss'), **losses)
+
     def more_losses(
         self, outputs: Outputs, targets: Outputs, data_samples: Optional[list]
     ) -> Dict[str, Tensor]:
@@ -60,7 +76,7 @@ class LocalContrast:
             data_samples (List[DataSample]): N, each with ``view_boxes``, 2×4.
 
         Returns:
-            Dict[str, Tensor]: ``loss_local``, the sum of the directions, weighted.
+            Dict[str, Tensor]: ``loss_local``.
         """
         directions = [
             (i, j) for i, j in ((0, 1), (1, 0)) if outputs[i] is not None and targets[j] is not None
