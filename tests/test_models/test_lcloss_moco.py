@@ -29,7 +29,7 @@ def tiny():
         algorithm='LCLossMoCo',
         family='queue',
         parts=parts,
-        recipe='lcloss_mocov2-r50_coco',
+        recipe='lcloss_mocov2_coco',
         options=[*options(), 'model.queue_len=64'],
         health=[*health_names(global_=PAIRS, dense=PAIRS), 'without_positive'],
         losses=['loss_global', 'loss_local'],
@@ -79,7 +79,7 @@ def test_every_parameter_has_a_gradient(two_views):
 def test_recipe():
     """MoCo v2's recipe with a local branch: it has no predictor, and its BatchNorm is plain."""
     recipe, moco = (load_recipe(f'configs/{n}_coco.py') for n in
-                    ('lcloss_mocov2-r50', 'mocov2_r50'))  # fmt: skip
+                    ('lcloss_mocov2', 'mocov2_r50'))  # fmt: skip
     assert {key for key in recipe if recipe[key] != moco.get(key)} == {'model'}
     changed = {key for key in recipe.model if recipe.model[key] != moco.model.get(key)}
     assert changed == {'type', 'neck', 'local_head', 'local_weight'}

@@ -19,7 +19,7 @@ def tiny():
         algorithm='LCLossSimSiam',
         family='siamese',
         parts=parts,
-        recipe='lcloss_simsiam-r50_coco',
+        recipe='lcloss_simsiam_coco',
         options=[
             *options('local_head.predictor'),
             'model.neck.projector.out_channels=64',
@@ -82,7 +82,7 @@ def test_no_gradient_reaches_the_target(two_views):
 def test_recipe():
     """SimSiam's recipe with a local branch, whose predictor has a constant learning rate too."""
     recipe, simsiam = (load_recipe(f'configs/{n}_coco.py') for n in
-                       ('lcloss_simsiam-r50', 'simsiam_r50'))  # fmt: skip
+                       ('lcloss_simsiam', 'simsiam_r50'))  # fmt: skip
     assert {key for key in recipe if recipe[key] != simsiam.get(key)} == {'model'}
     changed = {key for key in recipe.model if recipe.model[key] != simsiam.model.get(key)}
     assert changed == {'type', 'neck', 'local_head', 'local_weight'}
