@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""LC-loss: the match by the crops, the local loss, and both with BYOL."""
+"""LC-loss on BYOL: the match by the crops, the local loss, and both with BYOL."""
 
 import math
 
