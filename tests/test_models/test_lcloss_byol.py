@@ -338,15 +338,16 @@ def test_views_without_boxes_say_so(two_views):
     ],
 )
 def test_recipe(path, epochs, images):
-    """PixPro's data, schedule and backbone."""
-    recipe, pixpro = load_recipe(path), load_recipe('configs/pixpro_r50_in1k.py')
+    """PixPro's views, schedule and momentum."""
+    recipe = load_recipe(path)
     assert recipe.train_cfg.max_epochs == epochs
     dataset = recipe.train_dataloader.dataset
     assert images in (None, (dataset.data_root, dataset.data_prefix))
-    for key in ('optim_wrapper', 'param_scheduler', 'train_pipeline', 'auto_scale_lr'):
-        assert recipe[key] == pixpro[key], key
-    assert recipe.model.backbone == pixpro.model.backbone
-    assert recipe.model.base_momentum == pixpro.model.momentum == 0.01
+    for base in ('schedules/lars_coslr_100e', 'views/byol'):
+        for key, value in load_recipe(f'configs/_base_/{base}.py').items():
+            assert recipe[key] == value or key in ('train_cfg', 'view_pipelines'), key
+    assert recipe.train_dataloader.batch_size * 8 == recipe.auto_scale_lr.base_batch_size
+    assert recipe.model.base_momentum == 0.01 and 'init_cfg' not in recipe.model.backbone
     assert recipe.model.local_weight == recipe.model.local_head.temperature == 0.1
     assert recipe.model.backbone.norm_cfg.type == 'SyncBN'
     assert str(recipe.model).count("'SyncBN'") == 5

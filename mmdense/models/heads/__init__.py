@@ -1,8 +1,13 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .info_nce_head import InfoNCEHead
-from .local_contrast_head import LocalContrastHead
 from .nt_xent_head import NTXentHead
-from .pixpro_head import InstanceConsistencyHead, PixContrastHead, PixelHead, PixProHead
+from .pixpro_head import (
+    InstanceConsistencyHead,
+    LocalContrastHead,
+    PixContrastHead,
+    PixelHead,
+    PixProHead,
+)
 from .prediction_heads import CosinePredictionHead, InfoNCEPredictionHead
 from .region_contrast_head import RegionContrastHead
 from .slot_contrast_head import SlotContrastHead, kept_slots
