@@ -133,7 +133,7 @@ def predicting_encoders(model, views, args):
         'backbone': forward_backward(last_map(model.backbone), views, model, args),
         'momentum_backbone': forward(backbone, views, args),
         'projector': forward_backward(
-            lambda x: model.neck((x,))[0], [leaf(m) for m in maps], model, args
+            lambda x: model.neck((x,)), [leaf(m) for m in maps], model, args
         ),
         'momentum_projector': forward(lambda x: neck((x,)), maps, args),
         'predictor': forward_backward(lambda x: model.head.predictor([x])[0], z, model, args),

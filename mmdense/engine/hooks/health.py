@@ -87,7 +87,7 @@ class HealthMonitorHook(Hook):
     @torch.no_grad()
     def _measure(self, features: Dict[str, Any]) -> None:
         """Measure what the algorithm probes."""
-        self.values = {}
+        self.values = self.values or {}
         for name, value in features.items():
             name, value = name.rstrip('_'), _evaluate(value)
             if isinstance(value, Tensor) and value.dim() == 1:

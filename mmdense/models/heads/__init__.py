@@ -1,7 +1,13 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .info_nce_head import InfoNCEHead
 from .nt_xent_head import NTXentHead
-from .pixpro_head import InstanceConsistencyHead, PixContrastHead, PixelHead, PixProHead
+from .pixpro_head import (
+    InstanceConsistencyHead,
+    LocalContrastHead,
+    PixContrastHead,
+    PixelHead,
+    PixProHead,
+)
 from .prediction_heads import CosinePredictionHead, InfoNCEPredictionHead
 from .region_contrast_head import RegionContrastHead
 from .slot_contrast_head import SlotContrastHead, kept_slots
@@ -11,6 +17,7 @@ __all__ = [
     'InfoNCEHead',
     'InstanceConsistencyHead',
     'InfoNCEPredictionHead',
+    'LocalContrastHead',
     'NTXentHead',
     'PixContrastHead',
     'PixProHead',

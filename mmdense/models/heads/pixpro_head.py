@@ -1,5 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Optional, Union
+from math import prod
+from typing import Optional, Tuple, Union
 
 import torch
 from mmengine.model import BaseModule
@@ -8,7 +9,13 @@ from torch.nn.functional import normalize
 
 from mmdense.models.losses import pixel_consistency, pixel_contrast
 from mmdense.models.necks import ProjectionMLP
-from mmdense.models.utils import grid_distances, in_float32, negative_similarity, unit_vectors
+from mmdense.models.utils import (
+    grid_distances,
+    in_float32,
+    match_by_boxes,
+    negative_similarity,
+    unit_vectors,
+)
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero, check_below_one, check_counts
 from mmdense.utils.errors import InputError
@@ -18,16 +25,18 @@ class PixelHead(BaseModule):
     """Find positive pairs, locations that are close in the image, for PixPro and PixContrast.
 
     Args:
-        pos_ratio (float): Largest distance of the centres of a positive pair,
-            in diagonals of the larger grid cell (exclusive). Defaults to 0.7.
+        pos_ratio (float, optional): Largest distance of the centres of a positive pair,
+            in diagonals of the larger grid cell (exclusive). None: each location has one positive,
+            the target's grid cell that holds its center, as in LC-loss. Defaults to 0.7.
         init_cfg (dict or list[dict], optional): As everywhere.
     """
 
     def __init__(
-        self, pos_ratio: float = 0.7, init_cfg: Optional[Union[dict, list]] = None
+        self, pos_ratio: Optional[float] = 0.7, init_cfg: Optional[Union[dict, list]] = None
     ) -> None:
         super().__init__(init_cfg)
-        check_above_zero(pos_ratio=pos_ratio)
+        if pos_ratio is not None:
+            check_above_zero(pos_ratio=pos_ratio)
         self.pos_ratio = pos_ratio
 
     @in_float32
@@ -43,8 +52,27 @@ class PixelHead(BaseModule):
         Returns:
             Tensor: A scalar.
         """
-        distance = grid_distances(box, target_box, z.shape[2:], target.shape[2:])  # NxSxT
-        return self.compare(z, _grid(target), positive=distance < self.pos_ratio)
+        positive = self.find_positives(box, target_box, z.shape[2:], target.shape[2:])
+        return self.compare(z, _grid(target), positive)
+
+    def find_positives(
+        self, box: Tensor, target_box: Tensor, grid: Tuple[int, int], target_grid: Tuple[int, int]
+    ) -> Tensor:
+        """Return which pairs of locations are positive.
+
+        Args:
+            box, target_box (Tensor): N×4, signed boxes of the views.
+            grid, target_grid (tuple[int, int]): Rows and columns; S and T locations in all.
+
+        Returns:
+            Tensor: N×S×T, bool.
+        """
+        boxes_and_grids = box, target_box, grid, target_grid
+        if self.pos_ratio is not None:
+            return grid_distances(*boxes_and_grids) < self.pos_ratio
+        match, shown = match_by_boxes(*boxes_and_grids)
+        target_location = torch.arange(prod(target_grid), device=match.device)
+        return (match[:, :, None] == target_location) & shown[:, :, None]
 
     def similarities(self, z: Tensor, target: Tensor, box: Tensor, target_box: Tensor) -> dict:
         """Return what the health monitor logs of one direction, as functions.
@@ -60,18 +88,18 @@ class PixelHead(BaseModule):
             share of images without a positive pair.
         """
 
-        def find_positives() -> Tensor:
-            return grid_distances(box, target_box, z.shape[2:], target.shape[2:]) < self.pos_ratio
+        def find() -> Tensor:
+            return self.find_positives(box, target_box, z.shape[2:], target.shape[2:])
 
         def compare_positives() -> Tensor:
-            positive = find_positives()
+            positive = find()
             cosine = torch.bmm(_grid(z).float().transpose(1, 2), _grid(target).float())
             return torch.where(positive, cosine, 0).sum() / positive.sum()
 
         return dict(
             dense_positive_similarity=compare_positives,
             dense_negative_similarity=lambda: negative_similarity(_grid(z), _grid(target)),
-            without_positive=lambda: (~find_positives().flatten(1).any(1)).float().mean(),
+            without_positive=lambda: (~find().flatten(1).any(1)).float().mean(),
         )
 
     def compare(self, z: Tensor, target: Tensor, positive: Tensor) -> Tensor:
@@ -89,10 +117,10 @@ class PixContrastHead(PixelHead):
 
     Args:
         temperature (float): τ, above 0. Defaults to 0.3.
-        pos_ratio (float): As in :class:`PixelHead`. Defaults to 0.7.
+        pos_ratio (float, optional): As in :class:`PixelHead`. Defaults to 0.7.
     """
 
-    def __init__(self, temperature: float = 0.3, pos_ratio: float = 0.7) -> None:
+    def __init__(self, temperature: float = 0.3, pos_ratio: Optional[float] = 0.7) -> None:
         super().__init__(pos_ratio)
         check_above_zero(temperature=temperature)
         self.temperature = temperature
@@ -100,6 +128,43 @@ class PixContrastHead(PixelHead):
     def compare(self, z: Tensor, target: Tensor, positive: Tensor) -> Tensor:
         """Return the loss, see :class:`PixelHead`."""
         return pixel_contrast(_grid(z), target, positive, self.temperature)
+
+
+@MODELS.register_module()
+class LocalContrastHead(PixContrastHead):
+    """Contrast each location with its place in the other view (the local loss of LC-loss).
+
+    `Self-Supervised Learning with Local Contrastive Loss for Detection and Semantic Segmentation
+    <https://arxiv.org/abs/2207.04398>`_ (WACV 2023). The authors have published no code. By the
+    abstract, locations of two views that show the same place are contrasted, and the crops tell
+    which those are. **Ours** are the match (:func:`mmdense.models.utils.match_by_boxes`), the
+    predictor, the negatives, which are the other locations of the same view, and τ.
+
+    Args:
+        predictor (dict, optional): :class:`mmdense.models.necks.ProjectionMLP` on the projections
+            of the online network. None: the projections themselves are compared.
+        temperature (float): τ, above 0. Defaults to 0.1.
+    """
+
+    def __init__(self, predictor: Optional[dict] = None, temperature: float = 0.1) -> None:
+        super().__init__(temperature, pos_ratio=None)
+        self.predictor = predictor and MODELS.build(predictor)
+
+    def loss(self, z: Tensor, target: Tensor, box: Tensor, target_box: Tensor) -> Tensor:
+        """Compute one direction, :func:`mmdense.models.losses.pixel_contrast`.
+
+        Args:
+            z (Tensor): N×C×H×W, projections of a view by the online network.
+            target (Tensor): N×C×H'×W', projections of the other view, a constant.
+            box (Tensor): N×4, signed boxes of the first view.
+            target_box (Tensor): N×4, of the other.
+
+        Returns:
+            Tensor: A scalar of at least 0, the mean over images. An image whose views do not
+            overlap counts as 0.
+        """
+        prediction = z if self.predictor is None else self.predictor(z)
+        return super().loss(prediction, target, box, target_box)
 
 
 @MODELS.register_module()
@@ -122,7 +187,7 @@ class PixProHead(PixelHead):
             ReLU, convolution). Defaults to 1.
         power (float): p, above 0: the larger, the more local. Defaults to 2.
         clamp (float): Least similarity that counts. Defaults to 0.
-        pos_ratio (float): As in :class:`PixelHead`. Defaults to 0.7.
+        pos_ratio (float, optional): As in :class:`PixelHead`. Defaults to 0.7.
         norm_cfg (dict): Of g with two layers. Defaults to ``dict(type='BN')``,
             which the published code does not synchronise.
         init_cfg (dict or list[dict], optional): None is PyTorch's default.
@@ -134,7 +199,7 @@ class PixProHead(PixelHead):
         num_layers: int = 1,
         power: float = 2,
         clamp: float = 0,
-        pos_ratio: float = 0.7,
+        pos_ratio: Optional[float] = 0.7,
         norm_cfg: Optional[dict] = None,
         init_cfg: Optional[Union[dict, list]] = None,
     ) -> None:

@@ -2,6 +2,7 @@
 from .densecl_neck import DenseCLNeck
 from .densesiam_neck import DenseSiamDecoder, DenseSiamNeck
 from .detco_neck import DetCoNeck
+from .global_local_neck import GlobalLocalNeck
 from .projection_mlp import ProjectionMLP
 from .simclr_neck import SimCLRNeck
 from .simple_feature_pyramid import SimpleFeaturePyramid
@@ -11,6 +12,7 @@ __all__ = [
     'DenseSiamDecoder',
     'DenseSiamNeck',
     'DetCoNeck',
+    'GlobalLocalNeck',
     'ProjectionMLP',
     'SimCLRNeck',
     'SimpleFeaturePyramid',

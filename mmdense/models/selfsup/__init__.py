@@ -12,6 +12,7 @@ from .base import (
     Views,
     registered_algorithms,
 )
+from .local_contrast import LocalContrast
 from .momentum import MomentumSelfSupervisor
 
 for _module in iter_modules(__path__):
@@ -22,6 +23,7 @@ globals().update(_algorithms)
 
 __all__ = [
     'AuthorsFormat',
+    'LocalContrast',
     'MomentumSelfSupervisor',
     'RunFacts',
     'SelfSupervisor',

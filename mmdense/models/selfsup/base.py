@@ -224,7 +224,7 @@ class SelfSupervisor:
     def probe(self, **features: Any) -> None:
         """Hand features to the health monitor. It does nothing unless a check is due.
 
-        ``loss()`` calls it once. A trailing ``_`` of a name is left out. A value may be a
+        ``loss()`` calls it. A trailing ``_`` of a name is left out. A value may be a
         function without arguments that returns one of these; it is called only when a check is
         due, without gradients:
 
@@ -242,6 +242,26 @@ class SelfSupervisor:
         """
         if self.health_monitor is not None:
             self.health_monitor(features)
+
+    def more_losses(
+        self,
+        outputs: List[Optional[Tuple[Tensor, ...]]],
+        targets: List[Optional[Tuple[Tensor, ...]]],
+        data_samples: Optional[list],
+    ) -> Dict[str, Tensor]:
+        """Return the losses that a mixin adds to those of an algorithm of two views: none here.
+
+        BYOL, MoCo and SimSiam call it at the end of ``loss()``; :class:`LocalContrast` overrides
+        it.
+
+        Args:
+            outputs (list): For each view, all that the neck returns of the online network; None
+                where the online network does not see the view.
+            targets (list): For each view, all that the neck returns of the network that is
+                predicted or gives the keys; None where it does not see the view.
+            data_samples (List[DataSample], optional): N.
+        """
+        return {}
 
     def trained_parts(self) -> List[nn.Module]:
         """Return the networks that ``torch.compile`` compiles."""

@@ -68,7 +68,7 @@ class BYOL(MomentumSelfSupervisor):
 
         Args:
             inputs (List[Tensor]): Two views of every image, each N×3×H×W.
-            data_samples (list, optional): Not used.
+            data_samples (list, optional): Only :meth:`more_losses` uses them.
 
         Returns:
             Dict[str, Tensor]: ``loss``, a scalar in [0, 8]: the sum of two directions, 4 where
@@ -76,12 +76,14 @@ class BYOL(MomentumSelfSupervisor):
         """
         self.check_views(inputs)
         online = self.online_network()
-        z_1, z_2 = (online(view)[0] for view in inputs)  # NxC
+        outputs = [online(view) for view in inputs]
 
         with torch.no_grad():
             self.encoder_k.update(online)
-            target_1, target_2 = (self.encoder_k.module(view)[0] for view in inputs)
+            targets = [self.encoder_k.module(view) for view in inputs]
 
+        (z_1, *_), (z_2, *_) = outputs  # NxC
+        (target_1, *_), (target_2, *_) = targets
         loss = self.head.loss(z_1, target_2) + self.head.loss(z_2, target_1)
         self.probe(global_=(z_1, target_2))
-        return dict(loss=loss)
+        return dict(loss=loss, **self.more_losses(outputs, targets, data_samples))

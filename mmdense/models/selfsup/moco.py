@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -101,19 +101,19 @@ class MoCo(MomentumSelfSupervisor):
 
         Args:
             inputs (List[Tensor]): Two views of every image, each N×3×H×W.
-            data_samples (list, optional): Not used.
+            data_samples (list, optional): Only :meth:`more_losses` uses them.
 
         Returns:
             Dict[str, Tensor]: ``loss``, a scalar (equation 1).
         """
         self.check_views(inputs)
         view_q, view_k = inputs
-        q = self._encode(self.online_network(), view_q)  # NxC
+        q, *rest_q = self._encode(self.online_network(), view_q)  # NxC
 
         with torch.no_grad():
             self.encoder_k.update(self.online_network())
-            (k,) = shuffled_forward(  # NxC
-                lambda x: (self._encode(self.encoder_k.module, x),),
+            k, *rest_k = shuffled_forward(  # NxC
+                lambda x: self._encode(self.encoder_k.module, x),
                 view_k,
                 seed=self.encoder_k.num_updates(),
             )
@@ -121,7 +121,8 @@ class MoCo(MomentumSelfSupervisor):
         loss = self.head.loss(q, k, self.queue.keys)
         self.queue.enqueue(k)
         self.probe(global_=(q, k))
-        return dict(loss=loss)
+        more = self.more_losses([(q, *rest_q), None], [None, (k, *rest_k)], data_samples)
+        return dict(loss=loss, **more)
 
     @property
     def queue_ptr(self) -> Tensor:
@@ -129,5 +130,7 @@ class MoCo(MomentumSelfSupervisor):
         return self.queue.ptr
 
     @staticmethod
-    def _encode(encoder: nn.Module, x: Tensor) -> Tensor:
-        return normalize(encoder(x)[0].float(), dim=1)
+    def _encode(encoder: nn.Module, x: Tensor) -> Tuple[Tensor, ...]:
+        """Return N×C projections, normalised, and what else the neck returns as it is."""
+        projection, *rest = encoder(x)
+        return normalize(projection.float(), dim=1), *rest

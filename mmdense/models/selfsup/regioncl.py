@@ -104,7 +104,7 @@ class RegionCL(SwapsRegions, MoCo):
         with torch.no_grad():
             self.encoder_k.update(self.online_network())
             (k,) = shuffled_forward(
-                lambda x: (self._encode(self.encoder_k.module, x),),
+                lambda x: self._encode(self.encoder_k.module, x),
                 view_k,
                 seed=self.encoder_k.num_updates(),
             )

@@ -46,18 +46,18 @@ class SimSiam(SelfSupervisor, _SimSiam):
 
         Args:
             inputs (List[Tensor]): Two views of every image, each N×3×H×W.
-            data_samples (list, optional): Not used.
+            data_samples (list, optional): Only :meth:`more_losses` uses them.
 
         Returns:
             Dict[str, Tensor]: ``loss``, a scalar in [-1, 1].
         """
         self.check_views(inputs)
         # projections: NxC
-        z_1, z_2 = (self.neck(self.backbone(view))[0] for view in inputs)
+        (z_1, *_), (z_2, *_) = outputs = [self.neck(self.backbone(view)) for view in inputs]
         compare = in_float32(self.head.loss)  # mmpretrain's gives the precision of its input
         loss = 0.5 * (compare(z_1, z_2) + compare(z_2, z_1))
         self.probe(global_=(z_1, z_2))
-        return dict(loss=loss)
+        return dict(loss=loss, **self.more_losses(outputs, outputs, data_samples))
 
     @classmethod
     def small_data_rules(cls, facts: RunFacts) -> List[Setting]:

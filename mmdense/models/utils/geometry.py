@@ -109,6 +109,32 @@ def grid_distances(box_q: Tensor, box_k: Tensor, grid_q: Grid, grid_k: Grid) -> 
     return dx.square_().add_(dy.square_()).sqrt_().div_(diagonal[:, None, None])
 
 
+def match_by_boxes(
+    box_q: Tensor, box_k: Tensor, grid_q: Grid, grid_k: Grid
+) -> Tuple[Tensor, Tensor]:
+    """Return the grid cell of one view that holds the center of each location of the other.
+
+    The rule is ours, for LC-loss (https://arxiv.org/abs/2207.04398): the paper's abstract says that
+    the crops tell which locations correspond. It is not symmetric. Equal boxes on equal grids give
+    the identity.
+
+    Args:
+        box_q, box_k (Tensor): N×4, signed boxes.
+        grid_q, grid_k (tuple[int, int]): Rows and columns; S and T locations in all.
+
+    Returns:
+        tuple[Tensor, Tensor]: N×S int64, indices into the T locations, 0 where there is no match;
+        and N×S bool, whether the other view shows the center.
+    """
+    place = to_view(grid_centers(box_q, grid_q), box_k)  # NxSx2, (x, y)
+    shown = ((place >= 0) & (place < 1)).all(dim=2)
+    rows, columns = grid_k
+    # below 1, and in float32 perhaps the last one's end times the number of them
+    column = (place[..., 0] * columns).floor().clamp(0, columns - 1).long()
+    row = (place[..., 1] * rows).floor().clamp(0, rows - 1).long()
+    return torch.where(shown, row * columns + column, 0), shown
+
+
 def _grid_diagonal(box: Tensor, grid: Grid) -> Tensor:
     """Return the N diagonals of a view's grid cell in the image."""
     width, height = (box[:, 2] - box[:, 0]) / grid[1], (box[:, 3] - box[:, 1]) / grid[0]
