@@ -230,9 +230,7 @@ def test_golden_total(golden, boxed):
     leaves = [g[f'maps_{i}'].requires_grad_() for i in (1, 2)]
     target_maps = [g[f'twin_maps_{i}'] for i in (1, 2)]
     hidden, in_channels = g['param_neck.0.weight'].shape
-    model = golden_model(
-        g, leaves, target_maps, hidden, len(g['param_neck.3.weight']), in_channels
-    )
+    model = golden_model(g, leaves, target_maps, hidden, len(g['param_neck.3.weight']), in_channels)
     names = [k[len('param_') :] for k in g if k.startswith('param_')]
     for name in names:
         model.get_parameter(our_name(name)).data.copy_(g[f'param_{name}'])

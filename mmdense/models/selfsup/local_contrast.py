@@ -82,9 +82,7 @@ class LocalContrast:
             (i, j) for i, j in ((0, 1), (1, 0)) if outputs[i] is not None and targets[j] is not None
         ]
         boxes = view_boxes(data_samples, 2, like=outputs[0][0])  # Nx4
-        pairs = [
-            (outputs[i][1], targets[j][1].detach(), boxes[i], boxes[j]) for i, j in directions
-        ]
+        pairs = [(outputs[i][1], targets[j][1].detach(), boxes[i], boxes[j]) for i, j in directions]
         loss = sum(self.local_head.loss(*pair) for pair in pairs)
         self.probe(dense=pairs[0][0], **self.local_head.similarities(*pairs[0]))
         return dict(loss_local=self.local_weight * loss)
