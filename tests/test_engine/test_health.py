@@ -261,7 +261,7 @@ def test_prototypes():
     scores = torch.zeros(2, 10, 3, 3)
     scores[:, 4] = 1
     hook = HealthMonitorHook()
-    hook.usage = {}
+    hook.usage, hook.values = {}, None
     hook._measure(
         dict(
             prototypes=count_prototypes(scores),
