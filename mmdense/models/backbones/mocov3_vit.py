@@ -65,6 +65,9 @@ class MoCoV3ViT(_MoCoV3ViT):
         kwargs: Further arguments of mmpretrain's ``MoCoV3ViT``.
     """
 
+    # The paper's ViT-S has 12 heads, and not the 6 of DeiT's (section 5); `--backbone vit-small`.
+    OWN_ARCHS = {'deit-small': 'mocov3-small', 'deit-s': 'mocov3-small'}
+
     def __init__(
         self,
         conv_stem: bool = False,
