@@ -21,7 +21,7 @@ from mmdense.engine.training import start_from_checkpoint
 from mmdense.models import ConvStem, InfoNCEPredictionHead, MoCoV3, MoCoV3ViT, batch_info_nce
 from mmdense.models.layers import MomentumEncoder
 from mmdense.registry import MODELS
-from mmdense.utils.errors import InputError
+from mmdense.utils.errors import CheckpointError, InputError
 
 pytestmark = pytest.mark.usefixtures('mmdense_scope')
 
@@ -406,6 +406,22 @@ def test_a_vit_is_transferred_as_a_plain_one():
     assert (small.embed_dims, len(small.layers)) == (384, 12)
 
 
+def test_a_vit_of_six_heads_is_refused(tmp_path):
+    """The shapes of DeiT-S are those of the ViT-S with 12 heads; its positions tell them apart."""
+    cfg = dict(type='MoCoV3ViT', arch='deit-small')
+    other = MODELS.build(cfg)
+    nn.init.normal_(other.pos_embed)
+    file = str(tmp_path / 'x.pth')
+    torch.save({k: v.half() for k, v in other.state_dict().items()}, file)
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=file)
+    own = MODELS.build(dict(cfg, arch='mocov3-small', init_cfg=init_cfg))
+    with pytest.raises(CheckpointError, match='does not fit MoCoV3ViT.*a ViT-S with 6 heads'):
+        own.init_weights()
+    same = MODELS.build(dict(cfg, init_cfg=init_cfg))
+    same.init_weights()
+    assert torch.equal(same.pos_embed, other.pos_embed.half().float())
+
+
 def test_a_neck_and_a_head_are_needed():
     for part in ('neck', 'head'):
         with pytest.raises(InputError, match='MoCoV3 needs a neck and a head'):
@@ -469,18 +485,18 @@ def test_one_command_trains_the_recipes_vit(photos, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     command = ['pretrain', photos, '--method', 'mocov3', '--backbone', 'vit-small', '--out', 'run']
     try:
-        main_command([*command, '--epochs', '1', '--batch-size', '8', '--workers', '0'])
+        main_command([*command, '--epochs', '1', '--batch-size', '12', '--workers', '0'])
     except SystemExit as end:
         assert not end.code, capsys.readouterr().err
     printed = capsys.readouterr().out
     assert re.search(r"^backbone +vit-small +the recipe's$", printed, re.M), printed
-    assert re.search(r'^lr +4.6875e-06 +0.0024 for 4096 images, linear in the batch', printed, re.M)
+    assert re.search(r'^lr +7.03125e-06 +0.0024 for 4096 images, linear', printed, re.M)
     assert not re.search(r'^optimizer ', printed, re.M)
     text = (tmp_path / 'run/config.py').read_text()
     assert 'small/mocov3_vit-small_small.py' in text
     cfg, recipe = Config.fromstring(text, '.py'), load_recipe('configs/mocov3_vit-small_in1k.py')
     assert _plain(cfg.model) == _plain(recipe.model)
-    optimizer = dict(recipe.optim_wrapper.optimizer, lr=pytest.approx(1.5e-4 * 8 / 256))
+    optimizer = dict(recipe.optim_wrapper.optimizer, lr=pytest.approx(1.5e-4 * 12 / 256))
     assert dict(cfg.optim_wrapper.optimizer) == optimizer
     (schedule,) = cfg.param_scheduler
     assert dict(schedule, warmup=40) == recipe.param_scheduler[0] and schedule.warmup == 1
@@ -547,7 +563,8 @@ def test_init_fills_the_complete_algorithm_of_a_vit(photos, tmp_path):
         ('deit_small_patch16_224', dict(patch_size=16)),
         ('vit-base', dict(arch='base')),
         ('vit_b_16', dict(arch='base', patch_size=16)),
-        ('visiontransformer-deit-tiny', dict(arch='deit-tiny')),
+        ('deit-tiny', dict(arch='deit-tiny')),
+        ('visiontransformer-deit-small', dict(arch='deit-small')),  # of 6 heads
     ],
 )
 def test_names_of_the_vit(name, changes):

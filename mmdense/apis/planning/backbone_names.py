@@ -45,11 +45,11 @@ def is_vit(name: str) -> bool:
 def usual_name(name: str) -> str:
     """Return the usual name of a ViT that is typed in another way: 'vit-small' for ViT-S/16,
     'vit-small/8' for another size of its patches. Any other name is returned as it is."""
-    if not is_vit(name):
-        return name
     kind, more = translate_name(name)
+    if kind == name:
+        return name
     patch = more.get('patch_size', 16)
-    return name_vit(kind.lower().partition('-')[2]) + (f'/{patch}' if patch != 16 else '')
+    return name_vit(kind.partition('-')[2]) + (f'/{patch}' if patch != 16 else '')
 
 
 def name_vit(arch: str) -> str:

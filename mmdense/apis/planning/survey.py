@@ -420,7 +420,7 @@ def find_backbone(name: str, default: dict) -> dict:
     if match and 'depth' in default and _kind_name(default) == 'resnet':
         depth = int(match.group(1))
         return {} if depth == default['depth'] else dict(depth=depth)
-    name, more = translate_name(name)
+    typed, (name, more) = name, translate_name(name)
     known = {
         key.lower(): value
         for key, value in vars(backbones).items()
@@ -439,7 +439,8 @@ def find_backbone(name: str, default: dict) -> dict:
     variant = name[len(max(fits, key=len)) :].strip('-_:')
     own = _find_kind(default)
     if own is not None and own is not kind and issubclass(own, kind):  # a special form of the class
-        variant = getattr(own, 'OWN_ARCHS', {}).get(variant, variant)
+        if name != typed:  # a size, and no arch of mmpretrain's
+            variant = getattr(own, 'OWN_ARCHS', {}).get(variant, variant)
         config = dict(more, arch=variant) if variant else dict(more)
         return {key: value for key, value in config.items() if default.get(key) != value}
     taken = parameters_of(kind)
