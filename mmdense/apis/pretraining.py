@@ -557,9 +557,10 @@ def _same_method(request: Request, cfg: Config) -> bool:
 
 
 def _same_backbone(request: Request, cfg: Config) -> bool:
-    recipe = find_method(request.options.method, request.options.custom_imports).recipe
+    options = request.options
+    recipe = find_method(options.method, options.custom_imports, options.backbone).recipe
     usual = recipe.model.backbone.to_dict()
-    wanted = dict(usual, **find_backbone(request.options.backbone, usual))
+    wanted = dict(usual, **find_backbone(options.backbone, usual))
     keys = [key for key in ('type', 'depth', 'arch') if key in wanted]
     return all(cfg.model.backbone.get(key) == wanted[key] for key in keys)
 

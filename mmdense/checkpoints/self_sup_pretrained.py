@@ -206,9 +206,11 @@ class SelfSupPretrained:
             )
             if items
         ]
-        if not problems:
-            return ''
         name = type(module).__name__
+        refusal = f'{self.checkpoint} ({found}) does not fit {name}; nothing was loaded.'
+        if not problems:
+            misfit = module.find_misfit(offered) if hasattr(module, 'find_misfit') else ''
+            return misfit and f'{refusal} {misfit}'
         others = find_other_input(offered, wanted)
         if others and not match.missing and not match.extra:
             key, channels = next(iter(others.items()))
@@ -224,10 +226,7 @@ class SelfSupPretrained:
             reason = ' The patch embedding of the file has a bias: set patch_bias=True.'
         else:
             reason = _likely_reason(wanted, found.backbone)
-        return (
-            f'{self.checkpoint} ({found}) does not fit {name}; nothing was loaded. Tensors '
-            f'{"; ".join(problems)}.{reason}'
-        )
+        return f'{refusal} Tensors {"; ".join(problems)}.{reason}'
 
 
 @dataclass

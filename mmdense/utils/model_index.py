@@ -27,14 +27,20 @@ def collections() -> Tuple[dict, ...]:
     return tuple(entry for content in _read_metafiles() for entry in content['Collections'])
 
 
-def methods() -> Dict[str, Tuple[str, str]]:
+def methods(vit: bool = False) -> Dict[str, Tuple[str, str]]:
     """Return the methods of `mmdense pretrain`: for each the path below ``configs`` of its recipe,
-    and that of its config for few images, which is the recipe where there is none."""
-    return {
-        entry['Method']: (entry['Recipe'], entry.get('Small', entry['Recipe']))
-        for entry in collections()
-        if 'Method' in entry
-    }
+    and that of its config for few images, which is the recipe where there is none.
+
+    Args:
+        vit (bool): Whether the backbone is a vision transformer: a method whose collection has a
+            recipe for it, ``ViT``, gets that one. Defaults to False.
+    """
+    found = {}
+    for entry in collections():
+        if 'Method' in entry:
+            configs = entry.get('ViT', entry) if vit else entry
+            found[entry['Method']] = configs['Recipe'], configs.get('Small', configs['Recipe'])
+    return found
 
 
 def entry_names(entry: dict) -> List[str]:

@@ -1,19 +1,27 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from PIL import Image
 from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names, main
 from torch import nn
 
+from mmdense.apis import planning
+from mmdense.apis.planning.survey import find_backbone
 from mmdense.checkpoints import read_checkpoint, recognise
+from mmdense.cli import main as main_command
 from mmdense.engine import LARS
+from mmdense.engine.training import start_from_checkpoint
 from mmdense.models import ConvStem, InfoNCEPredictionHead, MoCoV3, MoCoV3ViT, batch_info_nce
 from mmdense.models.layers import MomentumEncoder
 from mmdense.registry import MODELS
-from mmdense.utils.errors import InputError
+from mmdense.utils.errors import CheckpointError, InputError
 
 pytestmark = pytest.mark.usefixtures('mmdense_scope')
 
@@ -332,24 +340,7 @@ def test_files_of_the_authors(kind, tmp_path):
     """The complete algorithm continues from the authors' file, the backbone has our names."""
     cfg = config() if kind == 'resnet' else vit_config()
     model = MODELS.build(cfg)
-    head = 'fc' if kind == 'resnet' else 'head'
-    names = [
-        ('neck.', f'base_encoder.{head}.'),
-        ('backbone.', 'base_encoder.'),
-        ('encoder_k.module.1.', f'momentum_encoder.{head}.'),
-        ('encoder_k.module.0.', 'momentum_encoder.'),
-        ('head.predictor.', 'predictor.'),
-    ]
-    state = {}
-    for name, value in model.state_dict().items():
-        for ours, theirs in names:
-            if name.startswith(ours):
-                rest = name[len(ours) :]
-                match = re.fullmatch(r'(fc|bn)(\d)\.(\w+)', rest)
-                if match and not theirs.endswith('encoder.'):
-                    rest = f'{3 * int(match[2]) + (match[1] == "bn")}.{match[3]}'
-                state[f'module.{theirs}{timm_name(rest)}'] = value.clone()
-                break
+    state = authors_state(model.state_dict(), 'fc' if kind == 'resnet' else 'head')
     file = dict(epoch=100, arch=kind, state_dict=state, optimizer={}, scaler={})
     torch.save(file, tmp_path / 'file.pth.tar')
     found = recognise(read_checkpoint(tmp_path / 'file.pth.tar'))
@@ -363,6 +354,28 @@ def test_files_of_the_authors(kind, tmp_path):
         if name != 'encoder_k.steps':
             assert torch.equal(value, model.state_dict()[name]), name
     assert int(other.encoder_k.steps) == 1
+
+
+def authors_state(state, head):
+    """Return the tensors of an algorithm under the authors' names."""
+    names = [
+        ('neck.', f'base_encoder.{head}.'),
+        ('backbone.', 'base_encoder.'),
+        ('encoder_k.module.1.', f'momentum_encoder.{head}.'),
+        ('encoder_k.module.0.', 'momentum_encoder.'),
+        ('head.predictor.', 'predictor.'),
+    ]
+    found = {}
+    for name, value in state.items():
+        for ours, theirs in names:
+            if name.startswith(ours):
+                rest = name[len(ours) :]
+                match = re.fullmatch(r'(fc|bn)(\d)\.(\w+)', rest)
+                if match and not theirs.endswith('encoder.'):
+                    rest = f'{3 * int(match[2]) + (match[1] == "bn")}.{match[3]}'
+                found[f'module.{theirs}{timm_name(rest)}'] = value.clone()
+                break
+    return found
 
 
 def timm_name(name):
@@ -391,6 +404,22 @@ def test_a_vit_is_transferred_as_a_plain_one():
     assert torch.equal(vit.eval()(image)[-1], plain(image)[-1])
     small = MODELS.build(MoCoV3ViT.transfer_config(dict(arch='mocov3-small')))
     assert (small.embed_dims, len(small.layers)) == (384, 12)
+
+
+def test_a_vit_of_six_heads_is_refused(tmp_path):
+    """The shapes of DeiT-S are those of the ViT-S with 12 heads; its positions tell them apart."""
+    cfg = dict(type='MoCoV3ViT', arch='deit-small')
+    other = MODELS.build(cfg)
+    nn.init.normal_(other.pos_embed)
+    file = str(tmp_path / 'x.pth')
+    torch.save({k: v.half() for k, v in other.state_dict().items()}, file)
+    init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=file)
+    own = MODELS.build(dict(cfg, arch='mocov3-small', init_cfg=init_cfg))
+    with pytest.raises(CheckpointError, match='does not fit MoCoV3ViT.*a ViT-S with 6 heads'):
+        own.init_weights()
+    same = MODELS.build(dict(cfg, init_cfg=init_cfg))
+    same.init_weights()
+    assert torch.equal(same.pos_embed, other.pos_embed.half().float())
 
 
 def test_a_neck_and_a_head_are_needed():
@@ -432,6 +461,157 @@ def test_recipe(path, epochs, base_lr, decay, momentum, low):
     for pipeline in recipe.train_pipeline[1].transforms:
         assert pipeline[0].crop_ratio_range[0] == low
         assert pipeline[-1].type == 'RandomFlip'
+
+
+# ---------------------------------------------------------------- by one command
+
+ASKED = dict(method='mocov3', backbone='vit-small')
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Return a folder of 24 pictures of 96×72 px."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'photos').mkdir()
+    for i in range(24):
+        small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        small.resize((96, 72), Image.BICUBIC).save(tmp_path / 'photos' / f'{i:02}.jpg')
+    return str(tmp_path / 'photos')
+
+
+def test_one_command_trains_the_recipes_vit(photos, tmp_path, monkeypatch, capsys):
+    """The network, the head and the optimizer are those of the recipe; the patch projection and
+    the positions stay as they are initialized."""
+    monkeypatch.chdir(tmp_path)
+    command = ['pretrain', photos, '--method', 'mocov3', '--backbone', 'vit-small', '--out', 'run']
+    try:
+        main_command([*command, '--epochs', '1', '--batch-size', '12', '--workers', '0'])
+    except SystemExit as end:
+        assert not end.code, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert re.search(r"^backbone +vit-small +the recipe's$", printed, re.M), printed
+    assert re.search(r'^lr +7.03125e-06 +0.0024 for 4096 images, linear', printed, re.M)
+    assert not re.search(r'^optimizer ', printed, re.M)
+    text = (tmp_path / 'run/config.py').read_text()
+    assert 'small/mocov3_vit-small_small.py' in text
+    cfg, recipe = Config.fromstring(text, '.py'), load_recipe('configs/mocov3_vit-small_in1k.py')
+    assert _plain(cfg.model) == _plain(recipe.model)
+    optimizer = dict(recipe.optim_wrapper.optimizer, lr=pytest.approx(1.5e-4 * 12 / 256))
+    assert dict(cfg.optim_wrapper.optimizer) == optimizer
+    (schedule,) = cfg.param_scheduler
+    assert dict(schedule, warmup=40) == recipe.param_scheduler[0] and schedule.warmup == 1
+    saved = read_checkpoint('run/epoch_1.pth')['state_dict']
+    vit = MODELS.build(cfg.model.backbone)
+    vit.init_weights()
+    assert vit.layers[0].attn.num_heads == 12
+    assert torch.equal(saved['backbone.pos_embed'], vit.pos_embed)
+    online, momentum = (
+        saved[f'{part}.patch_embed.projection.weight']
+        for part in ('backbone', 'encoder_k.module.0')
+    )
+    assert torch.equal(online, momentum)  # what is trained has left its average behind
+    qkv = 'layers.0.attn.qkv.weight'
+    assert not torch.equal(saved[f'backbone.{qkv}'], saved[f'encoder_k.module.0.{qkv}'])
+
+
+def _plain(config):
+    """Return a config without the scopes that MMEngine adds."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _plain(value) for key, value in config.items() if key != '_scope_'}
+
+
+def test_init_fills_the_complete_algorithm_of_a_vit(photos, tmp_path):
+    """From the authors' file of their ViT-S, by the line of the config."""
+    model = MODELS.build(load_recipe('configs/mocov3_vit-small_in1k.py').model)
+    model.init_weights()
+    state = {  # a file of half the size
+        name: value.half() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
+    theirs = authors_state(state, 'head')
+    for name, shape in {
+        'module.base_encoder.patch_embed.proj.weight': (384, 3, 16, 16),
+        'module.base_encoder.head.6.weight': (256, 4096),
+        'module.momentum_encoder.blocks.11.mlp.fc1.weight': (1536, 384),
+        'module.momentum_encoder.head.7.running_mean': (256,),
+        'module.predictor.3.weight': (256, 4096),
+    }.items():
+        assert theirs[name].shape == shape, name
+    file = str(tmp_path / 'vit-s-300ep.pth.tar')
+    torch.save(dict(epoch=300, arch='vit_small', state_dict=theirs, optimizer={}), file)
+
+    plan = planning.make_plan(photos, planning.Options(**ASKED, epochs=1, init=file))
+    (row,) = [row for row in plan.settings if row.name == 'init']
+    assert row.reason == 'fills the complete algorithm, strictly'
+    cfg = Config.fromstring(planning.plan_text(plan, str(tmp_path / 'run'), 'x'), '.py')
+    start_from_checkpoint(cfg)
+    filled = MODELS.build(cfg.model)
+    filled.init_weights()
+    found = filled.state_dict()
+    assert found.keys() == state.keys()
+    for name, value in found.items():
+        if name != 'encoder_k.steps':
+            assert torch.equal(value, state[name].to(value.dtype)), name
+
+
+@pytest.mark.parametrize(
+    'name, changes',
+    [
+        ('vit-small', {}),
+        ('ViT-S/16', dict(patch_size=16)),
+        ('deit_small_patch16_224', dict(patch_size=16)),
+        ('vit-base', dict(arch='base')),
+        ('vit_b_16', dict(arch='base', patch_size=16)),
+        ('deit-tiny', dict(arch='deit-tiny')),
+        ('visiontransformer-deit-small', dict(arch='deit-small')),  # of 6 heads
+    ],
+)
+def test_names_of_the_vit(name, changes):
+    """Every name of a ViT takes the recipe of the ViT, with the network of that size."""
+    method = planning.find_method('mocov3', backbone=name)
+    assert method.recipe.model.backbone.type == 'MoCoV3ViT'
+    assert find_backbone(name, method.recipe.model.backbone) == changes
+    assert (method.base(20_000), method.base(20_001)) == (
+        'small/mocov3_vit-small_small.py',
+        'mocov3/mocov3_vit-small_in1k.py',
+    )
+
+
+@pytest.mark.parametrize('name', [None, 'resnet50', 'convnext-tiny', 'swintransformer-tiny'])
+def test_other_networks_take_the_recipe_of_the_resnet(name):
+    method = planning.find_method('mocov3', backbone=name)
+    assert method.recipe.model.backbone.type == 'mmpretrain.ResNet'
+    assert method.base(100) == 'small/mocov3_r50_small.py'
+
+
+@pytest.mark.parametrize(
+    'name, found',
+    [('vit_small_patch16_224', 'small'), ('vit-b', 'base'), ('vit-small/8', None)],
+)
+def test_published_weights_of_a_vit(name, found):
+    plan = SimpleNamespace(options=planning.Options(method='mocov3', backbone=name))
+    weights = planning.published_weights(plan)
+    assert weights == (found and f'mocov3_vit-{found}-p16_16xb256-coslr-300e_in1k')
+
+
+def test_the_preset_of_the_vit_is_by_the_rules():
+    """What it says of itself: 2,000 images, one GPU of 24 GB, mixed precision; that no other
+    setting differs."""
+    method = planning.find_method('mocov3', backbone='vit-small')
+    # as survey_network() finds at 224 px, which takes long
+    network = planning.Network({}, 384, 42_815_104, 117_106_256, attention=True)
+    machine = planning.Machine('cuda', '', 1, 24 << 30, 8, 'bfloat16')
+    images = planning.Images(dict(data_root='/images', data_prefix=''), 2000, 480)
+    rows = planning.derive_settings(
+        images, machine, network, method.recipe, planning.Options(**ASKED), method.read_base(2000)
+    )
+    expected = ('train_dataloader.dataset.', 'default_hooks.pr', 'randomness.')
+    amp = {'optim_wrapper.type', 'optim_wrapper.dtype', 'optim_wrapper.loss_scale'}
+    changed = {key for row in rows for key in row.config if not key.startswith(expected)}
+    assert changed == amp
+    for pipeline in method.read_base(2000).train_pipeline[1].transforms:
+        assert pipeline[0].crop_ratio_range == (0.08, 1.0)
 
 
 def read_golden(name):

@@ -11,6 +11,7 @@ import yaml
 from mmengine.config import Config
 
 import mmdense
+from mmdense.utils import model_index
 from mmdense.utils.download import hash_in_name
 
 REPO = Path(__file__).resolve().parents[2]
@@ -92,6 +93,22 @@ def test_method_is_the_algorithm_of_its_configs(file):
     # two versions of one class have a collection each
     assert small_config.model.type == kind and collection['Name'].startswith(kind)
     assert f"_base_ = '../{recipe}'\n" in (REPO / 'configs' / small).read_text()
+
+
+def test_recipes_for_vision_transformers():
+    """A method that has another one for them trains the same algorithm with it."""
+    usual, vit = model_index.methods(), model_index.methods(vit=True)
+    others = {method: vit[method] for method in usual if vit[method] != usual[method]}
+    named = [content['Collections'][0] for content in CONTENT.values()]
+    named = {c['Method']: (c['ViT']['Recipe'], c['ViT']['Small']) for c in named if 'ViT' in c}
+    assert others == named and others and usual.keys() == vit.keys()
+    for method, (recipe, small) in others.items():
+        kinds = {
+            Config.fromfile(str(REPO / 'configs' / path)).model.type
+            for path in (usual[method][0], recipe, small)
+        }
+        assert len(kinds) == 1
+        assert f"_base_ = '../{recipe}'\n" in (REPO / 'configs' / small).read_text()
 
 
 def test_modelindex_reads_all():

@@ -37,6 +37,21 @@ def translate_name(name: str) -> Tuple[str, Dict[str, int]]:
     return f'visiontransformer-{_ARCHS[size]}', {'patch_size': int(patch)} if patch else {}
 
 
+def is_vit(name: str) -> bool:
+    """Return whether a name, as it is typed, is that of a vision transformer."""
+    return translate_name(name)[0].lower().startswith('visiontransformer')
+
+
+def usual_name(name: str) -> str:
+    """Return the usual name of a ViT that is typed in another way: 'vit-small' for ViT-S/16,
+    'vit-small/8' for another size of its patches. Any other name is returned as it is."""
+    kind, more = translate_name(name)
+    if kind == name:
+        return name
+    patch = more.get('patch_size', 16)
+    return name_vit(kind.partition('-')[2]) + (f'/{patch}' if patch != 16 else '')
+
+
 def name_vit(arch: str) -> str:
     """Return the usual name of a ViT, such as 'vit-small', by its arch in mmpretrain."""
     sizes = {arch: size for size, arch in reversed(_ARCHS.items()) if len(size) > 2}

@@ -5,7 +5,7 @@ import inspect
 import os.path as osp
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -17,6 +17,7 @@ from mmdense.utils.errors import InputError
 from mmdense.utils.mmengine_patches import is_config_package
 from mmdense.utils.plugins import find_plugins, import_modules, load_plugin, unknown_method
 
+from .backbone_names import is_vit
 from .config_text import base_line, literal
 from .survey import SMALL
 
@@ -76,19 +77,23 @@ def base_config(method: str, images: int) -> Bases:
     return small if images <= SMALL else recipe
 
 
-def find_method(name: str, custom_imports: Sequence[str] = ()) -> Method:
+def find_method(
+    name: str, custom_imports: Sequence[str] = (), backbone: Optional[str] = None
+) -> Method:
     """Find a method.
 
     Args:
         name (str): Name in the model index, name of an entry point of ``mmdense.algorithms``, or
             name of a class with a ``recipe``, in lower case.
         custom_imports (Sequence[str]): Modules to import first.
+        backbone (str, optional): Name of the backbone that is asked for. For a vision transformer a
+            method of the model index may have another recipe.
 
     Raises:
         InputError: When there is no such method, or its recipe cannot be used.
     """
     imports = tuple(import_modules(custom_imports))
-    known = model_index.methods()
+    known = model_index.methods(vit=is_vit(backbone or ''))
     if name in known:
         recipe = read_config(known[name][0])
         bases = known[name][1], known[name][0]

@@ -9,6 +9,7 @@ from mmdense.checkpoints import recognise
 from mmdense.models.selfsup import Setting
 from mmdense.utils.errors import InputError
 
+from .backbone_names import usual_name
 from .config_text import config_text
 from .labels import survey_labels
 from .methods import Bases, Method, find_method
@@ -53,7 +54,7 @@ def make_plan(
     Raises:
         MMDenseError: When the images or the options cannot be used, in one line.
     """
-    method = find_method(options.method, options.custom_imports)
+    method = find_method(options.method, options.custom_imports, options.backbone)
     if options.size is not None and options.size < 32:
         raise InputError(f'--size {options.size}: the last map is 1/32 of the views, at least 32')
     paths = [images] if isinstance(images, str) else list(images)
@@ -116,7 +117,7 @@ def published_weights(plan: Plan) -> Optional[str]:
     backbone = backbone or backbone_name(plan.method.recipe.model.backbone)
     names = [f'{method}_r50_{images}' for images in ('coco', 'in1k')]
     if backbone != 'resnet50':
-        names = hub.list_models(f'{method}_{backbone}_')
+        names = hub.list_models(f'{method}_{usual_name(backbone)}_')
     known = {*hub.list_models(), *hub.short_names().values()}
     return next((name for name in names if name in known and hub.find_weights(name)), None)
 

@@ -420,7 +420,7 @@ def find_backbone(name: str, default: dict) -> dict:
     if match and 'depth' in default and _kind_name(default) == 'resnet':
         depth = int(match.group(1))
         return {} if depth == default['depth'] else dict(depth=depth)
-    name, more = translate_name(name)
+    typed, (name, more) = name, translate_name(name)
     known = {
         key.lower(): value
         for key, value in vars(backbones).items()
@@ -437,7 +437,10 @@ def find_backbone(name: str, default: dict) -> dict:
         )
     kind = known[max(fits, key=len)]
     variant = name[len(max(fits, key=len)) :].strip('-_:')
-    if _is_special(default, kind):
+    own = _find_kind(default)
+    if own is not None and own is not kind and issubclass(own, kind):  # a special form of the class
+        if name != typed:  # a size, and no arch of mmpretrain's
+            variant = getattr(own, 'OWN_ARCHS', {}).get(variant, variant)
         config = dict(more, arch=variant) if variant else dict(more)
         return {key: value for key, value in config.items() if default.get(key) != value}
     taken = parameters_of(kind)
@@ -459,14 +462,13 @@ def find_backbone(name: str, default: dict) -> dict:
     return config
 
 
-def _is_special(config: dict, kind: type) -> bool:
-    """Return whether a backbone is a special form of a class: MAE's vision transformer, which
-    keeps its own class when another size of it is asked for."""
+def _find_kind(config: dict) -> Optional[type]:
+    """Return the class of a backbone's config."""
     own = config['type']
     if isinstance(own, str):
         with DefaultScope.overwrite_default_scope('mmdense'):
             own = MODELS.get(own)
-    return isinstance(own, type) and own is not kind and issubclass(own, kind)
+    return own if isinstance(own, type) else None
 
 
 def backbone_name(config: dict) -> str:

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Tuple
+from typing import Dict, Tuple
 
 from mmengine.model import BaseModule
 from mmpretrain.models.selfsup import MoCoV3ViT as _MoCoV3ViT
@@ -65,6 +65,9 @@ class MoCoV3ViT(_MoCoV3ViT):
         kwargs: Further arguments of mmpretrain's ``MoCoV3ViT``.
     """
 
+    # `--backbone vit-small` is the paper's ViT-S, of 12 heads (section 5), and not DeiT's, of 6.
+    OWN_ARCHS = {'deit-small': 'mocov3-small'}
+
     def __init__(
         self,
         conv_stem: bool = False,
@@ -93,6 +96,25 @@ class MoCoV3ViT(_MoCoV3ViT):
             arch = dict(embed_dims=384, num_layers=12, num_heads=12, feedforward_channels=1536)
             kept['arch'] = arch
         return dict(kept, type='mmpretrain.VisionTransformer', out_type='featmap')
+
+    def find_misfit(self, tensors: Dict[str, Tensor]) -> str:
+        """Return why tensors of the right names and shapes are those of another network.
+
+        The number of heads shows in no shape. Other ViT-S have 6, and learn their positions.
+
+        Args:
+            tensors (Dict[str, Tensor]): State of a backbone.
+
+        Returns:
+            str: One sentence; '' where the tensors are those of such a network.
+        """
+        own = self.arch_settings == self.arch_zoo['mocov3-small']
+        if not own or not tensors['pos_embed'][0, 0].any():  # fixed positions: 0 for the class
+            return ''
+        return (
+            "Its positions are learned: a ViT-S with 6 heads, and not MoCo v3's with 12. "
+            "Set arch='deit-small' (--backbone visiontransformer-deit-small)."
+        )
 
     def init_weights(self) -> None:
         """Initialize the weights as the published code does."""
