@@ -33,8 +33,13 @@ auto_scale_lr = dict(base_batch_size=16)
 optim_wrapper = dict(optimizer=dict(lr=0.003125))  # 0.05 · 16 / 256
 custom_hooks = [dict(type='RegionWarmupHook', epochs=40)]  # as 8 of 10
 
+# images of the size of the second view, as in the authors' code; labels keep theirs
+test_pipeline = _base_.test_pipeline
+test_pipeline.insert(1, dict(type='Resize', scale=(2048, 192), keep_ratio=True))
 # stacks the images, so that SelfSupDataPreprocessor normalises them as in training
-test_dataloader = dict(collate_fn=dict(type='mmdense.default_collate'))
+test_dataloader = dict(
+    collate_fn=dict(type='mmdense.default_collate'), dataset=dict(pipeline=test_pipeline)
+)
 test_cfg = dict()
 test_evaluator = [
     dict(type='UnsupervisedIoU', ignore_index=_base_.void, prefix='one_to_one'),

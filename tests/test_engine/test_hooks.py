@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.hooks import LoggerHook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from mmdense.checkpoints import read_checkpoint
@@ -22,6 +22,7 @@ from mmdense.engine import (
     RegionWarmupHook,
 )
 from mmdense.engine.events import read_events
+from mmdense.engine.hooks import region_warmup
 from mmdense.models import KeyQueue, MomentumEncoder
 from mmdense.utils.errors import InputError
 
@@ -127,7 +128,7 @@ def test_lambda_warmup_counts_steps_of_the_optimizer():
 
 def test_region_warmup():
     model = Model()
-    runner = make_runner(model)
+    runner = make_runner(model, train_loop=None, max_epochs=4)
     with pytest.raises(InputError, match='RegionWarmupHook: Model has no region_head'):
         RegionWarmupHook(2).before_train(runner)
     model.region_head, model.region_weight = nn.Identity(), 0.1
@@ -140,6 +141,22 @@ def test_region_warmup():
     assert seen == [0, 0, 0.1, 0.1, 0]
     hook.after_train(runner)
     assert model.region_weight == 0.1
+
+
+def test_a_region_loss_that_never_starts(monkeypatch):
+    lines = []
+    monkeypatch.setattr(region_warmup, 'print_log', lambda line, **_: lines.append(line))
+    model = Model()
+    model.region_head, model.region_weight = nn.Identity(), 0.1
+    runner = make_runner(model, train_loop=object.__new__(IterBasedTrainLoop), max_epochs=1)
+    with pytest.raises(InputError, match='counts epochs, and this run counts iterations'):
+        RegionWarmupHook(2).before_train(runner)
+    runner = make_runner(model, train_loop=None, max_epochs=2)
+    RegionWarmupHook(2).before_train(runner)
+    assert lines == [
+        'The region loss never starts: the run has 2 epochs, and its weight is 0 for 2. Set epochs '
+        'of RegionWarmupHook in custom_hooks.'
+    ]
 
 
 class WithTwin(nn.Module):

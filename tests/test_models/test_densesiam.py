@@ -1,13 +1,17 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import math
+import re
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 from torch.nn.functional import cosine_similarity, grid_sample, interpolate
 
+from mmdense.checkpoints import describe_product
+from mmdense.cli import main
 from mmdense.models import (
     DenseSiam,
     DenseSiamDecoder,
@@ -541,6 +545,41 @@ def test_segmenter_learns(two_views, amp):
         history.append({k: v.item() for k, v in losses.items()})
     for name in ('loss_pixel', 'loss_auxiliary'):
         assert history[-1][name] < 0.95 * history[0][name], name
+
+
+def test_large_regions_in_half_precision():
+    """An embedding is a sum over all locations, which float16 cannot hold."""
+    head = MODELS.build(region_head(8))
+    maps, scores = torch.rand(2, 3, 8, 32, 32) + 100, torch.zeros(2, 3, 4, 32, 32)
+    views = [(m, s) for m, s in zip(maps, scores)]
+    expected = head.loss(*views)
+    with torch.autocast('cpu', torch.float16):
+        loss = head.loss(*((m.half(), s.half()) for m, s in views))
+    assert torch.isfinite(loss) and loss == pytest.approx(expected.item(), rel=1e-2)
+
+
+def test_shown_and_evaluated_as_a_user_does(data_root, images, tmp_path, run_here, require):
+    """By `mmdense show`, and by tools/test.py with both ways of counting."""
+    require('mmseg')
+    path = 'configs/densesiam/densesiam_unsup-seg_resnet18_1xb16-50e_camvid.py'
+    cfg = load_recipe(path)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdense'):
+        model = MODELS.build(cfg.model)
+    meta = dict(cfg=cfg.pretty_text, mmdense=describe_product(model))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / 'epoch_1.pth')
+    out = tmp_path / 'pages'
+    main(['show', str(tmp_path / 'epoch_1.pth'), images, '--out', str(out), '--number', '1'])
+    assert (out / 'groups.png').is_file(), list(out.iterdir())
+    code, printed = run_here(
+        *('test.py', path, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 'test'),
+        *('--cfg-options', f'test_dataloader.dataset.data_root={data_root}/camvid'),
+        *('test_dataloader.dataset.indices=3', 'test_dataloader.num_workers=0'),
+        'test_dataloader.persistent_workers=False',
+    )
+    assert code == 0, printed.err
+    found = dict(re.findall(r'(\w+/\w+): ([\d.]+)', printed.out.splitlines()[-1]))
+    assert {'one_to_one/mIoU', 'published_counting/mIoU', 'published_counting/mAcc'} <= set(found)
 
 
 def test_predict():

@@ -7,7 +7,9 @@ from local_parts import local_parts, options
 from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names
 
+from mmdense.models import MoCo
 from mmdense.registry import MODELS
+from mmdense.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures('mmdense_scope')
 DIM = 8
@@ -68,6 +70,13 @@ def test_losses(two_views):
     ours, theirs = (torch.autograd.grad(x, weight)[0] for x in (losses['loss_local'], local))
     torch.testing.assert_close(ours, theirs)
     assert ours.any()
+
+
+def test_an_algorithm_that_takes_no_more_losses_says_so(two_views, monkeypatch):
+    model = build()
+    monkeypatch.setattr(MoCo, 'loss', lambda self, *_, **__: dict(loss=torch.zeros(())))
+    with pytest.raises(InputError, match='LCLossMoCo: loss.. of the algorithm behind LocalContras'):
+        model.loss(*two_views(n=2))
 
 
 def test_every_parameter_has_a_gradient(two_views):

@@ -185,7 +185,7 @@ def _identity(url):
 
 
 # As in the papers: VOC detection AP, VOC segmentation mIoU; COCO box AP; COCO box and mask AP;
-# DenseSiam's as in its authors' repository, COCO mask AP and mIoU;
+# DenseSiam's as in its authors' repository, mIoU;
 # those of the general methods as in the authors' repositories: ImageNet, VOC detection AP, and
 # COCO box and mask AP of ViTDet's repository.
 PUBLISHED = {
@@ -195,7 +195,6 @@ PUBLISHED = {
     'densecl_resnet101_8xb32-coslr-200e_in1k': [61.3, 74.1],
     'detco_resnet50_8xb32-coslr-200e_in1k': [39.4, 39.5, 38.0, 57.8],
     'detco-aa_resnet50_8xb32-coslr-200e_in1k': [39.8, 40.1, 38.4],
-    'densesiam_resnet50_8xb32-coslr-200e_in1k': [36.8],
     'densesiam_unsup-seg_resnet18_4xb64-10e_coco-stuff27': [16.4],
     'byol_resnet50_16xb256-coslr-1000e_in1k': [74.3],
     'mocov1_resnet50_8xb32-steplr-200e_in1k': [60.6, 55.9],

@@ -1,7 +1,8 @@
 _base_ = './r50.py'
 
 # DenseSiam's pretraining variant: no code of it is released. The projector is SimSiam's with 1×1
-# convolutions, next to SimSiam's own on the mean of the map; widths and weights are ours.
+# convolutions, next to SimSiam's own on the mean of the map. Ours: the layer, widths, weights, the
+# sampling grid, and the cosine in the image loss.
 norm_cfg = dict(type='SyncBN')
 predictor = dict(
     type='ProjectionMLP',

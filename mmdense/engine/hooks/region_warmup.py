@@ -1,8 +1,10 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from logging import WARNING
 from typing import Optional
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.runner import IterBasedTrainLoop
 from mmpretrain.utils import get_ori_model
 
 from mmdense.registry import HOOKS
@@ -32,7 +34,19 @@ class RegionWarmupHook(Hook):
         if getattr(model, 'region_head', None) is None:
             raise InputError(f'RegionWarmupHook: {type(model).__name__} has no region_head')
         self.model, self.weight = model, model.region_weight
-        if runner.epoch < self.epochs:
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise InputError(
+                'RegionWarmupHook counts epochs, and this run counts iterations: give it '
+                "train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=…), or leave the hook out"
+            )
+        if self.epochs >= runner.max_epochs:
+            print_log(
+                f'The region loss never starts: the run has {runner.max_epochs} epochs, and its '
+                f'weight is 0 for {self.epochs}. Set epochs of RegionWarmupHook in custom_hooks.',
+                logger='current',
+                level=WARNING,
+            )
+        elif runner.epoch < self.epochs:
             print_log(
                 f'The region loss starts after {self.epochs} epochs: its weight is 0 before, and '
                 f'{self.weight:g} from there on. The loss changes there by a step.',

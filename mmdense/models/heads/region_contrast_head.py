@@ -5,6 +5,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmdense.models.losses import region_contrast, region_embeddings
+from mmdense.models.utils import in_float32
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero
 
@@ -59,4 +60,5 @@ class RegionContrastHead(BaseModule):
 
     @staticmethod
     def _run(mlp, rows: Tensor) -> Tensor:
-        return mlp(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+        # a sum over thousands of locations is too large for float16
+        return in_float32(mlp)(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])

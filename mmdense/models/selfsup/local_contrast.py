@@ -60,8 +60,17 @@ class LocalContrast:
         Returns:
             Dict[str, Tensor]: ``loss_global``, the algorithm's, and ``loss_local``, the sum of the
             directions, weighted.
+
+        Raises:
+            InputError: The algorithm does not call :meth:`more_losses`.
         """
         losses = super().loss(inputs, data_samples, **kwargs)
+        if not {'loss', 'loss_local'} <= losses.keys():
+            raise InputError(
+                f'{type(self).__name__}: loss() of the algorithm behind LocalContrast must return '
+                'dict(loss=…, **self.more_losses(outputs, targets, data_samples)), as that of MoCo '
+                'does'
+            )
         return dict(loss_global=losses.pop('loss'), **losses)
 
     def more_losses(
