@@ -58,7 +58,7 @@ def _add_run(add) -> None:
         action='extend',
         default=[],
         metavar='MODULE',
-        help='modules of your own to import, with a method for instance',
+        help='your own modules, with a method for instance',
     )
 
 
