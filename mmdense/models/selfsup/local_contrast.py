@@ -68,8 +68,7 @@ class LocalContrast:
         if not {'loss', 'loss_local'} <= losses.keys():
             raise InputError(
                 f'{type(self).__name__}: loss() of the algorithm behind LocalContrast must return '
-                'dict(loss=…, **self.more_losses(outputs, targets, data_samples)), as that of MoCo '
-                'does'
+                'dict(loss=…, **self.more_losses(outputs, targets, data_samples))'
             )
         return dict(loss_global=losses.pop('loss'), **losses)
 
