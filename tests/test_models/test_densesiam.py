@@ -550,11 +550,11 @@ def test_segmenter_learns(two_views, amp):
 def test_large_regions_in_half_precision():
     """An embedding is a sum over all locations, which float16 cannot hold."""
     head = MODELS.build(region_head(8))
-    maps, scores = torch.rand(2, 3, 8, 32, 32) + 100, torch.zeros(2, 3, 4, 32, 32)
-    views = [(m, s) for m, s in zip(maps, scores)]
-    expected = head.loss(*views)
+    maps = (100 * torch.rand(2, 3, 8, 32, 32) + 400).half()
+    scores = torch.zeros(2, 3, 4, 32, 32).half()
+    expected = head.loss(*zip(maps.float(), scores.float()))
     with torch.autocast('cpu', torch.float16):
-        loss = head.loss(*((m.half(), s.half()) for m, s in views))
+        loss = head.loss(*zip(maps, scores))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
 
 
