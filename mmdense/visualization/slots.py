@@ -75,7 +75,8 @@ def draw_groups(
     pairs = 1 if len(pictures) <= 3 else 2 if len(pictures) <= 8 else 3  # in a row
     rows = -(-len(pictures) // pairs)
     side = 3.4 if pairs == 1 else 2.6  # inches
-    width, height = 2 * pairs * (side + 0.1), rows * (side + 0.25) + 0.8
+    tallest = max(picture.image.shape[0] / picture.image.shape[1] for picture in pictures)
+    width, height = 2 * pairs * (side + 0.1), rows * (side * min(tallest, 1.5) + 0.3) + 0.6
     figure, axes = _grid(rows, 2 * pairs, width, height, title)
     for axis in axes.flat[2 * len(pictures) :]:
         axis.axis('off')
