@@ -39,7 +39,7 @@ class Target(NamedTuple):
 def _step(what, value):
     return Target(
         *('step', what, 'floor', value),
-        setting='R50, batch 16, 224 px, cpu',
+        setting='R50, 224 px, cpu',
         reason='the floor is of parts timed alone, with less memory in use, and leaves out what is '
         "the algorithm's but no product or layer: the twin's average, the queues, the matching",
     )
