@@ -68,7 +68,7 @@ def test_losses(two_views):
 
 
 def test_no_gradient_reaches_the_target(two_views):
-    """Where the predictor is constant, none reaches the local projector."""
+    """No gradient reaches the local projector where the predictor is constant."""
     model = build()
     with torch.no_grad():
         for parameter in model.local_head.predictor.parameters():
