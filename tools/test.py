@@ -18,6 +18,7 @@ from mmdense.utils.errors import (
     CheckpointError,
     one_line_errors,
 )
+from mmdense.utils.mmengine_patches import end_workers
 
 
 def parse_args():
@@ -68,6 +69,7 @@ def main():
         load(runner, args)
     with one_line_errors():
         metrics = runner.test()
+    end_workers(runner.test_loop.dataloader)
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)
 

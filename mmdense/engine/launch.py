@@ -21,6 +21,7 @@ import mmdense.checkpoints  # noqa: F401 - its loader replaces MMEngine's from h
 from mmdense.models.selfsup import SelfSupervisor
 from mmdense.registry import MODEL_WRAPPERS
 from mmdense.utils.errors import one_line_errors
+from mmdense.utils.mmengine_patches import end_workers
 from mmdense.utils.plugins import import_modules
 
 
@@ -123,6 +124,9 @@ def train(runner: Runner) -> None:
     runner.register_hook(first, 'LOWEST')
     try:
         runner.train()
+        # Python would end persistent workers by a signal, which PyTorch takes for a fault
+        for loop in filter(None, (runner.train_loop, runner.val_loop)):
+            end_workers(loop.dataloader)
     except Exception:
         with one_line_errors(*(() if first.done else (Exception,))):
             raise

@@ -45,6 +45,15 @@ def test_trains_exports_and_explains_itself(run, run_forked, tiny):
     assert torch.load(out, weights_only=True)['state_dict'].keys() == exported.keys()
 
 
+def test_the_workers_of_a_run_end_quietly(run, tiny):
+    workers = ['train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True']
+    done = run(sys.executable, 'tools/train.py', *tiny(), *workers)
+    assert done.returncode == 0, done.stdout
+    assert 'Saving checkpoint at 2 epochs' in done.stdout
+    for word in ('Traceback', 'Exception', 'killed'):  # at the exit of Python, by a worker's end
+        assert word not in done.stdout, done.stdout
+
+
 @each_algorithm(quick=one_a_family())
 def test_every_algorithm_trains(run_here, tiny, algorithm):
     """All losses are in the log by name, queues fill, and the product is exported."""
