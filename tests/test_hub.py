@@ -16,6 +16,7 @@ from mmpretrain.models import ResNet
 import mmdense
 from mmdense.apis import hub
 from mmdense.cli import main
+from mmdense.models.selfsup import registered_algorithms
 from mmdense.utils import model_index
 from mmdense.utils.errors import CheckpointError, InputError
 
@@ -106,7 +107,37 @@ def test_a_license_that_forbids_commercial_use_is_said(monkeypatch, tmp_path, ca
     assert hub.find_restriction('backbone.pth') == ''
     torch.save(ResNet(18).state_dict(), tmp_path / f'{restricted[0]}.pth')
     main(['check', str(tmp_path / f'{restricted[0]}.pth')])
-    assert re.search(f'license +{re.escape(said)}', capsys.readouterr().out)
+    assert re.search(f'license +{re.escape(said)}\n', capsys.readouterr().out)
+
+
+def test_a_renamed_file_of_the_authors_keeps_its_license(tmp_path, capsys):
+    """The format says it; it is that of the metafile."""
+    licenses = {
+        entry['In Collection']: entry['Authors License']
+        for entry in model_index.entries()
+        if 'NC' in entry.get('Authors License', '')
+    }
+    formats = {f.license for kind in registered_algorithms() for f in kind.AUTHORS if f.license}
+    assert formats == set(licenses.values())
+    kinds = {
+        kind.__name__ for kind in registered_algorithms() if any(f.license for f in kind.AUTHORS)
+    }
+    assert {name.rstrip('V12') for name in licenses} == {name.rstrip('V12') for name in kinds}
+
+    resnet = {f'module.encoder_q.{k}': v for k, v in ResNet(18).state_dict().items()}
+    queue = {'module.queue': torch.rand(8, 16), 'module.queue_ptr': torch.zeros(1).long()}
+    head = {
+        'module.encoder_q.fc.weight': torch.rand(8, 512),
+        'module.encoder_q.fc.bias': torch.rand(8),
+    }
+    keys = {k.replace('_q', '_k'): v for k, v in {**resnet, **head}.items()}
+    torch.save({'state_dict': {**resnet, **head, **keys, **queue}}, tmp_path / 'renamed.pth')
+    main(['check', str(tmp_path / 'renamed.pth')])
+    words = 'CC BY-NC 4.0: not for commercial use, if the authors released these weights'
+    assert re.search(f'license +{re.escape(words)}\n', capsys.readouterr().out)
+    torch.save(ResNet(18).state_dict(), tmp_path / 'own.pth')
+    main(['check', str(tmp_path / 'own.pth')])
+    assert 'license' not in capsys.readouterr().out
 
 
 def test_no_weights():

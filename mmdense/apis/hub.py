@@ -68,24 +68,27 @@ def find_weights(name: str) -> Optional[Weights]:
     return None
 
 
-def find_restriction(path: str) -> str:
+def find_restriction(path: str, license: str = '') -> str:
     """Return the license of a published file that forbids commercial use.
 
     Args:
-        path (str): Path or URL. The file is known by its name: the one that it was published
-            under, or the one that :func:`download` gives it.
+        path (str): Path or URL. A file is known to be published by its name: the one that it was
+            published under, or the one that :func:`download` gives it.
+        license (str): License of the weights that were released in the file's format; for a file
+            of another name. Defaults to ''.
 
     Returns:
-        str: The license in words; '' for any other file.
+        str: The license in words; '' without one.
     """
     name = path.replace('\\', '/').rsplit('/', 1)[-1]
     for entry in model_index.entries():
         if 'Authors Weights' in entry:
-            license = entry.get('Authors License', '')
-            weights = Weights(entry['Authors Weights'], None, True, license)
+            known = entry.get('Authors License', '')
+            weights = Weights(entry['Authors Weights'], None, True, known)
             if name in (weights.url.rsplit('/', 1)[-1], _authors_file(entry)):
                 return weights.restriction
-    return ''
+    restriction = Weights('', None, True, license).restriction
+    return f'{restriction}, if the authors released these weights' if restriction else ''
 
 
 def _authors_file(entry: dict) -> str:

@@ -39,6 +39,8 @@ class Recognised:
         algorithm_type (str): Which class of ours that is, where it is known.
         network (str): Network of the training that the backbone is of, in words, such as
             'teacher'; '' where the file has only one.
+        license (str): License of the weights that were released in this format, where it forbids
+            commercial use.
     """
 
     source: str
@@ -48,6 +50,7 @@ class Recognised:
     algorithm: Optional[Dict[str, Tensor]] = None
     algorithm_type: str = ''
     network: str = ''
+    license: str = ''
 
     def __str__(self) -> str:
         return f'{architecture(self.backbone)} written by {self.writer}'
@@ -280,7 +283,7 @@ def _authors(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
         for format in kind.AUTHORS:
             if format.source == 'mmpretrain' or not has_prefixes(tensors, *format.parts):
                 continue
-            found = _split(format.source, tensors, format.product, meta)
+            found = _split(format.source, tensors, format.product, meta, license=format.license)
             if not format.product:
                 found = _without_heads(found)
             if not format.complete:

@@ -37,7 +37,7 @@ def run_check(args: Namespace) -> None:
 
     found = inspection.read(args.checkpoint, args.prefix)
     print(args.checkpoint)
-    license = hub.find_restriction(args.checkpoint)
+    license = hub.find_restriction(args.checkpoint, found.license)
     _print_facts({**inspection.describe(found), **({'license': license} if license else {})})
     print('health')
     notes = inspection.tensor_health(found)

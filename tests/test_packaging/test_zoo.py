@@ -187,7 +187,7 @@ def _identity(url):
 # As in the papers: VOC detection AP, VOC segmentation mIoU; COCO box AP; COCO box and mask AP;
 # DenseSiam's as in its authors' repository, mIoU;
 # those of the general methods as in the authors' repositories: ImageNet, VOC detection AP, and
-# COCO box and mask AP of ViTDet's repository.
+# COCO box and mask AP of ViTDet's repository; ADE20K mIoU of MAE's paper.
 PUBLISHED = {
     'densecl_resnet50_8xb32-coslr-800e_coco': [56.7, 67.5],
     'densecl_resnet50_8xb32-coslr-1600e_coco': [57.2, 68.0],
@@ -207,8 +207,8 @@ PUBLISHED = {
     'mocov3_vit-base-p16_16xb256-coslr-300e_in1k': [76.7, 83.2],
     'simclr_resnet50_16xb256-coslr-1000e_in1k': [69.1],
     'simclr-mlp3_resnet50_16xb256-coslr-800e_in1k': [71.7],
-    'mae_vit-base-p16_8xb512-coslr-1600e_in1k': [83.6, 51.6, 45.9],
-    'mae_vit-large-p16_8xb512-coslr-1600e_in1k': [85.9, 55.5, 49.2],
+    'mae_vit-base-p16_8xb512-coslr-1600e_in1k': [83.6, 51.6, 45.9, 48.1],
+    'mae_vit-large-p16_8xb512-coslr-1600e_in1k': [85.9, 55.5, 49.2, 53.6],
     'mae_vit-huge-p14_8xb512-coslr-1600e_in1k': [86.9, 56.7, 50.2],
     'pixpro_resnet50_8xb128-coslr-100e_in1k': [40.8, 58.8, 40.0],
     'pixpro_resnet50_8xb128-coslr-400e_in1k': [60.2, 40.5],

@@ -100,6 +100,8 @@ class AuthorsFormat(NamedTuple):
             If not, only its product is taken, without a classifier ``fc``. Defaults to True.
         network (str): Name of the network that becomes the product, such as 'query encoder', for
             messages; '' where it need not be named.
+        license (str): License of the weights that the authors released in this format, where it
+            forbids commercial use.
     """
 
     source: str
@@ -109,6 +111,7 @@ class AuthorsFormat(NamedTuple):
     duplicates: Tuple[str, ...] = ()
     complete: bool = True
     network: str = ''
+    license: str = ''
 
 
 class SelfSupervisor:

@@ -39,6 +39,7 @@ class MAE(SelfSupervisor, _MAE):
     AUTHORS = (
         AuthorsFormat(
             source='MAE',
+            license='CC BY-NC 4.0',
             parts=('patch_embed.proj.', 'blocks.0.', 'decoder_embed.', 'decoder_blocks.0.'),
             product='',
             names={'decoder_': 'neck.decoder_', 'mask_token': 'neck.mask_token', '': 'backbone.'},

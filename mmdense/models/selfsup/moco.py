@@ -40,6 +40,7 @@ class MoCo(MomentumSelfSupervisor):
     AUTHORS = (
         AuthorsFormat(  # v2
             source='MoCo v2',
+            license='CC BY-NC 4.0',
             parts=('encoder_q.conv1.', 'encoder_q.fc.0.', 'encoder_k.', 'queue'),
             product='encoder_q.',
             network='query encoder',
@@ -52,6 +53,7 @@ class MoCo(MomentumSelfSupervisor):
         ),
         AuthorsFormat(
             source='MoCo v1',
+            license='CC BY-NC 4.0',
             parts=('encoder_q.conv1.', 'encoder_q.fc.weight', 'encoder_k.', 'queue'),
             product='encoder_q.',
             network='query encoder',

@@ -47,6 +47,7 @@ class MoCoV3(MomentumSelfSupervisor):
     AUTHORS = (
         AuthorsFormat(
             source='MoCo v3',
+            license='CC BY-NC 4.0',
             parts=('base_encoder.conv1.', 'momentum_encoder.', 'predictor.'),
             product='base_encoder.',
             network='base encoder',
@@ -54,6 +55,7 @@ class MoCoV3(MomentumSelfSupervisor):
         ),
         AuthorsFormat(  # a ViT
             source='MoCo v3',
+            license='CC BY-NC 4.0',
             parts=('base_encoder.patch_embed.', 'momentum_encoder.', 'predictor.'),
             product='base_encoder.',
             network='base encoder',

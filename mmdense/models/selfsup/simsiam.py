@@ -29,6 +29,7 @@ class SimSiam(SelfSupervisor, _SimSiam):
     AUTHORS = (
         AuthorsFormat(
             source='SimSiam',
+            license='CC BY-NC 4.0',
             parts=('encoder.conv1.', 'encoder.fc.0.', 'predictor.0.'),
             product='encoder.',
             names={

@@ -51,6 +51,7 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
     AUTHORS = (
         AuthorsFormat(
             source='SwAV',
+            license='CC BY-NC 4.0',
             parts=('conv1.', 'projection_head.', 'prototypes.weight'),
             product='',
             names={
@@ -62,6 +63,7 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         # the same code's, with several sets of prototypes
         AuthorsFormat(
             source='DeepCluster-v2 or SeLa-v2',
+            license='CC BY-NC 4.0',
             parts=('conv1.', 'projection_head.', 'prototypes.prototypes0.'),
             product='',
             complete=False,
