@@ -33,6 +33,7 @@ from mmdense.utils.errors import InputError
 
 TORCHVISION = dict(
     brightness=F.adjust_brightness,
+    offset=lambda img, share: np.clip(np.asarray(img, np.float32) + 255 * share, 0, 255),
     contrast=F.adjust_contrast,
     saturation=F.adjust_saturation,
     hue=F.adjust_hue,
@@ -42,6 +43,7 @@ TORCHVISION = dict(
 )
 VALUES = dict(
     brightness=[0.6, 0.95, 1.4, 0.0],
+    offset=[-0.4, -0.2, 0.0, 0.2, 1.0],
     contrast=[0.6, 0.95, 1.4, 0.0],
     saturation=[0.6, 0.95, 1.4, 0.0],
     hue=[-0.5, -0.1, -0.03, 0.0, 0.04, 0.1, 0.33, 0.5],
@@ -184,6 +186,15 @@ def test_jitter_is_drawn_as_torchvision_does(strengths):
         their_turn = [param[0].tolist().index(i) for param in params]
         counts = [np.bincount(t, minlength=4) / NUMBER for t in (turn, their_turn)]
         assert np.abs(counts[0] - counts[1]).max() < LIMIT
+
+
+def test_brightness_is_added():
+    """In the place of a factor; a uniform share of white of either sign."""
+    jitter = ColorJitter(brightness=0.4, contrast=0.4, additive_brightness=True)
+    drawn = [dict(jitter.draw()) for _ in range(NUMBER)]
+    assert all(operations.keys() == {'offset', 'contrast'} for operations in drawn)
+    uniform = np.random.uniform(-0.4, 0.4, NUMBER)
+    assert ks_distance([operations['offset'] for operations in drawn], uniform) < LIMIT
 
 
 def test_blur_is_drawn_as_torchvision_does():
@@ -337,6 +348,7 @@ def test_what_the_device_cannot_wait_for_is_refused(late, culprit, mmdense_scope
     [
         (ColorJitter, dict(hue=0.6)),
         (ColorJitter, dict(brightness=-0.1)),
+        (ColorJitter, dict(additive_brightness=True, brightness=1.1)),
         (ColorJitter, dict(contrast='much')),
         (ColorJitter, dict(saturation=(1.2, 0.8))),
         (ColorJitter, dict(prob=1.1)),

@@ -39,6 +39,8 @@ def operate(img, name, value):
     """Apply one operation, written out."""
     luma = np.array([0.114, 0.587, 0.299], np.float32)
     matrix = np.zeros((3, 4), np.float32)
+    if name == 'offset':
+        return np.clip(np.floor(img + np.float32(255 * value) + 1e-4), 0, 255).astype(np.uint8)
     if name == 'hue':
         hsv = cv2.cvtColor(img, cv2.COLOR_BGR2HSV_FULL)
         hsv[..., 0] += np.uint8(int(value * 255) % 256)
@@ -93,6 +95,8 @@ def draw(step):
             return []
         names = ['brightness', 'contrast', 'saturation', 'hue']
         ranges = [(-step[n], step[n]) if n == 'hue' else (1 - step[n], 1 + step[n]) for n in names]
+        if step.get('additive_brightness'):
+            names[0], ranges[0] = 'offset', (-step['brightness'], step['brightness'])
         values = [np.random.uniform(*range_) for range_ in ranges]
         return [(names[i], values[i]) for i in np.random.permutation(4)]
     if np.random.rand() >= step['prob']:
@@ -173,6 +177,7 @@ def test_views_of_the_recipes(name, repo, images, mmdense_scope):
 
 RANGES = dict(
     brightness=(0.0, 2.0),
+    offset=(-1.0, 1.0),
     contrast=(0.0, 2.0),
     saturation=(0.0, 2.0),
     grayscale=(0.0, 0.0),

@@ -26,7 +26,7 @@ from mmdense.utils.errors import InputError
 Operation = Tuple[str, Union[float, tuple]]
 
 LUMA = np.array([0.114, 0.587, 0.299], np.float32)  # of B, G and R
-COLOUR = ('brightness', 'contrast', 'saturation', 'grayscale')
+COLOUR = ('brightness', 'offset', 'contrast', 'saturation', 'grayscale')
 OF_COLORS = ('saturation', 'grayscale', 'hue')  # of images of three channels alone
 
 
@@ -72,6 +72,9 @@ class ColorJitter(Photometric):
             [−hue, hue], or in the given range, within [−0.5, 0.5]. Defaults
             to 0, no change.
         prob (float): Probability of any change. Defaults to 1.
+        additive_brightness (bool): Whether brightness is added, as in BYOL's published code, and
+            not multiplied. Then ``brightness`` gives shares of white, uniform in
+            [−brightness, brightness], or in the given range, within [−1, 1]. Defaults to False.
 
     Raises:
         InputError: A value is out of its range.
@@ -84,10 +87,15 @@ class ColorJitter(Photometric):
         saturation: Union[float, Sequence[float]] = 0.0,
         hue: Union[float, Sequence[float]] = 0.0,
         prob: float = 1.0,
+        additive_brightness: bool = False,
     ) -> None:
         check_fractions(prob=prob)
         factor = dict(center=1.0, low=0.0, high=float('inf'))
-        self.brightness = _check_range('brightness', brightness, **factor)
+        share = dict(center=0.0, low=-1.0, high=1.0)
+        self.additive_brightness = additive_brightness
+        self.brightness = _check_range(
+            'brightness', brightness, **(share if additive_brightness else factor)
+        )
         self.contrast = _check_range('contrast', contrast, **factor)
         self.saturation = _check_range('saturation', saturation, **factor)
         self.hue = _check_range('hue', hue, center=0.0, low=-0.5, high=0.5)
@@ -98,6 +106,8 @@ class ColorJitter(Photometric):
         if np.random.rand() >= self.prob:
             return [None] * len(names)
         values = [np.random.uniform(*getattr(self, name)) for name in names]
+        if self.additive_brightness:
+            names = ['offset' if name == 'brightness' else name for name in names]
         return [(names[i], values[i]) for i in np.random.permutation(len(names))]
 
 
@@ -171,10 +181,10 @@ def apply_operation(img: np.ndarray, name: str, value: float) -> np.ndarray:
 
     Args:
         img (np.ndarray): H×W×C uint8, BGR with 3 channels; left as it is.
-        name (str): 'brightness', 'contrast', 'saturation', 'grayscale',
+        name (str): 'brightness', 'offset', 'contrast', 'saturation', 'grayscale',
             'hue', 'blur' or 'solarize'.
-        value (float): Respectively factor, factor, factor, unused, turns, sigma in
-            pixels, threshold.
+        value (float): Respectively factor, share of white, factor, factor, unused, turns, sigma
+            in pixels, threshold.
 
     Returns:
         np.ndarray: H×W×C uint8.
@@ -189,7 +199,7 @@ def apply_operation(img: np.ndarray, name: str, value: float) -> np.ndarray:
             matrix[:, 3] += share * int(mean + 0.5)
         # OpenCV rounds; a bit less than one half, so that whole numbers stay
         matrix[:, 3] -= 0.4999
-        if name in ('brightness', 'contrast'):
+        if name in ('brightness', 'offset', 'contrast'):
             # all channels alike, as one channel, which OpenCV does in a fourth of the time
             flat = np.ascontiguousarray(img).reshape(len(img), -1)
             return cv2.transform(flat, matrix[:1, ::3].copy()).reshape(img.shape)
@@ -219,6 +229,10 @@ def colour_matrix(name: str, value: float) -> Tuple[np.ndarray, float]:
     matrix = np.zeros((3, 4), np.float32)
     if name == 'grayscale':
         matrix[:] = *LUMA, 0.5  # rounded
+        return matrix, 0.0
+    if name == 'offset':
+        matrix.flat[::5] = 1.0
+        matrix[:, 3] = 255 * value
         return matrix, 0.0
     if name == 'saturation':
         matrix[:, :3] = LUMA
