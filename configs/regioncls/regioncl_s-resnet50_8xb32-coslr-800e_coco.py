@@ -1,5 +1,5 @@
 # Ours: SimSiam's recipe on COCO; the length is DenseCL's on COCO.
-_base_ = './regioncls_resnet50_8xb32-coslr-200e_in1k.py'
+_base_ = './regioncl_s-resnet50_8xb32-coslr-200e_in1k.py'
 
 train_dataloader = dict(dataset=dict(data_root='data/coco', data_prefix='train2017'))
 train_cfg = dict(max_epochs=800)
