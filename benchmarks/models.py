@@ -58,7 +58,7 @@ def shrink(model, args):
     """The depth and the queues of the command line in a model's config."""
     if 'depth' in model.backbone:
         model.backbone.depth = args.depth
-    if 'in_channels' in model.neck and args.depth < 50:
+    if 'in_channels' in model.neck and args.depth < 50 and 'decoder' not in model:
         model.neck.in_channels = 512
     for key in ('queue_len', 'num_prototypes'):
         if key in model:
@@ -92,7 +92,7 @@ def config_path(algorithm):
 
 def ours(algorithm, args):
     """An algorithm of mmdense, from configs/_base_/models."""
-    cfg = Config.fromfile(str(config_path(algorithm)))
+    cfg = Config.fromfile(str(config_path(getattr(args, 'model', None) or algorithm)))
     shrink(cfg.model, args)
     cfg.model.backbone.update(ALGORITHMS[algorithm].size_settings(args.size))
     cfg.merge_from_dict(args.cfg_options or {})

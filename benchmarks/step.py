@@ -38,6 +38,7 @@ def compare_steps(args):
     steps.update((name, models.step(name, args)) for name in peers)
 
     words = [f'R{args.depth}', f'batch {args.batch_size}', f'{args.size} px']
+    words += [args.model] if args.model else []
     setting = common.setting(args, *words, method.SETTING.format(**vars(args)), also)
     print(f'Step of {title}: {setting}')
     times = common.measure({**parts, **steps}, args)
@@ -142,6 +143,7 @@ def main():
     parser = common.parser(__doc__)
     parser.add_argument('algorithm', choices=[*methods.names(), 'compile', 'lars'])
     common.add_model_options(parser)
+    parser.add_argument('--model', help="a variant: the beginning of a config's name")
     names = list(models.ALGORITHMS)
     parser.add_argument('--algorithms', nargs='+', choices=names, default=names, help='of compile')
     args = parser.parse_args()

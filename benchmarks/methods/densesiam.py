@@ -5,12 +5,14 @@ Losses: one direction of the pixel loss, with the views' alignment; of the segme
 segmentation loss of a view with its class weights, and one direction of the region loss, at 80×80
 locations, 27 classes and 128 channels.
 Floor: backbone and both projectors of both views, forward and backward; both predictors on both.
+Of the segmentation variant: backbone, decoder, both projectors and predictors of both views; the
+matrix products of regions, and projector and predictor on the regions.
 """
 
 import common
 import models
 import torch
-from floors import forward_backward, last_map, leaf, maps_of
+from floors import forward_backward, last_map, leaf, maps_of, matrix_products, product
 from torch.nn.functional import one_hot
 
 from mmdense.models import DenseSiam
@@ -26,6 +28,10 @@ SETTING = ''
 TARGET = 1.03
 GPU = False
 PEERS = {}
+MORE = {
+    'step-densesiam-segmentation': 'step.py densesiam --model densesiam_unsup-seg --depth 18 '
+    '--size 320 --batch-size 4 --rounds 7 CLOCK'
+}
 
 
 def cosine_written_out(prediction, target, box, other):
@@ -92,7 +98,35 @@ def losses(args):
     }
 
 
+def segmentation_floor(model, views, args):
+    head, number = model.region_head, len(views[0]) * model.num_groups
+
+    def through(module, inputs):
+        """Forward and backward of a module; its outputs, as further inputs."""
+        with torch.no_grad(), common.autocast(args):
+            outputs = [leaf(module(x)) for x in inputs]
+        return forward_backward(module, inputs, model, args), outputs
+
+    with torch.no_grad(), common.autocast(args):
+        stages = [[leaf(stage) for stage in model.backbone(view)] for view in views]
+    parts = {'backbone': forward_backward(lambda x: list(model.backbone(x)), views, model, args)}
+    parts['decoder'], maps = through(model.decoder, stages)
+    parts['projector'], scores = through(model.neck, maps)
+    parts['predictor'], _ = through(model.predictor, scores)
+    parts['second projector'], more = through(model.auxiliary_neck, maps)
+    parts['second predictor'], _ = through(model.auxiliary_predictor, more)
+    vectors = [torch.randn(number, maps[0].size(1), device=args.device) for _ in views]
+    parts['projector of regions'], z = through(head.projector, [leaf(v) for v in vectors])
+    parts['predictor of regions'], _ = through(head.predictor, z)
+    n, c, *grid = maps[0].shape
+    locations = (n, model.num_groups, grid[0] * grid[1]), (n, grid[0] * grid[1], c)
+    parts['products'] = matrix_products([product(*locations) for _ in views], args)
+    return parts, None
+
+
 def floor(model, views, args):
+    if model.decoder is not None:
+        return segmentation_floor(model, views, args)
     maps = [leaf(m) for m in maps_of(model.backbone, views, args)]
     vectors = [leaf(m.mean((2, 3))) for m in maps]
     with torch.no_grad(), common.autocast(args):
