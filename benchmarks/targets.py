@@ -54,11 +54,6 @@ _PIXELS = (
     '0.3, blur 0.1 to 0.2, and the rest are many short calls, which cold caches make slow: others '
     'loaded the machine'
 )
-_LARS = (
-    'the two norms read the weights and the gradients once more, each for 0.15 to 0.25 of the '
-    "time of SGD's loop. Tried without gain on it: parts that fit into a core's cache, norms by "
-    'dot, decay and momentum in one operation, buckets of tensors'
-)
 _GPU = dict(sign='≥', setting='R50, cuda')
 TARGETS = [
     Target('input', 'MoCo v2 views', 'mmpretrain', 5.5, of='ours', reason=_SLOW),
@@ -73,7 +68,7 @@ TARGETS = [
     Target('loss', 'Pixel consistency', 'written out', 1.03),
     Target('loss', 'Grouping', 'written out', 1.03),
     Target('loss', 'extra memory', 'written out', 1.0),
-    *(Target('step', 'LARS', f'torch SGD{how}', 1.15, reason=_LARS) for how in ('', ', foreach')),
+    *(Target('step', 'LARS', f'torch SGD{how}', 1.15) for how in ('', ', foreach')),
     Target('step', 'LARS, extra memory', 'torch SGD', 1.0),
     Target('step', 'LARS, extra memory', 'torch SGD, foreach', 1.0),
     *(_step(models.title(name), methods.load(name).TARGET) for name in methods.names()),

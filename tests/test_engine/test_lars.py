@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdense.engine import LARS, WarmupCosineLR
+from mmdense.engine.optimizers import lars
 from mmdense.engine.optimizers.lars import OPTIONS
 from mmdense.utils.errors import InputError
 
@@ -174,7 +175,52 @@ def test_against_the_formula(momentum, maximize):
             torch.testing.assert_close(optimizer.state[p]['momentum_buffer'], buffer)
 
 
-def test_one_by_one_is_together(monkeypatch):
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """The step of a device: without the fused operation, which only CPUs take."""
+    monkeypatch.setattr(lars, '_has_fused_sgd', lambda: False)
+
+
+VARIANTS = [{}, dict(lr_in_buffer=True), dict(adapt_all=True), dict(maximize=True)]
+
+
+@pytest.mark.skipif(not lars._has_fused_sgd(), reason='PyTorch has no fused SGD for CPUs')
+@pytest.mark.parametrize('decay', [0.0, 0.2])
+@pytest.mark.parametrize('options', VARIANTS, ids=str)
+def test_the_fused_step_is_the_same(monkeypatch, options, decay):
+    """Of each variant, as a map of channels_last too; other cases take the usual step."""
+    settings = dict(lr=0.5, weight_decay=decay, **options)
+    fused, usual = make_params(), make_params()
+    for params in (fused, usual):
+        params[0].data = params[0].data.contiguous(memory_format=torch.channels_last)
+        params[0].grad = params[0].grad.contiguous(memory_format=torch.channels_last)
+        params.append(nn.Parameter(torch.ones(3, 2)))
+        params[-1].grad = torch.zeros(3, 2)
+        params.append(nn.Parameter(torch.ones(5, 4)))
+        params[-1].grad = torch.arange(20.0).view(4, 5).t()  # of other strides
+    calls, step = [], torch._fused_sgd_
+    monkeypatch.setattr(
+        torch, '_fused_sgd_', lambda *a, **k: calls.append(tuple(a[0][0].shape)) or step(*a, **k)
+    )
+    ours, theirs = (LARS(params, **settings) for params in (fused, usual))
+    for _ in range(3):
+        ours.step()
+    number = len(calls)
+    shapes = {(4, 3, 3, 3), (7, 5), (0, 3), (3, 2)} | (
+        {(4,), ()} if 'adapt_all' in options else set()
+    )
+    assert set(calls) == shapes
+    monkeypatch.setattr(lars, '_has_fused_sgd', lambda: False)
+    for _ in range(3):
+        theirs.step()
+    assert len(calls) == number
+    for p, q in zip(fused, usual):
+        torch.testing.assert_close(p.data, q.data, rtol=1e-6, atol=1e-6)
+        buffers = [o.state[x]['momentum_buffer'] for o, x in ((ours, p), (theirs, q))]
+        torch.testing.assert_close(*buffers, rtol=1e-6, atol=1e-6)
+
+
+def test_one_by_one_is_together(monkeypatch, as_on_a_gpu):
     """On a CPU each tensor has its step by itself; a GPU makes those of all at once."""
     ours, together = make_params(), make_params()
     optimizer = LARS(ours, lr=0.5, weight_decay=0.2)
@@ -263,7 +309,7 @@ class NoSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_never_waits_for_the_device():
+def test_never_waits_for_the_device(as_on_a_gpu):
     optimizer = LARS(make_params(), lr=0.5, weight_decay=0.2)
     with pytest.raises(AssertionError, match='waits'), NoSync():
         torch.ones(()).item()
@@ -564,7 +610,7 @@ def test_golden_variants(golden, name, options):
 
 
 @pytest.mark.parametrize('options', [dict(lr_in_buffer=True), dict(adapt_all=True)])
-def test_variants_never_wait_and_resume(options):
+def test_variants_never_wait_and_resume(options, as_on_a_gpu):
     params = make_params()
     optimizer = LARS(params, lr=0.5, weight_decay=0.2, **options)
     with NoSync():

@@ -1,5 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from collections import defaultdict
+from functools import lru_cache
 from typing import Callable, Iterable, List, Optional
 
 import torch
@@ -43,6 +44,7 @@ class LARS(Optimizer):
     The step asks the device for no value, so that the host never waits for it.
     Gradients are only read. With weight decay a step takes temporary memory of
     the size of the gradients of more than one dimension; on a CPU of the largest of them.
+    On a CPU, after the norms, a tensor's step is one operation of PyTorch (from 2.4).
 
     Args:
         params (Iterable): Parameters, floating point and of any shape, or
@@ -138,9 +140,22 @@ class LARS(Optimizer):
             # On a CPU each large tensor by itself: all operations on it while it is in the caches,
             # and the decayed gradient in memory that the tensor before left.
             by_itself = adapt and device.type == 'cpu'
+            options = dict(zip(OPTIONS, options))
             for part in [[p] for p in params] if by_itself else [params]:
-                self._step(part, adapt, **dict(zip(OPTIONS, options)))
+                fuses = by_itself and options['momentum'] and self._fuses(*part)
+                (self._fused_step if fuses else self._step)(part, adapt, **options)
         return loss
+
+    def _fuses(self, p: Tensor) -> bool:
+        """Return whether PyTorch's fused SGD can make the step of a tensor on a CPU."""
+        formats = torch.contiguous_format, torch.channels_last
+        strides = {x.stride() for x in (p, p.grad, self._buffer(p))}
+        return (
+            p.dtype == torch.float32
+            and len(strides) == 1  # the operation walks through memory
+            and any(p.is_contiguous(memory_format=format) for format in formats)
+            and _has_fused_sgd()
+        )
 
     def _step(
         self,
@@ -185,11 +200,63 @@ class LARS(Optimizer):
             torch._foreach_add_(buffers, grads, alpha=inner)
         torch._foreach_add_(params, buffers, alpha=-outer)
 
+    def _fused_step(
+        self,
+        params: List[Tensor],
+        adapt: bool,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        trust_coefficient: float,
+        eps: float,
+        maximize: bool,
+        lr_in_buffer: bool,
+        adapt_all: bool,
+    ) -> None:
+        """Make the same step of one tensor of a CPU, which reads and writes all memory once after
+        the norms."""
+        (p,) = params
+        grad = p.grad.neg() if maximize else p.grad
+        if weight_decay and not adapt_all:
+            grad, weight_decay = torch.add(grad, p, alpha=weight_decay), 0.0
+        norm, grad_norm = (float(torch.linalg.vector_norm(x)) for x in (p, grad))
+        if norm == 0 or grad_norm == 0:
+            factor, weight_decay = 1.0, 0.0
+        else:
+            factor = trust_coefficient * norm / (grad_norm + weight_decay * norm + eps)
+        inner, outer = (lr, 1.0) if lr_in_buffer else (1.0, lr)
+        # buffer = momentum · buffer + (1 − dampening) · (grad + weight_decay · w)
+        torch._fused_sgd_(
+            [p],
+            [grad],
+            [self._buffer(p)],
+            weight_decay=weight_decay,
+            momentum=momentum,
+            lr=outer,
+            dampening=1.0 - inner * factor,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
+
     def _buffer(self, p: Tensor) -> Tensor:
         state = self.state[p]
         if 'momentum_buffer' not in state:
             state['momentum_buffer'] = torch.zeros_like(p)
         return state['momentum_buffer']
+
+
+@lru_cache(maxsize=None)
+def _has_fused_sgd() -> bool:
+    """Return whether this PyTorch has SGD as one operation on a CPU."""
+    tensors = [[torch.zeros(1)] for _ in range(3)]
+    settings = dict(nesterov=False, maximize=False, is_first_step=False)
+    numbers = dict(weight_decay=0.0, momentum=0.9, lr=0.1, dampening=0.0)
+    try:
+        torch._fused_sgd_(*tensors, **numbers, **settings)
+    except (AttributeError, RuntimeError):  # NotImplementedError is one of the second
+        return False
+    return True
 
 
 def _check(options: dict) -> None:
