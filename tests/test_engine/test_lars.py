@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdense.engine import LARS, WarmupCosineLR
 from mmdense.engine.optimizers import lars
-from mmdense.engine.optimizers.lars import OPTIONS
+from mmdense.engine.optimizers.lars import Options
 from mmdense.utils.errors import InputError
 
 
@@ -228,12 +228,12 @@ def test_one_by_one_is_together(monkeypatch, as_on_a_gpu):
     monkeypatch.setattr(
         LARS, '_step', lambda self, p, *a, **k: calls.append(p) or step(self, p, *a, **k)
     )
-    options = {name: optimizer.defaults[name] for name in OPTIONS}
+    options = Options(*(optimizer.defaults[name] for name in Options._fields))
     at_once = LARS(together, lr=0.5, weight_decay=0.2)
     for _ in range(2):
         optimizer.step()
         with torch.no_grad():
-            at_once._step(together[:2], True, **options)
+            at_once._step(together[:2], True, options)
     assert [len(part) for part in calls[:4]] == [1, 1, 1, 2]
     assert all(torch.equal(p, q) for p, q in zip(ours[:2], together[:2]))
 

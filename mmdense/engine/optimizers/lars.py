@@ -1,7 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from collections import defaultdict
 from functools import lru_cache
-from typing import Callable, Iterable, List, Optional
+from typing import Callable, Iterable, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -11,9 +11,18 @@ from mmdense.registry import OPTIMIZERS
 from mmdense.utils.checks import check_number
 from mmdense.utils.errors import InputError
 
-# Not self.defaults: PyTorch adds keys of its own to that one.
-OPTIONS = ('lr', 'momentum', 'weight_decay', 'trust_coefficient', 'eps', 'maximize')
-OPTIONS += ('lr_in_buffer', 'adapt_all')
+
+class Options(NamedTuple):
+    """Hold the settings of a parameter group. (PyTorch adds keys of its own to the defaults.)"""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+    trust_coefficient: float
+    eps: float
+    maximize: bool
+    lr_in_buffer: bool
+    adapt_all: bool
 
 
 @OPTIMIZERS.register_module()
@@ -128,7 +137,7 @@ class LARS(Optimizer):
         # a group of each parameter.
         alike = defaultdict(list)
         for group in self.param_groups:
-            options = tuple(group[name] for name in OPTIONS)
+            options = Options(*(group[name] for name in Options._fields))
             for p in group['params']:
                 if p.grad is None:
                     continue
@@ -140,10 +149,11 @@ class LARS(Optimizer):
             # On a CPU each large tensor by itself: all operations on it while it is in the caches,
             # and the decayed gradient in memory that the tensor before left.
             by_itself = adapt and device.type == 'cpu'
-            options = dict(zip(OPTIONS, options))
             for part in [[p] for p in params] if by_itself else [params]:
-                fuses = by_itself and options['momentum'] and self._fuses(*part)
-                (self._fused_step if fuses else self._step)(part, adapt, **options)
+                if by_itself and options.momentum and self._fuses(*part):
+                    self._fused_step(*part, options)
+                else:
+                    self._step(part, adapt, options)
         return loss
 
     def _fuses(self, p: Tensor) -> bool:
@@ -157,20 +167,11 @@ class LARS(Optimizer):
             and _has_fused_sgd()
         )
 
-    def _step(
-        self,
-        params: List[Tensor],
-        adapt: bool,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        trust_coefficient: float,
-        eps: float,
-        maximize: bool,
-        lr_in_buffer: bool,
-        adapt_all: bool,
-    ) -> None:
+    def _step(self, params: List[Tensor], adapt: bool, options: Options) -> None:
         """Make the step of parameters of one device and dtype; ``adapt``: with decay and factor."""
+        lr, momentum, weight_decay, trust_coefficient, eps, maximize, lr_in_buffer, adapt_all = (
+            options
+        )
         grads = [p.grad for p in params]
         if maximize:
             grads = torch._foreach_neg(grads)
@@ -200,22 +201,12 @@ class LARS(Optimizer):
             torch._foreach_add_(buffers, grads, alpha=inner)
         torch._foreach_add_(params, buffers, alpha=-outer)
 
-    def _fused_step(
-        self,
-        params: List[Tensor],
-        adapt: bool,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        trust_coefficient: float,
-        eps: float,
-        maximize: bool,
-        lr_in_buffer: bool,
-        adapt_all: bool,
-    ) -> None:
+    def _fused_step(self, p: Tensor, options: Options) -> None:
         """Make the same step of one tensor of a CPU, which reads and writes all memory once after
         the norms."""
-        (p,) = params
+        lr, momentum, weight_decay, trust_coefficient, eps, maximize, lr_in_buffer, adapt_all = (
+            options
+        )
         grad = p.grad.neg() if maximize else p.grad
         if weight_decay and not adapt_all:
             grad, weight_decay = torch.add(grad, p, alpha=weight_decay), 0.0
