@@ -40,5 +40,7 @@ def group_distillation(
     target = teacher.detach()
     if center is not None:
         target = target - center.view(-1, *[1] * (teacher.dim() - 2))
-    target = softmax(target / teacher_temperature, dim=1)
-    return cross_entropy(student / student_temperature, target)
+    # division by 1 copies large maps for nothing
+    target = softmax(target / teacher_temperature if teacher_temperature != 1 else target, dim=1)
+    scores = student / student_temperature if student_temperature != 1 else student
+    return cross_entropy(scores, target)

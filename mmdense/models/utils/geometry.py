@@ -266,12 +266,26 @@ def align_maps(maps: Tensor, box: Tensor, other: Tensor) -> Tensor:
     columns = _samples(overlap[:, 0], overlap[:, 2], mirrored, width)  # NxWxW
     # in the boxes' precision: half would move them by a hundredth of a grid cell
     maps = maps.to(box.dtype)
+    channels_last = not maps.is_contiguous() and maps.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    if channels_last:
+        maps = maps.permute(0, 2, 3, 1)  # NxHxWxC, whose products need no copy
     if height * width > _ONE_MATRIX:
-        aligned = torch.bmm(maps.flatten(1, 2), columns.transpose(1, 2)).view_as(maps)
-        return torch.matmul(rows[:, None], aligned)
-    both = rows[:, :, None, :, None] * columns[:, None, :, None, :]  # NxHxWxHxW
-    both = both.flatten(3).flatten(1, 2)  # NxSxS
-    return torch.bmm(maps.flatten(2), both.transpose(1, 2)).view_as(maps)
+        if channels_last:
+            aligned = torch.bmm(rows, maps.flatten(2)).view_as(maps)
+            aligned = torch.matmul(columns[:, None], aligned)
+        else:
+            aligned = torch.bmm(maps.flatten(1, 2), columns.transpose(1, 2)).view_as(maps)
+            aligned = torch.matmul(rows[:, None], aligned)
+    else:
+        both = rows[:, :, None, :, None] * columns[:, None, :, None, :]  # NxHxWxHxW
+        both = both.flatten(3).flatten(1, 2)  # NxSxS
+        if channels_last:
+            aligned = torch.bmm(both, maps.flatten(1, 2)).view_as(maps)
+        else:
+            aligned = torch.bmm(maps.flatten(2), both.transpose(1, 2)).view_as(maps)
+    return aligned.permute(0, 3, 1, 2) if channels_last else aligned
 
 
 def _samples(start: Tensor, end: Tensor, flipped: Tensor, cells: int) -> Tensor:
