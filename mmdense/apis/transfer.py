@@ -13,6 +13,7 @@ import os
 import os.path as osp
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -366,6 +367,10 @@ def _call(run: Run, tool: str, gpus: int, *arguments: str) -> None:
             process.terminate()
             process.wait()
             raise
+    if code < 0:  # its last line is not the reason
+        name = signal.Signals(-code).name
+        memory = ': is the memory full?' if name == 'SIGKILL' else ''
+        raise MMDenseError(f'ended by {name}{memory} ({log})')
     if code:
         with open(log, encoding='utf-8', errors='replace') as file:
             lines = [line.strip() for line in file if line.strip()] or ['']

@@ -3,13 +3,18 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from tiny_algorithms import algorithms_of, tiny_form
+
+from mmdense.apis import transfer
+from mmdense.utils.errors import MMDenseError
 
 METHOD = tiny_form().method
 SMALL = [
@@ -59,6 +64,22 @@ def arguments(data_root, tmp_path):
 
 def read(folder):
     return json.loads((folder / 'result.json').read_text())
+
+
+@pytest.mark.parametrize('number, says', [(9, 'SIGKILL: is the memory full?'), (15, 'SIGTERM ')])
+def test_a_task_that_a_signal_ended(number, says, tmp_path, monkeypatch):
+    """The last line of its log is not the reason."""
+    popen = subprocess.Popen
+    code = f'import os; print("a warning", flush=True); os.kill(os.getpid(), {number})'
+    monkeypatch.setattr(
+        transfer.subprocess,
+        'Popen',
+        lambda _, **kwargs: popen([sys.executable, '-c', code], **kwargs),
+    )
+    run = SimpleNamespace(package='mmengine', path=lambda *names: str(tmp_path.joinpath(*names)))
+    with pytest.raises(MMDenseError, match=f'^ended by {re.escape(says)}') as error:
+        transfer._call(run, 'train', 1)
+    assert 'a warning' not in str(error.value) and 'train.log' in str(error.value)
 
 
 def test_kill_resume_and_one_table(arguments, tmp_path, pretrained, repo, run, run_here, require):
