@@ -1,8 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
-from mmengine.logging import MessageHub
-from tiny_algorithms import Tiny, health_names, main
 from torch import nn
 
 from mmdense.models import DINONeck, StageNeck, group_distillation, multi_crop_distillation
