@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from operator import attrgetter
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -199,33 +200,35 @@ class DINO(MomentumSelfSupervisor):
 
     @classmethod
     def small_data_rules(cls, facts: RunFacts) -> List[Setting]:
-        """Return the number of prototypes, how long they stay, and the teacher's warm-up."""
+        """Return the number of prototypes, how long they stay, and the warm-up of the teacher's
+        temperature."""
         model, usual = facts.recipe.model, facts.recipe.train_cfg.max_epochs
         epochs = facts.steps // max(facts.images // facts.batch, 1)
-
-        number = min(max(power_of_two(facts.images), 1024), model.neck.num_prototypes)
-        reason = "at most one for each image, 1,024 or more, as far as the recipe's"
         shape = facts.init_shapes.get('neck.last_layer.weight_v')
+        most = model.neck.num_prototypes
+        number = min(max(power_of_two(facts.images), 1024), most)
+        reason = 'at most one for each image, 1,024 or more' if number < most else "the recipe's"
+        config = {}
         if shape:
             number, reason = shape[0], f'as {facts.init} has them'
-        rules = [Setting('prototypes', number, reason, {'model.neck.num_prototypes': number})]
-        if shape:
             learned = 'neck.last_layer.weight_g' in facts.init_shapes
-            config = {'model.neck.norm_last_layer': not learned}
-            rules.append(Setting('their lengths', 'learned' if learned else '1', reason, config))
+            config['model.neck.norm_last_layer'] = not learned
+        config['model.neck.num_prototypes'] = number
+        rules = [Setting('prototypes', f'{number:,}', reason, config)]
 
-        hook = facts.recipe.default_hooks.freeze_last_layer
-        frozen, reason = max(1, round(epochs * hook.epochs / usual)), 'as much of the run as usual'
-        warmup = model.get('warmup_teacher_temperature_epochs', 0)
-        warm, why = round(epochs * warmup / usual), f"as {warmup} of the recipe's {usual} epochs"
-        if shape:
-            frozen, reason = 0, 'they are trained already'
-            warm, why = 0, 'the prototypes are trained already'
-        config = {'default_hooks.freeze_last_layer.epochs': frozen}
-        rules.append(Setting('prototypes stay', f'{frozen:,} epochs', reason, config))
-        if warmup:
-            config = {'model.warmup_teacher_temperature_epochs': warm}
-            rules.append(Setting("teacher's warm-up", f'{warm:,} epochs', why, config))
+        lengths = [
+            ('prototypes stay', 'default_hooks.freeze_last_layer', 'epochs'),
+            ("teacher's warm-up", 'model', 'warmup_teacher_temperature_epochs'),
+        ]
+        for name, place, key in lengths:
+            share = attrgetter(place)(facts.recipe).get(key)
+            if share:
+                number, reason = round(epochs * share / usual), f"{share} of the recipe's {usual}"
+                if shape:
+                    number, reason = 0, 'the prototypes are trained already'
+                rules.append(
+                    Setting(name, f'{number:,} epochs', reason, {f'{place}.{key}': number})
+                )
         return rules
 
     @classmethod

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -124,3 +124,15 @@ class SCFS(DINO):
         center.update(*t)
         self.probe(**{f'stage_{i + 1}': s[1]})
         return (loss_global + loss_local) / 2
+
+    def trained_maps(self, images: Tensor) -> Tuple[Tensor, ...]:
+        """Return the projections of all stages, and the last map."""
+        maps = self.backbone(images)
+        return (*(part(x) for part, x in zip(self.stage_necks, maps)), maps[-1])
+
+    def trained_parts(self) -> List[nn.Module]:
+        """Return the networks of student and teacher, each stage's neck alone."""
+        parts = super().trained_parts()
+        return [
+            one for part in parts for one in (part if isinstance(part, nn.ModuleList) else [part])
+        ]
