@@ -1,5 +1,5 @@
-# SCFS's recipe on COCO train2017: ours. A comment of the released code has the batch, the epochs, the
-# crops and lr; nothing else is published.
+# SCFS's recipe on COCO train2017: ours. A comment of the released code has the batch, the epochs,
+# the crops and lr; nothing else is published.
 _base_ = [
     '../_base_/models/scfs_r50.py',
     '../_base_/views/scfs.py',

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import pytest
 import torch
+from tiny_algorithms import PAIRS, RANK, STD, Tiny, health_names, main
 from torch import nn
 
 from mmdense.models import DINONeck, StageNeck, group_distillation, multi_crop_distillation
@@ -9,6 +10,60 @@ from mmdense.models.utils import search_features
 from mmdense.registry import MODELS
 
 pytestmark = pytest.mark.usefixtures('mmdense_scope')
+
+
+def tiny():
+    """Return what the generic tests need."""
+    prototypes, out = 12, 8
+
+    def parts(norm):
+        return dict(
+            neck=dict(
+                type='DINONeck',
+                in_channels=64,
+                hid_channels=16,
+                out_channels=8,
+                num_prototypes=prototypes,
+            ),
+            stage_neck=dict(
+                type='StageNeck', mid_channels=8, hid_channels=16, out_channels=out, norm_cfg=norm
+            ),
+            # gradients of about 1, where rounding is small
+            student_temperature=1.0,
+            teacher_temperature=0.5,
+            total_steps=50,
+        )
+
+    return Tiny(
+        algorithm='SCFS',
+        family='momentum',
+        parts=parts,
+        recipe='scfs_r50_coco',
+        options=[
+            'train_dataloader.dataset.pipeline.1.transforms.1.0.scale=64',
+            'train_dataloader.dataset.pipeline.1.transforms.2.0.scale=32',
+            'model.neck.in_channels=512',
+            'model.neck.hid_channels=64',
+            'model.neck.num_prototypes=16',
+            'model.stage_neck.mid_channels=8',
+            'model.stage_neck.hid_channels=16',
+            'model.stage_neck.out_channels=8',
+        ],
+        backbone=dict(out_indices=(1, 2, 3)),
+        health=health_names(
+            global_=PAIRS,
+            prototypes=('used', 'dead'),
+            **{f'stage_{i}': (STD, RANK) for i in (1, 2, 3)},
+        ),
+        losses=['loss_image', 'loss_stage_1', 'loss_stage_2', 'loss_stage_3'],
+        product='encoder_k.module.backbone',
+        passes=2,  # crops of one size are one batch
+        # the means of the teacher's scores, of complete crops and of each stage
+        calls=lambda image, patches, seen: [
+            ('all_reduce', prototypes * 4),
+            *[('all_reduce', out * 4)] * 3,
+        ],
+    )
 
 
 def close(ours, theirs, name=None):
@@ -235,3 +290,7 @@ def test_golden_step(golden):
         close(state[f'encoder_k.module.{our_name(name)}'], value, name)
     for name, layer in zip(CENTERS, ('final', *LAYERS)):
         close(state[f'{name}.value'], g[f'center_after_{layer}'].flatten(), layer)
+
+
+if __name__ == '__main__':
+    main(globals())

@@ -1,7 +1,7 @@
 # DINO's schedule for a ResNet-50, as in its readme: SGD, ten epochs of warm-up from 0, then a
-# cosine by iteration. Biases and BatchNorms are not decayed. lr is 0.03 for each 256 images of the total
-# batch, here 512. The schedule is as long as the run: for another length set max_epochs alone. The
-# published runs use mixed precision: tools/train.py --amp.
+# cosine by iteration. Biases and BatchNorms are not decayed. lr is 0.03 for each 256 images of the
+# total batch, here 512. The schedule is as long as the run: for another length set max_epochs
+# alone. The published runs use mixed precision: tools/train.py --amp.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.06, momentum=0.9, weight_decay=1e-4),

@@ -193,6 +193,12 @@ class SelfSupervisor:
         self.compile_options = _compile_options(compile)
         self.health_monitor: Optional[Callable[[Dict[str, Any]], None]] = None
 
+    def in_format(self, part: nn.Module) -> nn.Module:
+        """Return a network that a subclass has built, with its channels last where all have."""
+        if self.channels_last:
+            _use_format(part, torch.channels_last)
+        return part
+
     def forward(
         self,
         inputs: Union[Tensor, List[Tensor]],

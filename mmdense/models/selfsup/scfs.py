@@ -63,10 +63,11 @@ class SCFS(DINO):
                 'SCFS takes two or more global crops, and local crops of one size: num_crops must '
                 f'be as (2, 8), got {self.views.groups}'
             )
-        self.stage_necks = nn.ModuleList(
+        necks = [
             MODELS.build(dict(stage_neck, in_channels=channels))
             for channels in map_channels(self.backbone)
-        )
+        ]
+        self.stage_necks = self.in_format(nn.ModuleList(necks))
         self.stage_centers = nn.ModuleList(
             TeacherCenter(part.out_channels, center_momentum) for part in self.stage_necks
         )
@@ -131,8 +132,8 @@ class SCFS(DINO):
         return (*(part(x) for part, x in zip(self.stage_necks, maps)), maps[-1])
 
     def trained_parts(self) -> List[nn.Module]:
-        """Return the networks of student and teacher, each stage's neck alone."""
-        parts = super().trained_parts()
-        return [
-            one for part in parts for one in (part if isinstance(part, nn.ModuleList) else [part])
-        ]
+        """Return the networks of student and teacher, with the necks of the stages one by one."""
+        parts = []
+        for part in super().trained_parts():
+            parts += part if isinstance(part, nn.ModuleList) else [part]
+        return parts
