@@ -34,6 +34,7 @@ class SCFS(DINO):
         kwargs: Further arguments of :class:`DINO`.
     """
 
+    search_tensor = 'stage_necks.0.conv1.weight'  # what a checkpoint with it has
     AUTHORS = authors_formats(
         'SCFS',
         {
@@ -137,3 +138,17 @@ class SCFS(DINO):
         for part in super().trained_parts():
             parts += part if isinstance(part, nn.ModuleList) else [part]
         return parts
+
+    @torch.no_grad()
+    def search(self, crops: Tensor, images: Tensor) -> List[Tensor]:
+        """Return where features of local crops are found, for `mmdense show`.
+
+        Args:
+            crops (Tensor): (LN)×3×h×w, of all images crop 0, then crop 1, and so on.
+            images (Tensor): N×3×H×W.
+
+        Returns:
+            List[Tensor]: The cosines of each stage, L×N×h'×w'.
+        """
+        pairs = zip(self.backbone(crops), self.get_product()(images))
+        return [search_features(*pair)[1] for pair in pairs]
