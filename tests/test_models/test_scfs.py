@@ -1,13 +1,20 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from recipes import load_recipe
 from tiny_algorithms import PAIRS, RANK, STD, Tiny, health_names, main
 from torch import nn
 
+from mmdense.apis.report.show import show
+from mmdense.checkpoints import SelfSupPretrained, describe_product, recognise
 from mmdense.models import DINONeck, StageNeck, group_distillation, multi_crop_distillation
 from mmdense.models.layers import TeacherCenter
 from mmdense.models.utils import search_features
 from mmdense.registry import MODELS
+from mmdense.utils.errors import InputError
+from mmdense.visualization import search_crops
 
 pytestmark = pytest.mark.usefixtures('mmdense_scope')
 
@@ -290,6 +297,249 @@ def test_golden_step(golden):
         close(state[f'encoder_k.module.{our_name(name)}'], value, name)
     for name, layer in zip(CENTERS, ('final', *LAYERS)):
         close(state[f'{name}.value'], g[f'center_after_{layer}'].flatten(), layer)
+
+
+# ---------------------------------------------------------------- the definition
+
+
+def config(num_crops=(2, 3), norm=None, **changes):
+    neck = dict(hid_channels=16, out_channels=8, num_prototypes=12)
+    stage = dict(mid_channels=8, hid_channels=16, out_channels=6, norm_cfg=norm)
+    backbone = dict(type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8)
+    cfg = dict(
+        type='SCFS',
+        backbone=dict(backbone, out_indices=(1, 2, 3)),
+        neck=dict(type='DINONeck', in_channels=64, **neck),
+        stage_neck=dict(type='StageNeck', **stage),
+        num_crops=num_crops,
+        total_steps=100,
+    )
+    return dict(cfg, **changes)
+
+
+def views(n=4, num_crops=(2, 3)):
+    sizes = [64] * num_crops[0] + [32] * num_crops[1]
+    return [torch.randn(n, 3, size, size) for size in sizes]
+
+
+def test_without_search_it_is_dino():
+    """The same weights and crops: DINO's loss, gradients of its neck, and its teacher's center."""
+    model = MODELS.build(config())
+    cfg = config(type='DINO')
+    del cfg['stage_neck']
+    dino = MODELS.build(cfg)
+    state = model.state_dict()
+    others = {k for k in state if 'stage_' in k}
+    dino.load_state_dict({k: v for k, v in state.items() if k not in others}, strict=True)
+    for _ in range(2):
+        batch = views()
+        losses = model(batch, mode='loss')
+        (expected,) = dino(batch, mode='loss').values()
+        assert torch.equal(losses['loss_image'], expected)
+        assert torch.equal(model.center.value, dino.center.value) and dino.center.value.any()
+        losses['loss_image'].backward()
+        expected.backward()
+        for name, p in dino.neck.named_parameters():
+            close(model.neck.get_parameter(name).grad, p.grad, name)
+            p.grad = model.neck.get_parameter(name).grad = None
+
+
+def test_search_by_the_definition():
+    local, maps = torch.randn(6, 5, 3, 4), torch.randn(2, 5, 4, 6)
+    found, attention = search_features(local, maps)
+    assert attention.shape == (3, 2, 4, 6) and attention.min() < 0
+    for i in range(3):
+        for n in range(2):
+            u = local[2 * i + n].mean((1, 2))
+            for h, w in ((0, 0), (3, 5), (1, 2)):
+                cosine = torch.cosine_similarity(u, maps[n, :, h, w], dim=0)
+                close(attention[i, n, h, w], cosine)
+                close(found[2 * i + n, :, h, w], cosine * maps[n, :, h, w])
+
+
+def test_a_dead_map_finds_nothing():
+    """Neither a crop nor an image whose features are 0 gives values that are not finite."""
+    maps = torch.rand(2, 5, 4, 4)
+    for local, searched in ((torch.zeros(2, 5, 2, 2), maps), (maps, torch.zeros(2, 5, 4, 4))):
+        found, attention = search_features(local, searched)
+        assert not found.any() and not attention.any()
+
+
+def test_search_in_half_precision():
+    local, maps = 300 * torch.rand(2, 64, 2, 2), 300 * torch.rand(2, 64, 4, 4)
+    expected = search_features(local, maps)[1]
+    found, attention = search_features(local.bfloat16(), maps.bfloat16())
+    assert (found.dtype, attention.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(attention, expected, rtol=0, atol=0.01)
+
+
+def test_only_the_teacher_gives_targets():
+    """No gradient flows through the search: the student's maps get those of the losses alone."""
+    model = MODELS.build(config())
+    local = torch.randn(6, 16, 4, 4, requires_grad=True)
+    found, attention = search_features(local, torch.randn(2, 16, 8, 8, requires_grad=True))
+    assert not found.requires_grad and not attention.requires_grad
+    sum(model(views(), mode='loss').values()).backward()
+    used = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert used == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert not any(name.startswith('encoder_k.') for name in used)
+
+
+def test_batches_of_each_norm():
+    """Student on global crops, then on local ones; teacher on global crops, then on found maps."""
+    model, sizes = MODELS.build(config()), []
+    necks = model.stage_necks[1], model.encoder_k.module['stage_necks'][1]
+    for role, part in zip(('student', 'teacher'), necks):
+        part.bn1.register_forward_pre_hook(
+            lambda _, args, role=role: sizes.append((role, *args[0].shape[::3]))
+        )
+    model(views(), mode='loss')
+    assert sizes == [('student', 8, 4), ('student', 12, 2), ('teacher', 8, 4), ('teacher', 12, 4)]
+
+
+def test_one_image_keeps_its_batch():
+    neck = StageNeck(8, 4, 6, 5)
+    neck.eval()
+    assert neck(torch.randn(1, 8, 4, 4)).shape == (1, 5)
+
+
+def test_channels_are_those_of_the_backbone():
+    backbone = dict(type='mmpretrain.ResNet', depth=50, stem_channels=8, base_channels=8)
+    model = MODELS.build(
+        config(
+            backbone=dict(backbone, out_indices=(2, 3)),
+            neck=dict(config()['neck'], in_channels=256),
+        )
+    )
+    assert [part.conv1.in_channels for part in model.stage_necks] == [128, 256]
+    assert list(model(views(), mode='loss')) == ['loss_image', 'loss_stage_1', 'loss_stage_2']
+    assert [tuple(x.shape) for x in model.trained_maps(views()[0])] == [
+        (4, 6),
+        (4, 6),
+        (4, 256, 2, 2),
+    ]
+    assert len(model.trained_parts()) == 2 * 4
+
+
+def test_wrong_arguments_say_so():
+    for num_crops in ((2,), (1, 4), (2, 2, 2)):
+        with pytest.raises(InputError, match='num_crops must be as .2, 8.'):
+            MODELS.build(config(num_crops))
+    with pytest.raises(InputError, match='mid_channels must be a whole number of at least 1'):
+        StageNeck(8, mid_channels=0)
+
+
+# ---------------------------------------------------------------- the authors' files
+
+
+def test_files_of_the_authors(tmp_path):
+    """Names of the published code; the teacher's backbone is kept, and training continues."""
+    model = MODELS.build(config())
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.01 * torch.randn_like(value))
+    file = dict(student={}, teacher={}, optimizer={}, epoch=2, arch='resnet50')
+    for name, value in model.state_dict().items():
+        role, rest = 'student', name
+        if name.startswith('encoder_k.module.'):
+            role, rest = 'teacher', name[len('encoder_k.module.') :]
+        if rest.startswith(('backbone.', 'neck.', 'stage_necks.')):
+            for i, layer in enumerate(LAYERS):
+                rest = rest.replace(f'stage_necks.{i}.', f'{layer}_head.')
+            rest = rest.replace('backbone.', 'backbone.model.').replace('neck.', 'head.')
+            file[role][f'module.{rest}'] = value.clone()
+            if rest.endswith('weight_v'):
+                file[role][f'module.{rest[:-1]}g'] = torch.ones(len(value), 1)
+    for name, loss in zip(CENTERS, ('fn', 'l2_fn', 'l3_fn', 'l4_fn')):
+        center = model.state_dict()[f'{name}.value'][None]
+        file[f'dino_loss_{loss}'] = dict(center=center.clone())
+    assert 'module.layer3_head.mlp.4.running_mean' in file['teacher']
+    torch.save(file, tmp_path / 'x.pth')
+    found = recognise(file)
+    assert (found.writer, found.algorithm_type) == ('SCFS (teacher)', 'SCFS')
+    teacher = model.get_product().state_dict()
+    assert found.backbone.keys() == teacher.keys()
+    assert all(torch.equal(found.backbone[k], teacher[k]) for k in teacher)
+    other = MODELS.build(config())
+    SelfSupPretrained(str(tmp_path / 'x.pth'))(other)
+    for name, value in other.state_dict().items():
+        if name != 'encoder_k.steps':
+            assert torch.equal(value, model.state_dict()[name]), name
+
+
+# ---------------------------------------------------------------- recipes
+
+
+RECIPES = {
+    '8xb32-coslr-200e_in1k': (200, 256, 0.1),
+    '8xb128-coslr-800e_in1k': (800, 1024, 0.4),
+    '8xb32-coslr-200e_coco': (200, 256, 0.3),
+}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipe(name):
+    """As the readme of the authors' repository says; on COCO at the lr of a comment of its code."""
+    epochs, batch, lr = RECIPES[name]
+    recipe = load_recipe(f'configs/scfs/scfs_resnet50_{name}.py')
+    assert (recipe.train_cfg.max_epochs, recipe.auto_scale_lr.base_batch_size) == (epochs, batch)
+    optimizer = dict(type='SGD', lr=lr, momentum=0.9, weight_decay=1e-4)
+    assert recipe.optim_wrapper.optimizer == optimizer
+    assert recipe.optim_wrapper.paramwise_cfg == dict(flat_decay_mult=0.0)
+    (schedule,) = recipe.param_scheduler
+    values = [schedule[k] for k in ('warmup', 'start_factor', 'eta_min', 'reach_early')]
+    assert values == [10, 0, 0.0048, True]
+    model = recipe.model
+    assert (model.teacher_temperature, model.warmup_teacher_temperature) == (0.07, 0.04)
+    assert model.warmup_teacher_temperature_epochs == 50 and model.base_momentum == 0.004
+    assert model.neck.num_prototypes == 65536 and model.backbone.out_indices == (1, 2, 3)
+    widths = [model.stage_neck[f'{kind}_channels'] for kind in ('mid', 'hid', 'out')]
+    assert widths == [256, 2048, 256]
+    for part in (model.backbone, model.stage_neck):
+        assert part.norm_cfg == dict(type='SyncBN')
+    multi = recipe.train_dataloader.dataset.pipeline[1]
+    shown = [steps[0].crop_ratio_range for steps in multi.transforms]
+    assert multi.num_views == [1, 1, 8] and shown == [(0.25, 1.0), (0.25, 1.0), (0.05, 0.25)]
+    hooks = recipe.default_hooks
+    assert hooks.clip_each.max_norm == 3.0 and hooks.freeze_last_layer.epochs == 1
+
+
+# ---------------------------------------------------------------- mmdense show
+
+
+def test_show_draws_where_crops_are_found(images, tmp_path):
+    cfg = load_recipe('configs/scfs_r50_coco.py')
+    cfg.model = config()
+    model = MODELS.build(cfg.model)
+    path = str(tmp_path / 'epoch_1.pth')
+    meta = dict(cfg=cfg.pretty_text, mmdense=describe_product(model))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+    files = show(path, [images], str(tmp_path / 'out'), number=2, size=128)
+    (picture,) = [name for name in files if name.endswith('search.png')]
+    assert min(Image.open(picture).size) > 300
+    html = (tmp_path / 'out' / 'index.html').read_text(encoding='utf-8')
+    assert 'Where crops are found' in html and 'But for the search, each' in html
+
+
+def test_crops_are_found_where_they_look_alike():
+    """By a network whose features are the colours: in an image of two colours, the crop's own."""
+
+    class Colours:
+        @staticmethod
+        def search(crops, images):
+            return [search_features(crops, images)[1]]
+
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[:, :48, 0], image[:, 48:, 2] = 255, 255
+    preprocessor = lambda data: dict(inputs=data['inputs'].float())  # noqa: E731
+    (one,) = search_crops(Colours(), preprocessor, [image], seed=1)
+    x0, y0, x1, y1 = one.box
+    assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 and one.crop.shape == (32, 32, 3)
+    left = float(np.clip(0.5 - x0, 0, x1 - x0) / (x1 - x0))  # the share of the crop
+    (cosines,) = one.cosines
+    assert cosines.shape == (64, 96)
+    assert (cosines[0, 0] > cosines[0, -1]) == (left > 0.5)
 
 
 if __name__ == '__main__':

@@ -239,7 +239,7 @@ class DINO(MomentumSelfSupervisor):
         lengths = {name: x for name, x in tensors.items() if name.endswith('last_layer.weight_g')}
         if all(x.eq(1).all() for x in lengths.values()):
             tensors = {name: x for name, x in tensors.items() if name not in lengths}
-        centers = {name: x.flatten() for name, x in tensors.items() if name.endswith('r.value')}
+        centers = {name: x.flatten() for name, x in tensors.items() if 'center' in name}
         return {**tensors, **centers}
 
     def as_new_run(self, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
