@@ -3,7 +3,7 @@
 _base_ = '../dino/dino_r50_coco.py'
 
 model = dict(
-    neck=dict(num_prototypes=1024),  # at most one for each image
+    neck=dict(num_prototypes=4096),  # the fewest
     warmup_teacher_temperature_epochs=200,  # a quarter of the run
 )
 train_dataloader = dict(batch_size=64, dataset=dict(data_root='data/images', data_prefix=''))

@@ -606,8 +606,8 @@ def test_every_recipe_clips_and_freezes():
     'images, init, expected',
     [
         # prototypes, epochs that these stay, epochs of the warm-up
-        (24, '', (1024, 2, 125)),
-        (5000, '', (4096, 2, 125)),
+        (24, '', (4096, 2, 125)),
+        (9000, '', (8192, 2, 125)),
         (2_000_000, '', (65536, 2, 125)),
         (5000, 'complete', (True, 700, 0, 0)),
         (5000, 'lengths', (False, 700, 0, 0)),

@@ -206,8 +206,8 @@ class DINO(MomentumSelfSupervisor):
         epochs = facts.steps // max(facts.images // facts.batch, 1)
         shape = facts.init_shapes.get('neck.last_layer.weight_v')
         most = model.neck.num_prototypes
-        number = min(max(power_of_two(facts.images), 1024), most)
-        reason = 'at most one for each image, 1,024 or more' if number < most else "the recipe's"
+        number = min(max(power_of_two(facts.images), 4096), most)
+        reason = 'at most one for each image, 4,096 or more' if number < most else "the recipe's"
         config = {}
         if shape:
             number, reason = shape[0], f'as {facts.init} has them'
