@@ -10,6 +10,7 @@ _base_ = [
 model = dict(teacher_temperature=0.07, warmup_teacher_temperature_epochs=50)
 train_dataloader = dict(batch_size=32, dataset=dict(pipeline=_base_.train_pipeline))
 default_hooks = dict(
+    checkpoint=dict(interval=12),
     clip_each=dict(type='ClipEachGradientHook', max_norm=3.0),
     freeze_last_layer=dict(type='FreezeLayersHook', layers=['last_layer'], epochs=1),
 )

@@ -10,6 +10,7 @@ _base_ = [
 
 train_dataloader = dict(batch_size=32, dataset=dict(pipeline=_base_.train_pipeline))
 default_hooks = dict(
+    checkpoint=dict(interval=12),
     clip_each=dict(type='ClipEachGradientHook', max_norm=3.0),
     freeze_last_layer=dict(type='FreezeLayersHook', layers=['last_layer'], epochs=1),
 )

@@ -3,7 +3,6 @@
 # any size, and sets what depends on them.
 _base_ = '../dino/dino_vit-small_in1k.py'
 
-model = dict(neck=dict(num_prototypes=4096))  # the fewest
 train_dataloader = dict(batch_size=128, dataset=dict(data_root='data/images', data_prefix=''))
 auto_scale_lr = dict(base_batch_size=128)
 optim_wrapper = dict(optimizer=dict(lr=2.5e-4))

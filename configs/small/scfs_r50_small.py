@@ -2,10 +2,7 @@
 # with --amp. It inherits this file for up to 20,000 images, and sets what depends on their number.
 _base_ = '../scfs/scfs_r50_coco.py'
 
-model = dict(
-    neck=dict(num_prototypes=4096),  # the fewest
-    warmup_teacher_temperature_epochs=200,  # a quarter of the run
-)
+model = dict(warmup_teacher_temperature_epochs=200)  # a quarter of the run
 train_dataloader = dict(batch_size=64, dataset=dict(data_root='data/images', data_prefix=''))
 auto_scale_lr = dict(base_batch_size=64)
 optim_wrapper = dict(optimizer=dict(lr=0.075))

@@ -605,12 +605,11 @@ def test_every_recipe_clips_and_freezes():
 @pytest.mark.parametrize(
     'images, init, expected',
     [
-        # prototypes, epochs that these stay, epochs of the warm-up
-        (24, '', (4096, 2, 125)),
-        (9000, '', (8192, 2, 125)),
-        (2_000_000, '', (65536, 2, 125)),
-        (5000, 'complete', (True, 700, 0, 0)),
-        (5000, 'lengths', (False, 700, 0, 0)),
+        # epochs that prototypes stay, epochs of the warm-up; of a checkpoint its prototypes first
+        (24, '', (2, 125)),
+        (2_000_000, '', (2, 125)),
+        (5000, 'complete', (700, True, 0, 0)),
+        (5000, 'lengths', (700, False, 0, 0)),
     ],
 )
 def test_settings_for_few_images(images, init, expected):
