@@ -36,7 +36,7 @@ def tiny():
     """Return what the generic tests need."""
 
     def parts(norm):
-        return dict(neck=neck(64), total_steps=50)
+        return dict(neck=neck(64), teacher_temperature=0.07, total_steps=50)
 
     return Tiny(
         algorithm='DINO',
@@ -359,8 +359,9 @@ def test_wrong_arguments_say_so():
     for name in ('student_temperature', 'teacher_temperature', 'warmup_teacher_temperature'):
         with pytest.raises(InputError, match=f'{name} must be a number above 0'):
             MODELS.build(config(**{name: 0}))
-    with pytest.raises(InputError, match=r'num_crops must be 2 or more in all, got \[1\]'):
-        MODELS.build(config(num_crops=[1]))
+    for changes in (dict(num_crops=[1]), dict(neck=None)):
+        with pytest.raises(InputError, match='DINO needs a neck and two crops or more'):
+            MODELS.build(config(**changes))
     with pytest.raises(InputError, match='DINO needs 5 views of every image, got 2'):
         MODELS.build(config())(views()[:2], mode='loss')
     with pytest.raises(TypeError, match='DINO got an unexpected argument: foo'):

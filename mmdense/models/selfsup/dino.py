@@ -32,24 +32,14 @@ def authors_formats(
             ours.
         losses (dict[str, str]): Names of the centers, and of ours.
     """
-    wrapped = (('module.', 'module.'), ('module.', ''), ('', ''))  # student and teacher
-    return tuple(
-        AuthorsFormat(
-            source=source,
-            parts=(f'student.{student}backbone.', f'teacher.{teacher}backbone.', *losses),
-            product=f'teacher.{teacher}{next(iter(names))}',
-            network='teacher',
-            names={
-                **{f'student.{student}{theirs}': ours for theirs, ours in names.items()},
-                **{
-                    f'teacher.{teacher}{theirs}': f'encoder_k.module.{ours}'
-                    for theirs, ours in names.items()
-                },
-                **losses,
-            },
-        )
-        for student, teacher in wrapped
-    )
+    formats = []
+    for student, teacher in (('module.', 'module.'), ('module.', ''), ('', '')):
+        roles = {f'student.{student}': '', f'teacher.{teacher}': 'encoder_k.module.'}
+        ours = {role + k: place + v for role, place in roles.items() for k, v in names.items()}
+        parts = (*(f'{role}backbone.' for role in roles), *losses)
+        product = f'teacher.{teacher}{next(iter(names))}'
+        formats.append(AuthorsFormat(source, parts, product, {**ours, **losses}, network='teacher'))
+    return tuple(formats)
 
 
 @MODELS.register_module()
@@ -67,7 +57,7 @@ class DINO(MomentumSelfSupervisor):
         num_crops (Sequence[int]): Number of crops of each size, those of the teacher first.
             Defaults to (2, 8).
         student_temperature (float): τ_s. Defaults to 0.1.
-        teacher_temperature (float): τ_t after its warm-up. Defaults to 0.07.
+        teacher_temperature (float): τ_t after its warm-up. Defaults to 0.04.
         warmup_teacher_temperature (float): τ_t in epoch 0. Defaults to 0.04.
         warmup_teacher_temperature_epochs (int): Epochs of the warm-up, along a line that reaches
             ``teacher_temperature`` in the last of them. 0: none. Defaults to 0.
@@ -91,7 +81,7 @@ class DINO(MomentumSelfSupervisor):
         neck: dict,
         num_crops: Sequence[int] = (2, 8),
         student_temperature: float = 0.1,
-        teacher_temperature: float = 0.07,
+        teacher_temperature: float = 0.04,
         warmup_teacher_temperature: float = 0.04,
         warmup_teacher_temperature_epochs: int = 0,
         center_momentum: float = 0.9,
@@ -107,8 +97,8 @@ class DINO(MomentumSelfSupervisor):
         )
         check_whole(0, warmup_teacher_temperature_epochs=warmup_teacher_temperature_epochs)
         check_counts(**{f'num_crops[{i}]': number for i, number in enumerate(num_crops)})
-        if sum(num_crops) < 2:
-            raise InputError(f'num_crops must be 2 or more in all, got {list(num_crops)}')
+        if neck is None or sum(num_crops) < 2:
+            raise InputError(f'DINO needs a neck and two crops or more, got {list(num_crops)}')
         self.views = Views(groups=tuple(num_crops))
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
@@ -185,9 +175,11 @@ class DINO(MomentumSelfSupervisor):
 
     def current_temperature(self) -> float:
         """Return the teacher's temperature τ_t in this epoch."""
-        start, end, epochs = self.warmup_temperature, self.teacher_temperature, self.warmup_epochs
-        epoch = run_progress('epoch')
-        return end if epoch >= epochs - 1 else start + (end - start) * epoch / (epochs - 1)
+        epoch, epochs = run_progress('epoch'), self.warmup_epochs
+        rest = max(1 - epoch / max(epochs - 1, 1), 0) if epoch < epochs else 0
+        return (
+            self.teacher_temperature + (self.warmup_temperature - self.teacher_temperature) * rest
+        )
 
     def compile_parts(self, **options) -> None:
         """Compile the networks and the loss in place; the state dict keeps its names.
