@@ -58,13 +58,9 @@ LAYOUTS = (
         r'base_encoder\.',
         'base encoder',
     ),
-    Layout(  # iBOT's too
+    Layout(  # iBOT's too, and a teacher alone
         'DINO',
-        (
-            rf'student\.{_DDP}backbone\.',
-            rf'teacher\.{_DDP}backbone\.',
-            rf'teacher\.{_DDP}head\..*last_layer',
-        ),
+        (rf'teacher\.{_DDP}backbone\.', rf'teacher\.{_DDP}head\..*last_layer'),
         rf'teacher\.{_DDP}backbone\.',
         'teacher',
     ),

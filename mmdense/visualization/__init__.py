@@ -18,6 +18,7 @@ _FIGURES = {
         'true_places',
     ),
     'levels': ('Stage', 'draw_levels', 'pca_colours'),
+    'searched_crops': ('SearchedCrop', 'draw_searched_crops', 'search_crops'),
     'slots': ('draw_groups', 'draw_nearest', 'paint_groups', 'prototype_colours'),
     'swapped_regions': ('MixedView', 'draw_mixed_views', 'mix_views'),
 }
@@ -27,6 +28,7 @@ __all__ = [
     'Matches',
     'MixedView',
     'Panel',
+    'SearchedCrop',
     'Stage',
     'Visualizer',
     'cut_view',
@@ -35,6 +37,7 @@ __all__ = [
     'draw_levels',
     'draw_mixed_views',
     'draw_nearest',
+    'draw_searched_crops',
     'draw_view_pair',
     'match_errors',
     'match_views',
@@ -42,6 +45,7 @@ __all__ = [
     'paint_groups',
     'pca_colours',
     'prototype_colours',
+    'search_crops',
     'true_places',
 ]
 

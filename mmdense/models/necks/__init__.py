@@ -2,12 +2,15 @@
 from .densecl_neck import DenseCLNeck
 from .densesiam_neck import DenseSiamDecoder, DenseSiamNeck
 from .detco_neck import DetCoNeck
+from .dino_neck import DINONeck, WeightNormLinear
 from .global_local_neck import GlobalLocalNeck
 from .projection_mlp import ProjectionMLP
 from .simclr_neck import SimCLRNeck
 from .simple_feature_pyramid import SimpleFeaturePyramid
+from .stage_neck import StageNeck
 
 __all__ = [
+    'DINONeck',
     'DenseCLNeck',
     'DenseSiamDecoder',
     'DenseSiamNeck',
@@ -16,4 +19,6 @@ __all__ = [
     'ProjectionMLP',
     'SimCLRNeck',
     'SimpleFeaturePyramid',
+    'StageNeck',
+    'WeightNormLinear',
 ]

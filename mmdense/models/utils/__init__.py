@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .batch_norm import calibrate
 from .correspondence import gather_locations, match_locations
+from .feature_search import search_features
 from .float32 import in_float32
 from .gather import gather_rows, gather_with_gradient
 from .geometry import (
@@ -18,7 +19,7 @@ from .geometry import (
     views_overlap,
     visible_share,
 )
-from .groups import best_groups
+from .groups import best_groups, count_nearest
 from .map_channels import input_channels, map_channels
 from .patches import split_patches
 from .position_embedding import sincos_positions
@@ -32,6 +33,7 @@ __all__ = [
     'boxes_in_view',
     'boxes_on_grid',
     'calibrate',
+    'count_nearest',
     'grid_centers',
     'grid_distances',
     'from_view',
@@ -47,6 +49,7 @@ __all__ = [
     'match_entropy',
     'negative_similarity',
     'overlap_in_view',
+    'search_features',
     'shuffled_forward',
     'sincos_positions',
     'split_patches',
