@@ -52,7 +52,7 @@ def build(images, work_dir, algorithm):
         work_dir,
         algorithm,
         **{
-            'train_dataloader.dataset.pipeline.1.device_augment': True,
+            f'train_dataloader.dataset.pipeline.{tiny_form(algorithm).multi_view}.device_augment': True,
             'default_hooks.logger.interval': 2,
             'default_hooks.health.interval': 2,
             'default_hooks.checkpoint.interval': 100,

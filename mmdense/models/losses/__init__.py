@@ -5,6 +5,7 @@ from .batch_info_nce import batch_info_nce
 from .cosine import cosine_distance
 from .group_distillation import group_distillation
 from .info_nce import info_nce
+from .intra_image_margin import intra_image_margin
 from .negative_cosine import negative_cosine
 from .nt_xent import nt_xent
 from .pixel_consistency import pixel_consistency
@@ -20,6 +21,7 @@ __all__ = [
     'cosine_distance',
     'group_distillation',
     'info_nce',
+    'intra_image_margin',
     'negative_cosine',
     'nt_xent',
     'pixel_consistency',

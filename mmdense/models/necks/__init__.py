@@ -2,6 +2,8 @@
 from .densecl_neck import DenseCLNeck
 from .densesiam_neck import DenseSiamDecoder, DenseSiamNeck
 from .detco_neck import DetCoNeck
+from .dropout_mlp import DropoutMLP
+from .fpn import FPN
 from .global_local_neck import GlobalLocalNeck
 from .projection_mlp import ProjectionMLP
 from .simclr_neck import SimCLRNeck
@@ -12,6 +14,8 @@ __all__ = [
     'DenseSiamDecoder',
     'DenseSiamNeck',
     'DetCoNeck',
+    'DropoutMLP',
+    'FPN',
     'GlobalLocalNeck',
     'ProjectionMLP',
     'SimCLRNeck',
