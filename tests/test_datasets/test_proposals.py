@@ -163,7 +163,7 @@ def test_random_boxes_are_up_detrs():
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        (dict(source='x.txt'), "source must be 'random', a .json or a .npz, got x.txt"),
+        (dict(source='x.txt'), "source must be 'grid', 'random', a .json or a .npz, got x.txt"),
         (dict(source='random'), 'max_num must be a whole number of at least 1, got None'),
         (dict(source='random', max_num=0), 'max_num must be a whole number'),
         (dict(source='random', max_num=3, min_size=0), 'min_size must be a whole number'),
