@@ -113,6 +113,8 @@ class CCOP(MomentumSelfSupervisor):
                 'to (0, 1, 2, 3)'
             )
         self.neck = MODELS.build(dict(neck, in_channels=channels))
+        if self.channels_last:
+            self.neck.to(memory_format=torch.channels_last)
         self.projector = MODELS.build(dict(projector, in_channels=channels[-1]))
         pooled = self.neck.out_channels * _BINS**2
         self.region_projector = MODELS.build(dict(region_projector, in_channels=pooled))
