@@ -8,12 +8,14 @@ import pytest
 import torch
 from mmengine.registry import MODELS as DETECTORS
 from mmpretrain.structures import DataSample
+from PIL import Image
 from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 from torch.nn.functional import interpolate
 from torchvision.ops import roi_align
 
+from mmdense.apis.report.show import show
 from mmdense.checkpoints import SelfSupPretrained, describe_product, read_checkpoint, recognise
 from mmdense.datasets import RandomFlip, RandomResizedCrop
 from mmdense.models import (
@@ -31,6 +33,7 @@ from mmdense.models import (
 from mmdense.models.utils.authors_names import name_detectron2_layers
 from mmdense.registry import MODELS, PARAM_SCHEDULERS
 from mmdense.utils.errors import CheckpointError, InputError
+from mmdense.visualization import paint_run
 
 pytestmark = pytest.mark.usefixtures('mmdense_scope')
 
@@ -631,7 +634,7 @@ def test_wrong_inputs_say_so():
         model.loss(views, [DataSample(metainfo=s.metainfo) for s in samples])
     with pytest.raises(InputError, match='CCOP needs 2 views of every image, got 1'):
         model.loss(views[:1], samples)
-    with pytest.raises(InputError, match='CCOP needs four maps of the backbone, got 1'):
+    with pytest.raises(InputError, match='CCOP needs four maps, got 1: set out_indices'):
         MODELS.build(config(backbone=dict(type='mmpretrain.ResNet', depth=18)))
     with pytest.raises(InputError, match='threshold has a first and a last value, got 0.8'):
         BoxCurriculum(threshold=0.8)
@@ -777,3 +780,31 @@ def test_the_neck_fills_a_detectors(checkpoint):
     )
     with pytest.raises(CheckpointError, match='does not fit FPN; nothing was loaded'):
         other.init_weights()
+
+
+# ---------------------------------------------------------------- mmdense show
+
+
+def test_show_draws_the_copies(checkpoint, images, tmp_path):
+    files = show(checkpoint[0], [images], str(tmp_path / 'out'), number=2, size=128)
+    (picture,) = [path for path in files if path.endswith('copies.png')]
+    assert min(Image.open(picture).size) > 300
+    html = (tmp_path / 'out' / 'index.html').read_text(encoding='utf-8')
+    assert html.count('alt="copies of boxes in') == 2 * 3
+
+
+def test_pictures_of_copies():
+    """Boxes are yellow; early copies are near them and mostly valid, late ones are not."""
+    picture = np.full((200, 300, 3), 128, np.uint8)
+    curriculum = BoxCurriculum(copies=40)
+    early, _, late = paint_run(picture, curriculum)
+    assert (picture == 128).all() and early.shape == picture.shape
+
+    def count(image, colour):
+        return int((image == np.array(colour)).all(axis=2).sum())
+
+    yellow, blue, red = (255, 200, 0), (0, 230, 255), (255, 60, 60)
+    assert count(early, yellow) == count(late, yellow) > 500
+    assert count(early, blue) > 500 and count(late, red) > 500
+    touched = [(image != 128).any(axis=2).sum() for image in (early, late)]
+    assert touched[0] < 0.8 * touched[1]

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from .box_curriculum import BoxCurriculum
+from .box_curriculum import BoxCurriculum, hardest_copies
 from .feature_queue import FeatureQueue, push_batch, read_batches
 from .key_queue import KeyQueue, enqueue, unflatten_queues
 from .momentum_encoder import MomentumEncoder
@@ -30,6 +30,7 @@ __all__ = [
     'TeacherCenter',
     'enqueue',
     'find_shared_regions',
+    'hardest_copies',
     'mask_region',
     'place_region',
     'pool_boxes',

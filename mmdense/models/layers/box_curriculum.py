@@ -97,3 +97,20 @@ class BoxCurriculum(nn.Module):
         copies = torch.stack([x, y], dim=-1).flatten(-2)
         copies = torch.cat([copies, boxes[..., None, :]], dim=-2)
         return copies, box_iou(copies, boxes[..., None, :]) < difficulty.threshold
+
+
+@torch.no_grad()
+def hardest_copies(query: Tensor, keys: Tensor, invalid: Tensor) -> Tensor:
+    """Return the key of the least similar valid copy of each region, the first among equals.
+
+    Args:
+        query (Tensor): M×C, normalised.
+        keys (Tensor): M×J×C, of the copies, normalised.
+        invalid (Tensor): M×J bool, not all True in a row.
+
+    Returns:
+        Tensor: M×C.
+    """
+    similarity = (keys @ query.to(keys.dtype)[:, :, None]).squeeze(2)  # MxJ
+    hardest = (similarity + 5 * invalid).argmin(1)
+    return keys.gather(1, hardest[:, None, None].expand(-1, 1, keys.size(2))).squeeze(1)

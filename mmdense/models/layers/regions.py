@@ -16,6 +16,7 @@ from torchvision.ops import roi_align
 
 from mmdense.models.utils.float32 import in_float32
 from mmdense.models.utils.geometry import (
+    box_iou,
     boxes_in_view,
     boxes_on_grid,
     view_boxes,
@@ -67,6 +68,11 @@ class SharedRegions(NamedTuple):
     key: Tensor
     exists: Tensor
     counts: List[List[int]]
+
+    def pairs_apart(self, max_iou: float) -> Tensor:
+        """Return N×R×R bool: pairs of regions whose IoU in the key view is below a limit."""
+        exists = self.exists[:, :, None] & self.exists[:, None]
+        return exists & (box_iou(self.key[:, :, None], self.key[:, None]) < max_iou)
 
 
 @torch.no_grad()

@@ -12,10 +12,11 @@ from mmdense.models.layers import (
     MomentumEncoder,
     SharedRegions,
     find_shared_regions,
+    hardest_copies,
     pool_pyramid,
 )
 from mmdense.models.losses import intra_image_margin
-from mmdense.models.utils import box_iou, encoded_rows, map_channels, shuffled_forward
+from mmdense.models.utils import encoded_rows, map_channels, shuffled_forward
 from mmdense.models.utils.authors_names import name_detectron2_layers
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
@@ -23,7 +24,17 @@ from mmdense.utils.errors import InputError
 from .base import AuthorsFormat, Views
 from .momentum import MomentumSelfSupervisor
 
-_BINS = 7  # of a region, along each side
+
+def _authors_names(branch: str, prefix: str) -> Dict[str, str]:
+    """Return the beginnings of the authors' names of a network, and of ours."""
+    return {
+        f'backbone_{branch}.bottom_up.': f'{prefix}backbone.',
+        f'backbone_{branch}.': f'{prefix}neck.',
+        f'img_neck_{branch}.mlp.linear_1.0.': f'{prefix}projector.mlp.0.',
+        f'img_neck_{branch}.mlp.last_linear.': f'{prefix}projector.mlp.3.',
+        f'roi_neck_{branch}.mlp.linear_1.0.': f'{prefix}region_projector.mlp.0.',
+        f'roi_neck_{branch}.mlp.last_linear.': f'{prefix}region_projector.mlp.3.',
+    }
 
 
 @MODELS.register_module()
@@ -69,18 +80,8 @@ class CCOP(MomentumSelfSupervisor):
             names={
                 'img_queue': 'queue',
                 'roi_queue': 'queue_regions',
-                **{
-                    f'{theirs}_{branch}.{part}': f'{prefix}{ours}.{ours_part}'
-                    for branch, prefix in (('q', ''), ('k', 'encoder_k.module.'))
-                    for theirs, part, ours, ours_part in (
-                        ('backbone', 'bottom_up.', 'backbone', ''),
-                        ('backbone', '', 'neck', ''),
-                        ('img_neck', 'mlp.linear_1.0.', 'projector', 'mlp.0.'),
-                        ('img_neck', 'mlp.last_linear.', 'projector', 'mlp.3.'),
-                        ('roi_neck', 'mlp.linear_1.0.', 'region_projector', 'mlp.0.'),
-                        ('roi_neck', 'mlp.last_linear.', 'region_projector', 'mlp.3.'),
-                    )
-                },
+                **_authors_names('q', ''),
+                **_authors_names('k', 'encoder_k.module.'),
             },
         ),
     )
@@ -108,20 +109,16 @@ class CCOP(MomentumSelfSupervisor):
             raise InputError('CCOP needs a neck, given as a dict, and a head')
         channels = map_channels(self.backbone)
         if len(channels) != 4:
-            raise InputError(
-                f'CCOP needs four maps of the backbone, got {len(channels)}: set its out_indices '
-                'to (0, 1, 2, 3)'
-            )
+            raise InputError(f'CCOP needs four maps, got {len(channels)}: set out_indices')
         self.neck = MODELS.build(dict(neck, in_channels=channels))
         if self.channels_last:
             self.neck.to(memory_format=torch.channels_last)
         self.projector = MODELS.build(dict(projector, in_channels=channels[-1]))
-        pooled = self.neck.out_channels * _BINS**2
-        self.region_projector = MODELS.build(dict(region_projector, in_channels=pooled))
+        bins = 7 * 7 * self.neck.out_channels
+        self.region_projector = MODELS.build(dict(region_projector, in_channels=bins))
         self.curriculum = MODELS.build(curriculum or dict(type='mmdense.BoxCurriculum'))
         self.encoder_k = MomentumEncoder(self.online_network(), momentum, total_steps=total_steps)
-        self.queue = KeyQueue(feat_dim, queue_len)
-        self.queue_regions = KeyQueue(feat_dim, queue_len)
+        self.queue, self.queue_regions = (KeyQueue(feat_dim, queue_len) for _ in range(2))
         self.min_visible, self.min_area = min_visible, min_area
         self.margin, self.max_iou = margin, max_iou
 
@@ -151,19 +148,22 @@ class CCOP(MomentumSelfSupervisor):
         # keys of images NxC, of the copies of a region's box MxJxC, the box itself last
         with torch.no_grad():
             self.encoder_k.update(self.online_network())
-            copies, invalid = self.curriculum(
-                regions.key, view_k.shape[2:], self.encoder_k.progress()
-            )
+            progress = self.encoder_k.progress()
+            copies, invalid = self.curriculum(regions.key, view_k.shape[2:], progress)
             k, keys = self._keys(view_k, copies, regions)
-            copy_keys = keys.flatten(0, 1)[rows]
-            similarity = (copy_keys @ r.detach()[:, :, None]).squeeze(2)  # MxJ
-            hardest = (similarity + 5 * invalid.flatten(0, 1)[rows]).argmin(1)
-            positive = copy_keys.gather(1, hardest[:, None, None].expand(-1, 1, r.size(1)))[:, 0]
+            positive = hardest_copies(r, *(x.flatten(0, 1)[rows] for x in (keys, invalid)))
 
         mean = sum(totals) / len(totals)
         loss_instance = self.head.loss(q, k, self.queue.keys)
         loss_region = self.head.loss(r, positive, self.queue_regions.keys, num_queries=mean)
-        loss_intra = self._contrast_within_images(r, rows, keys[:, :, -1], regions)
+        # of regions of an image that hardly overlap: NxRxR
+        own, apart = keys[:, :, -1], regions.pairs_apart(self.max_iou)
+        padded = r.new_zeros(apart.shape[0] * apart.shape[1], r.size(1)).index_copy(0, rows, r)
+        pairs = apart.sum()
+        all_reduce(pairs)
+        cosines = padded.view_as(own) @ own.transpose(1, 2)
+        loss_intra = intra_image_margin(cosines, apart, self.margin, pairs / len(totals))
+
         self.queue.enqueue(k)
         self.queue_regions.enqueue_unequal(positive, totals)
         self.probe(global_=(q, k), **(dict(region=(r, positive)) if len(r) > 1 else {}))
@@ -190,7 +190,7 @@ class CCOP(MomentumSelfSupervisor):
         number, copies = boxes.shape[1:3]
         index = (rows // number)[:, None].expand(-1, copies).flatten()
         boxes = boxes.flatten(0, 1)[rows].flatten(0, 1)  # MJx4
-        region = network['region_projector'](pool_pyramid(pyramid, boxes, index, _BINS))
+        region = network['region_projector'](pool_pyramid(pyramid, boxes, index))
         image, region = (normalize(x.float(), dim=1) for x in (image, region))
         return image, region.unflatten(0, (len(rows), copies))
 
@@ -208,26 +208,6 @@ class CCOP(MomentumSelfSupervisor):
         joined = sum(regions.counts, [])
         number = sum(joined[row] for row in encoded_rows(len(view), seed))
         return shuffled_forward(encode, view, copies, regions.exists, seed=seed)
-
-    def _contrast_within_images(
-        self, r: Tensor, rows: Tensor, keys: Tensor, regions: SharedRegions
-    ) -> Tensor:
-        """Return the margin loss between regions of an image that hardly overlap.
-
-        Args:
-            r (Tensor): M×C, queries of the regions.
-            rows (Tensor): M, places of the regions in N·R.
-            keys (Tensor): N×R×C, keys of the regions' own boxes.
-            regions (SharedRegions): Their boxes.
-        """
-        padded = r.new_zeros(regions.exists.numel(), r.size(1)).index_copy(0, rows, r)
-        similarity = padded.view_as(keys) @ keys.transpose(1, 2)  # NxRxR
-        exists = regions.exists[:, :, None] & regions.exists[:, None]
-        apart = box_iou(regions.key[:, :, None], regions.key[:, None]) < self.max_iou
-        valid = exists & apart
-        number = valid.sum()
-        all_reduce(number)
-        return intra_image_margin(similarity, valid, self.margin, number / len(regions.counts))
 
     def online_network(self) -> nn.ModuleDict:
         """Return backbone, neck and both projectors by name."""
@@ -247,11 +227,7 @@ class CCOP(MomentumSelfSupervisor):
 
     @classmethod
     def complete_authors_state(cls, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """Give the layers our names instead of detectron2's; the number of steps becomes the
-        momentum encoder's."""
-        steps = tensors.pop('iter', None)
-        if steps is not None:
-            tensors['encoder_k.steps'] = steps.reshape(()).long()
-        for name in ('pixel_mean', 'pixel_std'):
+        """Give the layers our names instead of detectron2's."""
+        for name in ('iter', 'pixel_mean', 'pixel_std'):
             tensors.pop(name, None)
         return super().complete_authors_state(name_detectron2_layers(tensors))
