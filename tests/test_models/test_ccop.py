@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS as DETECTORS
+from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 from PIL import Image
 from recipes import load_recipe
@@ -740,32 +742,48 @@ def test_the_authors_files(tmp_path):
         assert torch.equal(other.layer4[2].conv3.weight, model.backbone.layer4[2].conv3.weight)
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    """As tools/train.py writes one."""
+def save_run(folder, **changes):
+    """Write a checkpoint as tools/train.py does; return its path and the model."""
     cfg = load_recipe('configs/ccop_r50_coco.py')
-    cfg.merge_from_dict(
-        {
-            'model.backbone': dict(depth=18, stem_channels=8, base_channels=8),
-            'model.neck.out_channels': 16,
-            'model.region_projector.hid_channels': 16,
-            'model.queue_len': 8,
-        }
-    )
+    small = {'model.region_projector.hid_channels': 16, 'model.queue_len': 8}
+    cfg.merge_from_dict(dict(small, **changes))
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
-    for part in model.neck.modules():
+    for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.uniform_(part.running_mean)
             nn.init.uniform_(part.running_var)
     meta = dict(cfg=cfg.pretty_text, mmdense=describe_product(model))
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / 'epoch_1.pth')
-    return str(tmp_path / 'epoch_1.pth'), model
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / 'epoch_1.pth')
+    return str(folder / 'epoch_1.pth'), model
 
 
-def test_the_neck_fills_a_detectors(checkpoint):
+@pytest.fixture
+def checkpoint(tmp_path):
+    """The path of a small run's checkpoint, and its model."""
+    backbone = dict(depth=18, stem_channels=8, base_channels=8)
+    return save_run(tmp_path, **{'model.backbone': backbone, 'model.neck.out_channels': 16})
+
+
+def test_a_detector_takes_backbone_and_neck(tmp_path, monkeypatch, require):
+    """The shipped config of Mask R-CNN: every tensor of both is the run's."""
+    require('mmdet')
+    file, model = save_run(tmp_path)
+    monkeypatch.setenv('CHECKPOINT', file)
+    cfg = Config.fromfile('configs/transfer/mmdet/mask-rcnn_r50_fpn_ccop-1x_coco.py')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        for name in ('backbone', 'neck'):
+            part = DETECTORS.build(cfg.model[name])
+            part.init_weights()
+            expected = getattr(model, name).state_dict()
+            assert part.state_dict().keys() == expected.keys()
+            for key, value in part.state_dict().items():
+                assert torch.equal(value, expected[key]), key
+
+
+def test_the_neck_fills_a_detectors(checkpoint, require):
     """mmdet's FPN, strictly, and it computes the same."""
-    pytest.importorskip('mmdet')
+    require('mmdet')
     file, model = checkpoint
     init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=file, prefix='neck')
     settings = dict(in_channels=[8, 16, 32, 64], out_channels=16, norm_cfg=dict(type='BN'))
