@@ -15,6 +15,7 @@ import sys
 import time
 import zipfile
 import zlib
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
@@ -295,12 +296,16 @@ def make(images, out, settings, workers):
     paths = [folder / f'{start:09d}.npz' for start in starts]
     done = sum(min(PART, len(images.names) - s) for s, p in zip(starts, paths) if p.is_file())
     progress = Progress(len(images.names), done)
-    with Pool(workers, Worker.start, (images, settings)) as pool:
+    with ExitStack() as stack:
+        call = partial(map, Worker(images, settings))
+        if workers > 1:
+            pool = stack.enter_context(Pool(workers, Worker.start, (images, settings)))
+            call = partial(pool.imap, Worker.call)
         for start, path in zip(starts, paths):
             if path.is_file():
                 continue
             results = []
-            for result in pool.imap(Worker.call, images.names[start : start + PART]):
+            for result in call(images.names[start : start + PART]):
                 results.append(result)
                 progress.step()
             save(path, pack(results, settings['draws']))

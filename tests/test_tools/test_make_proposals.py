@@ -3,6 +3,8 @@
 
 import importlib.util
 import json
+import re
+import subprocess
 import sys
 import types
 import zipfile
@@ -148,6 +150,22 @@ def test_a_stopped_run_continues(tool, folder, tmp_path, monkeypatch, capsys):
     assert len(saved) == 3 and saved[1] != saved[0]  # the second part, and the file
     assert arrays['names'].tolist() == ['a/1.jpg', 'a/2.png', 'b/3.jpg']
     assert arrays['unreadable'].tolist() == ['b/4.jpg']
+
+
+def test_several_processes(repo, folder, tmp_path):
+    """As a program of its own, which needs neither mmdense nor PyTorch."""
+    program = repo / 'tools/make_proposals.py'
+    written = []
+    for workers in ('1', '2'):
+        out = tmp_path / f'{workers}.npz'
+        command = [sys.executable, str(program), str(folder), str(out), '--workers', workers]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        with np.load(out) as file:
+            written.append({key: file[key].tolist() for key in file})
+    assert written[0] == written[1]
+    imports = set(re.findall(r'^(?:import|from) (\w+)', program.read_text(), re.M))
+    assert not imports & {'mmdense', 'torch', 'mmengine', 'mmcv'}
 
 
 def test_selective_search_is_asked_for_its_setting(tool, monkeypatch):
