@@ -206,10 +206,8 @@ class RandomResizedCrop(_RandomResizedCrop):
         return top, left, h, w
 
     def __repr__(self) -> str:
-        return (
-            f'{super().__repr__()[:-1]}, min_overlap={self.min_overlap}, '
-            f'min_visible={self.min_visible})'
-        )
+        visible = f', min_visible={self.min_visible}' if self.min_visible else ''
+        return f'{super().__repr__()[:-1]}, min_overlap={self.min_overlap}{visible})'
 
 
 @TRANSFORMS.register_module()
