@@ -53,6 +53,11 @@ LAYOUTS = (
         )
     ),
     Layout(
+        "detectron2's FPN",
+        (r'backbone\.bottom_up\.', r'backbone\.fpn_lateral'),
+        r'backbone\.bottom_up\.',
+    ),
+    Layout(
         'MoCo v3',
         (r'base_encoder\.', r'momentum_encoder\.', r'predictor\.'),
         r'base_encoder\.',

@@ -483,6 +483,9 @@ def _decide_schedule(recipe: Config, length: _Length, lr: float) -> Setting:
             share = length.epochs / recipe.train_cfg.max_epochs
             steps = [max(1, round(share * step)) for step in schedule['milestones']]
             schedule['milestones'] = sorted({step for step in steps if step < length.epochs})
+        if schedule['type'] == 'LinearWarmupLR':
+            steps = length.steps_per_epoch
+            schedule['end'] = choose_warmup(length.epochs, steps, schedule['end'])
         if schedule['type'] == 'CosineAnnealingLR':
             for name in ('T_max', 'end'):  # without them it is as long as the run
                 schedule.pop(name, None)

@@ -200,4 +200,5 @@ def true_rows(mask: Tensor, number: int) -> Tensor:
     mask = mask.flatten()
     place = torch.where(mask, mask.cumsum(0) - 1, number)  # all others into a last one
     everything = torch.arange(len(mask), device=mask.device)
-    return everything.new_empty(number + 1).scatter_(0, place, everything)[:number]
+    places = everything.new_zeros(number + 1)
+    return places.scatter_(0, place.clamp(max=number), everything)[:number]

@@ -57,5 +57,4 @@ def assign_prototypes(teacher: Tensor, center: Optional[Tensor], temperature: fl
     target = teacher.detach()
     if center is not None:
         target = target - center.view(-1, *[1] * (teacher.dim() - 2))
-# division by 1 copies large maps for nothing
     return softmax(target / temperature if temperature != 1 else target, dim=1)

@@ -6,6 +6,7 @@ from .float32 import in_float32
 from .gather import gather_rows, gather_with_gradient
 from .geometry import (
     align_maps,
+    box_iou,
     boxes_in_view,
     boxes_on_grid,
     from_view,
@@ -23,17 +24,19 @@ from .groups import best_groups, count_nearest
 from .map_channels import input_channels, map_channels
 from .patches import split_patches
 from .position_embedding import sincos_positions
-from .shuffled_bn import shuffled_forward
+from .shuffled_bn import encoded_rows, shuffled_forward
 from .similarity import match_entropy, negative_similarity
 from .unit_vectors import unit_vectors
 
 __all__ = [
     'align_maps',
     'best_groups',
+    'box_iou',
     'boxes_in_view',
     'boxes_on_grid',
     'calibrate',
     'count_nearest',
+    'encoded_rows',
     'grid_centers',
     'grid_distances',
     'from_view',

@@ -40,3 +40,25 @@ def mlp_names(theirs: str, ours: str, layers: int = 3) -> Dict[str, str]:
         names[f'{theirs}{3 * i}.'] = f'{ours}fc{i}.'
         names[f'{theirs}{3 * i + 1}.'] = f'{ours}bn{i}.'
     return names
+
+
+def name_detectron2_layers(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Return tensors of ResNets and of FPNs, whose layers have detectron2's names, with those of
+    mmpretrain and mmdet. Other names stay."""
+    for theirs, ours in _DETECTRON2:
+        tensors = {re.sub(theirs, ours, name): value for name, value in tensors.items()}
+    return tensors
+
+
+_DETECTRON2 = (
+    (r'\bstem\.conv1\.norm\.', 'bn1.'),
+    (r'\bstem\.conv1\.', 'conv1.'),
+    (r'\bres([2-5])\.', lambda match: f'layer{int(match[1]) - 1}.'),
+    (r'\.conv([1-3])\.norm\.', r'.bn\1.'),
+    (r'\.shortcut\.norm\.', '.downsample.1.'),
+    (r'\.shortcut\.', '.downsample.0.'),
+    (r'\bfpn_lateral([2-5])\.', lambda match: f'lateral_convs.{int(match[1]) - 2}.'),
+    (r'\bfpn_output([2-5])\.', lambda match: f'fpn_convs.{int(match[1]) - 2}.'),
+    (r'(_convs\.\d\.)norm\.', r'\1bn.'),
+    (r'(_convs\.\d\.)(?!bn\.)', r'\1conv.'),
+)

@@ -234,6 +234,23 @@ def visible_share(boxes: Tensor) -> Tensor:
     return torch.where(area > 0, shown / area, torch.zeros_like(area))
 
 
+def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the intersection over union of boxes, element by element.
+
+    Args:
+        boxes (Tensor): …×4, (x0, y0, x1, y1) with x0 ≤ x1 and y0 ≤ y1.
+        others (Tensor): …×4, of a shape that broadcasts with that of ``boxes``.
+
+    Returns:
+        Tensor: …, in [0, 1]; NaN where both boxes have no area.
+    """
+    start = torch.maximum(boxes[..., :2], others[..., :2])
+    end = torch.minimum(boxes[..., 2:], others[..., 2:])
+    shared = (end - start).clamp(min=0).prod(dim=-1)
+    area, other = ((b[..., 2:] - b[..., :2]).prod(dim=-1) for b in (boxes, others))
+    return shared / (area + other - shared)
+
+
 # Largest H·W whose sampling is one matrix of (H·W)². Its time over that of two matrices, one for
 # each side, forward and backward, 256 channels, one thread: 0.25 at 7×7, 0.69 at 10×10, 0.99 at
 # 12×12, 1.56 at 14×14, 4.8 at 28×28.
