@@ -118,7 +118,8 @@ class CCOP(MomentumSelfSupervisor):
         self.region_projector = MODELS.build(dict(region_projector, in_channels=bins))
         self.curriculum = MODELS.build(curriculum or dict(type='mmdense.BoxCurriculum'))
         self.encoder_k = MomentumEncoder(self.online_network(), momentum, total_steps=total_steps)
-        self.queue, self.queue_regions = (KeyQueue(feat_dim, queue_len) for _ in range(2))
+        self.queue = KeyQueue(feat_dim, queue_len)
+        self.queue_regions = KeyQueue(feat_dim, queue_len, one_per_image=False)
         self.min_visible, self.min_area = min_visible, min_area
         self.margin, self.max_iou = margin, max_iou
 
@@ -185,14 +186,13 @@ class CCOP(MomentumSelfSupervisor):
             rows (Tensor): M, indices into N·R.
         """
         maps = network['backbone'](view)
-        pyramid = network['neck'](maps)
+        pyramid = [level.float() for level in network['neck'](maps)]
         image = network['projector'](maps[-1].mean((2, 3)))
-        number, copies = boxes.shape[1:3]
-        index = (rows // number)[:, None].expand(-1, copies).flatten()
-        boxes = boxes.flatten(0, 1)[rows].flatten(0, 1)  # MJx4
-        region = network['region_projector'](pool_pyramid(pyramid, boxes, index))
-        image, region = (normalize(x.float(), dim=1) for x in (image, region))
-        return image, region.unflatten(0, (len(rows), copies))
+        # copy by copy: a pooled region has a hundred times the numbers of its embedding
+        copies, index = boxes.flatten(0, 1)[rows].unbind(1), rows // boxes.size(1)  # J of Mx4; M
+        project = network['region_projector']
+        regions = [project(pool_pyramid(pyramid, part, index)) for part in copies]
+        return normalize(image.float(), dim=1), normalize(torch.stack(regions, 1).float(), dim=2)
 
     def _keys(self, view: Tensor, copies: Tensor, regions: SharedRegions) -> Tuple[Tensor, Tensor]:
         """Return keys of the images N×C, and of the copies N×R×J×C, 0 where there is no region;
