@@ -24,6 +24,8 @@ from mmdense.utils.errors import InputError
 from .base import AuthorsFormat, Views
 from .momentum import MomentumSelfSupervisor
 
+BLOCK = 4096  # boxes that are pooled at once
+
 
 def _authors_names(branch: str, prefix: str) -> Dict[str, str]:
     """Return the beginnings of the authors' names of a network, and of ours."""
@@ -110,9 +112,7 @@ class CCOP(MomentumSelfSupervisor):
         channels = map_channels(self.backbone)
         if len(channels) != 4:
             raise InputError(f'CCOP needs four maps, got {len(channels)}: set out_indices')
-        self.neck = MODELS.build(dict(neck, in_channels=channels))
-        if self.channels_last:
-            self.neck.to(memory_format=torch.channels_last)
+        self.neck = self.in_format(MODELS.build(dict(neck, in_channels=channels)))
         self.projector = MODELS.build(dict(projector, in_channels=channels[-1]))
         bins = 7 * 7 * self.neck.out_channels
         self.region_projector = MODELS.build(dict(region_projector, in_channels=bins))
@@ -186,13 +186,14 @@ class CCOP(MomentumSelfSupervisor):
             rows (Tensor): M, indices into N·R.
         """
         maps = network['backbone'](view)
-        pyramid = [level.float() for level in network['neck'](maps)]
+        pyramid = [level.float().contiguous() for level in network['neck'](maps)]  # for RoIAlign
         image = network['projector'](maps[-1].mean((2, 3)))
-        # copy by copy: a pooled region has a hundred times the numbers of its embedding
-        copies, index = boxes.flatten(0, 1)[rows].unbind(1), rows // boxes.size(1)  # J of Mx4; M
-        project = network['region_projector']
-        regions = [project(pool_pyramid(pyramid, part, index)) for part in copies]
-        return normalize(image.float(), dim=1), normalize(torch.stack(regions, 1).float(), dim=2)
+        index = (rows // boxes.size(1)).repeat_interleave(boxes.size(2))  # MJ
+        # in blocks: a pooled region has a hundred times the numbers of its embedding
+        blocks = zip(boxes.flatten(0, 1)[rows].flatten(0, 1).split(BLOCK), index.split(BLOCK))
+        region = [network['region_projector'](pool_pyramid(pyramid, *block)) for block in blocks]
+        image, region = (normalize(x.float(), dim=1) for x in (image, torch.cat(region)))
+        return image, region.unflatten(0, (len(rows), boxes.size(2)))
 
     def _keys(self, view: Tensor, copies: Tensor, regions: SharedRegions) -> Tuple[Tensor, Tensor]:
         """Return keys of the images N×C, and of the copies N×R×J×C, 0 where there is no region;
