@@ -418,7 +418,7 @@ def test_channels_are_those_of_the_backbone():
         (4, 6),
         (4, 256, 2, 2),
     ]
-    assert len(model.trained_parts()) == 2 * 4
+    assert len(model.trained_parts()) == 2 * 2
 
 
 def test_wrong_arguments_say_so():

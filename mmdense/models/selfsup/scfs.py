@@ -133,11 +133,9 @@ class SCFS(DINO):
         return (*(part(x) for part, x in zip(self.stage_necks, maps)), maps[-1])
 
     def trained_parts(self) -> List[nn.Module]:
-        """Return the networks of student and teacher, with the necks of the stages one by one."""
-        parts = []
-        for part in super().trained_parts():
-            parts += part if isinstance(part, nn.ModuleList) else [part]
-        return parts
+        """Return the networks of student and teacher, without the necks of the stages: PyTorch
+        compiles one class for eight shapes and sets of weights at most."""
+        return [part for part in super().trained_parts() if not isinstance(part, nn.ModuleList)]
 
     @torch.no_grad()
     def search(self, crops: Tensor, images: Tensor) -> List[Tensor]:
