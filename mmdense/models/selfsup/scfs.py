@@ -115,8 +115,8 @@ class SCFS(DINO):
         with torch.no_grad():
             neck = self.encoder_k.module['stage_necks'][i]
             t = neck(teacher)  # (GN)xP
-            found, attention = search_features(local, teacher[:number])  # in the first global crop
-            t_found = neck(found)  # (LN)xP
+            first = teacher[:number]  # of the first global crop
+            t_found = neck(first, search_features(local, first))  # (LN)xP
 
         s, t = (x.unflatten(0, (globals_, -1)) for x in (s, t))  # GxNxP
         temperatures = self.student_temperature, self.current_temperature()
@@ -149,4 +149,4 @@ class SCFS(DINO):
             List[Tensor]: The cosines of each stage, L×N×h'×w'.
         """
         pairs = zip(self.backbone(crops), self.get_product()(images))
-        return [search_features(*pair)[1] for pair in pairs]
+        return [search_features(*pair) for pair in pairs]
