@@ -76,7 +76,7 @@ RUN = dict(BF16, rounds=1, device_augment=True, warmup=40, iterations=80)
 # its algorithms in 3 s a model and precision.
 PLAN = [
     # two R18, two steps of 8 images on the CPU, seven on the GPU
-    Part('check', 'check_algorithm', 9, SMALL, each=True),
+    Part('check', 'check_algorithm', 7, SMALL, each=True),
     # four pipelines, 32 images, twice on one core, at 10 ms; one operation after the other
     Part('check-augment', 'check_augment', 8),
     Part('check-lars', 'check_lars', 5, SMALL),
@@ -182,7 +182,8 @@ def options(part, algorithm, args):
     if args.device == 'cpu':
         values['amp'] = None
     values['workers'] = min(values['workers'], len(os.sched_getaffinity(0)))
-    common = dict(amp=None, cfg_options=None, clock='wall', device_augment=part.name == 'input')
+    common = dict(amp=None, cfg_options=None, model=None, clock='wall')
+    common.update(device_augment=part.name == 'input')
     own = dict(device=args.device, fake=args.fake, tiny=args.tiny, data_root=args.data_root)
     return argparse.Namespace(**dict(common, **values), **own, algorithm=algorithm, json=None)
 

@@ -34,7 +34,6 @@ from mmengine.dataset import default_collate
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmpretrain.structures import DataSample
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -163,9 +162,10 @@ def check_waits(title, model, args):
     with real_tensors(args):
         inputs, samples = models.random_batch(mine, host)
         inputs = [pinned(view.mul(50).add(128).clamp(0, 255).byte(), args) for view in inputs]
-        boxes = [sample.view_boxes.numpy() for sample in samples]  # as MultiView gives them
-    samples = [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
-    inputs = fake_gpu.to_fake(inputs, 'cpu') if args.fake else inputs
+        for sample in samples:  # as MultiView gives them
+            sample.set_metainfo(dict(view_boxes=sample.view_boxes.numpy()))
+    if args.fake:
+        inputs, samples = fake_gpu.to_fake([inputs, samples], 'cpu')
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     amp = 'bfloat16' if args.device == 'cuda' else None
     halved = changed(args, amp=amp)
@@ -182,7 +182,7 @@ def check_waits(title, model, args):
     once()
     with no_waiting(args) as reads:
         once()
-    declared = getattr(methods.load(args.algorithm), 'READS', 0)
+    declared = methods.reads(args.algorithm)
     what = f'{title}, a step waits for the device'
     return check(what, sizes(halved), f'{len(reads)} times', f'{declared}', len(reads) == declared)
 

@@ -75,6 +75,8 @@ def test_pretraining_configs_build(path):
     decays = [s for s in schedules if 'param_name' in s]  # the others are of the learning rate
     schedules = [s for s in schedules if s not in decays]
     assert all(s.param_name == 'weight_decay' and not {'T_max', 'end'} & set(s) for s in decays)
+    if schedules and schedules[0].type == 'LinearWarmupLR':  # multiplies the others
+        assert schedules.pop(0).end < config.train_cfg.max_epochs
     # one; the published learning rate of DenseSiam's segmentation is constant
     assert len(schedules) == ('densesiam_unsup-seg' not in path)
     for schedule in schedules:  # as long as the run

@@ -25,6 +25,12 @@ def load(name):
     return import_module(f'{__name__}.{name}')
 
 
+def reads(name):
+    """Return how often a step of an algorithm reads values of the device; 0 where nothing else is
+    measured of it."""
+    return getattr(load(name), 'READS', 0) if name in names() else 0
+
+
 def shipped():
     """Return the names of those that mmpretrain has too."""
     return [name for name in names() if hasattr(load(name), 'SHIPPED')]

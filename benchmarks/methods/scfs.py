@@ -66,8 +66,11 @@ def floor(model, views, args):
     for i, (of_large, of_small) in enumerate(zip(*maps)):
         neck, teachers = model.stage_necks[i], teacher['stage_necks'][i]
         of_teacher = of_large.detach()
-        # as many weighted maps as local crops, of the size of the first global crop's
-        found = of_teacher[: len(of_teacher) // 2].repeat(LOCAL, 1, 1, 1)
+        # the first global crop's maps, with weights of all locations for each local crop
+        first = of_teacher[: len(of_teacher) // 2]
+        weights = torch.rand(LOCAL, len(first), *first.shape[2:], device=args.device)
         parts[f'stage_{i + 1}'] = forward_backward(neck, [of_large, of_small], model, args)
-        parts[f'teacher_stage_{i + 1}'] = forward(teachers, [of_teacher, found], args)
+        parts[f'teacher_stage_{i + 1}'] = forward(
+            lambda x, necks=teachers: necks(*x), [(of_teacher,), (first, weights)], args
+        )
     return parts, None

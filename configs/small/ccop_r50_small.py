@@ -3,7 +3,7 @@
 _base_ = '../ccop/ccop_r50_coco.py'
 
 model = dict(queue_len=1024)  # in a longer queue an image's own old keys are negatives
-train_dataloader = dict(batch_size=128, dataset=dict(data_root='data/images', data_prefix=''))
-auto_scale_lr = dict(base_batch_size=128)
-optim_wrapper = dict(optimizer=dict(lr=0.15))
-default_hooks = dict(logger=dict(interval=15))  # an epoch has 15 steps
+train_dataloader = dict(batch_size=256, dataset=dict(data_root='data/images', data_prefix=''))
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].update(end=72)  # 504 steps
+default_hooks = dict(logger=dict(interval=7))  # an epoch has 7 steps

@@ -1,4 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -131,14 +133,19 @@ def test_golden_stage_neck(golden):
         close(neck.state_dict()[name], value, name)
 
 
+def weighted(maps, attention):
+    """Return maps N×C×H×W times weights L×N×H×W, (LN)×C×H×W."""
+    return (attention[:, :, None] * maps).flatten(0, 1)
+
+
 def test_golden_search(golden):
     g = golden('scfs_feature_search')
     number = int(g['num_images'])
     for layer in ('layer2', 'layer3', 'layer4'):
         maps = g[f'teacher_{layer}'][:number]
-        found, attention = search_features(g[f'student_local_{layer}'], maps)
+        attention = search_features(g[f'student_local_{layer}'], maps)
         close(attention, g[f'attention_{layer}'])
-        close(found, g[f'found_{layer}'])
+        close(weighted(maps, attention), g[f'found_{layer}'])
 
 
 def test_golden_image_loss(golden):
@@ -346,7 +353,7 @@ def test_without_search_it_is_dino():
 
 def test_search_by_the_definition():
     local, maps = torch.randn(6, 5, 3, 4), torch.randn(2, 5, 4, 6)
-    found, attention = search_features(local, maps)
+    attention = search_features(local, maps)
     assert attention.shape == (3, 2, 4, 6) and attention.min() < 0
     for i in range(3):
         for n in range(2):
@@ -354,22 +361,36 @@ def test_search_by_the_definition():
             for h, w in ((0, 0), (3, 5), (1, 2)):
                 cosine = torch.cosine_similarity(u, maps[n, :, h, w], dim=0)
                 close(attention[i, n, h, w], cosine)
-                close(found[2 * i + n, :, h, w], cosine * maps[n, :, h, w])
+
+
+def test_weighted_maps_are_not_written_out():
+    """The neck takes maps and weights as it takes their products, statistics of its norms too."""
+    neck = StageNeck(8, 4, 6, 5)
+    other = copy.deepcopy(neck)
+    maps, weights = torch.randn(3, 8, 4, 6), torch.randn(2, 3, 4, 6)
+    y = neck(maps, weights)
+    assert y.shape == (6, 5)
+    close(y, other(weighted(maps, weights)))
+    for name, value in other.state_dict().items():
+        close(neck.state_dict()[name], value, name)
+    seen = []
+    neck.conv1.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    neck(maps, weights)
+    assert seen == [3]
 
 
 def test_a_dead_map_finds_nothing():
     """Neither a crop nor an image whose features are 0 gives values that are not finite."""
     maps = torch.rand(2, 5, 4, 4)
     for local, searched in ((torch.zeros(2, 5, 2, 2), maps), (maps, torch.zeros(2, 5, 4, 4))):
-        found, attention = search_features(local, searched)
-        assert not found.any() and not attention.any()
+        assert not search_features(local, searched).any()
 
 
 def test_search_in_half_precision():
     local, maps = 300 * torch.rand(2, 64, 2, 2), 300 * torch.rand(2, 64, 4, 4)
-    expected = search_features(local, maps)[1]
-    found, attention = search_features(local.bfloat16(), maps.bfloat16())
-    assert (found.dtype, attention.dtype) == (torch.bfloat16, torch.float32)
+    expected = search_features(local, maps)
+    attention = search_features(local.bfloat16(), maps.bfloat16())
+    assert attention.dtype == torch.float32
     torch.testing.assert_close(attention, expected, rtol=0, atol=0.01)
 
 
@@ -377,8 +398,7 @@ def test_only_the_teacher_gives_targets():
     """No gradient flows through the search: the student's maps get those of the losses alone."""
     model = MODELS.build(config())
     local = torch.randn(6, 16, 4, 4, requires_grad=True)
-    found, attention = search_features(local, torch.randn(2, 16, 8, 8, requires_grad=True))
-    assert not found.requires_grad and not attention.requires_grad
+    assert not search_features(local, torch.randn(2, 16, 8, 8, requires_grad=True)).requires_grad
     sum(model(views(), mode='loss').values()).backward()
     used = {name for name, p in model.named_parameters() if p.grad is not None}
     assert used == {name for name, p in model.named_parameters() if p.requires_grad}
@@ -418,7 +438,7 @@ def test_channels_are_those_of_the_backbone():
         (4, 6),
         (4, 256, 2, 2),
     ]
-    assert len(model.trained_parts()) == 2 * 4
+    assert len(model.trained_parts()) == 2 * 2
 
 
 def test_wrong_arguments_say_so():
@@ -528,7 +548,7 @@ def test_crops_are_found_where_they_look_alike():
     class Colours:
         @staticmethod
         def search(crops, images):
-            return [search_features(crops, images)[1]]
+            return [search_features(crops, images)]
 
     image = np.zeros((64, 96, 3), np.uint8)
     image[:, :48, 0], image[:, 48:, 2] = 255, 255

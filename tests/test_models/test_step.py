@@ -105,6 +105,7 @@ def delicate():
     boxes = torch.tensor([[0.1, 0.1, 0.7, 0.8]]).repeat(3, 1)
     codes = maps[1, :2].softmax(2)
     z, t = maps.unflatten(3, (3, 3))
+    crops = maps.movedim(3, 1)[:, :4]  # two of 4x3xC
     with DefaultScope.overwrite_default_scope('mmdense'):
         modules = PixProHead(in_channels=8), PixContrastHead(), SemanticGrouping(12, feat_dim=8)
     pixpro, contrast, grouping = modules
@@ -128,6 +129,8 @@ def delicate():
         self_labelling=(L.self_labelling, z, torch.rand(8)),
         sinkhorn=(L.sinkhorn, rows),
         swapped_prediction=(lambda a, b: L.swapped_prediction(a, b, [0, 1]), maps[0], codes),
+        multi_crop_distillation=(L.multi_crop_distillation, *crops, torch.rand(8)),
+        intra_image_margin=(L.intra_image_margin, q.transpose(1, 2) @ k, positive),
         pool_masks=(lambda *x: pool_masks(*x)[0], z, positive.unflatten(2, (3, 3))),
     )
 

@@ -385,10 +385,10 @@ def test_folders_of_the_images(write, dataset, shown):
 @pytest.mark.parametrize('device_augment', [False, True])
 @each_algorithm()
 def test_views_of_the_recipes(images, algorithm, device_augment):
-    cfg = Config.fromfile(str(tiny_form(algorithm).config))
-    cfg = cfg.train_dataloader.to_dict()
+    form = tiny_form(algorithm)
+    cfg = Config.fromfile(str(form.config)).train_dataloader.to_dict()
     cfg['dataset'].update(data_root=images, data_prefix='')
-    cfg['dataset']['pipeline'][1]['device_augment'] = device_augment
+    cfg['dataset']['pipeline'][form.multi_view]['device_augment'] = device_augment
     run = RunLog(Path('work'), ['20260131_100000'], config=dict(train_dataloader=cfg))
     samples = sample_views(run, build_dataset(run))
     assert [sample.name for sample in samples] == ['00.jpg', '05.jpg', '10.jpg', '15.jpg']

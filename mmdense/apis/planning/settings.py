@@ -483,9 +483,6 @@ def _decide_schedule(recipe: Config, length: _Length, lr: float) -> Setting:
             share = length.epochs / recipe.train_cfg.max_epochs
             steps = [max(1, round(share * step)) for step in schedule['milestones']]
             schedule['milestones'] = sorted({step for step in steps if step < length.epochs})
-        if schedule['type'] == 'LinearWarmupLR':
-            steps = length.steps_per_epoch
-            schedule['end'] = choose_warmup(length.epochs, steps, schedule['end'])
         if schedule['type'] == 'CosineAnnealingLR':
             for name in ('T_max', 'end'):  # without them it is as long as the run
                 schedule.pop(name, None)
@@ -498,6 +495,11 @@ def _decide_schedule(recipe: Config, length: _Length, lr: float) -> Setting:
         return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
     value = 'none' if len(kinds) == 1 else "the recipe's"
     reason = "the recipe's"
+    if kinds[0] == 'LinearWarmupLR':
+        warmup = choose_warmup(length.epochs, length.steps_per_epoch, schedules[0]['end'])
+        schedules[0].update(end=warmup)
+        value = _format_count(warmup, 'epoch')
+        reason = f'{warmup * length.steps_per_epoch:,} steps'
     if kinds == ['MultiStepLR']:
         epochs = ' and '.join(map(str, schedules[0]['milestones'])) or 'none'
         reason += f'; lowered at epochs: {epochs}'

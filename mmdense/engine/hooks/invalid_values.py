@@ -322,12 +322,14 @@ class _Written:
     """Keep the values that the buffers had before a forward pass, which writes them.
 
     The momentum encoder's ``steps`` is not among them: the encoder was updated with good
-    weights. Of a queue only the columns are kept that the batch's keys go to.
+    weights. Of a queue with one key of each image only the columns are kept that the batch's keys
+    go to.
     """
 
     def __init__(self, model: nn.Module, by_design: Set[str]) -> None:
         parts = list(model.modules())
-        self.queues = [part for part in parts if isinstance(part, KeyQueue)]
+        queues = [part for part in parts if isinstance(part, KeyQueue)]
+        self.queues = [queue for queue in queues if queue.one_per_image]
         encoders = [part for part in parts if isinstance(part, MomentumEncoder)]
         others = {id(q.keys) for q in self.queues} | {id(encoder.steps) for encoder in encoders}
         others |= {id(b) for n, b in model.named_buffers() if n in by_design}

@@ -22,6 +22,8 @@ class KeyQueue(nn.Module):
     Args:
         feat_dim (int): Channels C of a key.
         queue_len (int): Number of keys K.
+        one_per_image (bool): Whether a step brings one key of each image; if not, any number.
+            Defaults to True.
 
     Attributes:
         keys (Tensor): C×K, columns of length 1; random ones at the start.
@@ -29,9 +31,10 @@ class KeyQueue(nn.Module):
         filled (Tensor): How many columns hold real keys, shape (1, ).
     """
 
-    def __init__(self, feat_dim: int, queue_len: int) -> None:
+    def __init__(self, feat_dim: int, queue_len: int, one_per_image: bool = True) -> None:
         super().__init__()
         check_counts(feat_dim=feat_dim, queue_len=queue_len)
+        self.one_per_image = one_per_image
         self.register_buffer('keys', F.normalize(torch.randn(feat_dim, queue_len), dim=0))
         self.register_buffer('ptr', torch.zeros(1, dtype=torch.long))
         self.register_buffer('filled', torch.zeros(1, dtype=torch.long))

@@ -213,16 +213,16 @@ def pool_pyramid(
     Returns:
         Tensor: M×(C·size²) float32, channel first, with gradients for all maps.
     """
-    level = pyramid_levels(boxes, limits)[:, None]
-    pooled = []
+    level, pooled = pyramid_levels(boxes, limits)[:, None], None
     for i, part in enumerate(maps):
         own = torch.where(level == i, boxes, torch.zeros_like(boxes))
         rois = torch.cat([image[:, None].to(own.dtype), own], dim=1)
         # in float32: half would move the boxes by a hundredth of a location
-        pooled.append(
-            roi_align(part.float(), rois, size, 1 / 2 ** (i + 2), sampling_ratio=-1, aligned=True)
+        found = roi_align(
+            part.float(), rois, size, 1 / 2 ** (i + 2), sampling_ratio=-1, aligned=True
         )
-    return sum(pooled).flatten(1)
+        pooled = found if pooled is None else pooled + found
+    return pooled.flatten(1)
 
 
 @in_float32

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from typing import Optional
 
+import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -62,18 +63,28 @@ class StageNeck(BaseModule):
         )
         self.out_channels = out_channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Project maps.
+    def forward(self, x: Tensor, weights: Optional[Tensor] = None) -> Tensor:
+        """Project maps, or weighted ones, which are never written out.
 
         Args:
             x (Tensor): N×C×H×W.
+            weights (Tensor, optional): L×N×H×W, of each location. The maps are then those of all N
+                images times their first weights, then times their second ones, and so on.
 
         Returns:
-            Tensor: Unit vectors N×P, float32.
+            Tensor: Unit vectors N×P or LN×P, float32.
         """
-        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.conv1(x)
+        if weights is not None:
+            weights = weights.to(y.dtype)[:, :, None]
+            y = (weights * y).flatten(0, 1)  # a 1×1 convolution without bias: of the products too
+        y = self.relu(self.bn1(y))
         y = self.relu(self.bn2(self.conv2(y)))
-        y = self.relu(x + self.bn3(self.conv3(y)))
+        y = self.bn3(self.conv3(y))
+        if weights is None:
+            y = self.relu(x + y)
+        else:
+            y = self.relu(torch.addcmul(y.unflatten(0, (-1, len(x))), weights, x)).flatten(0, 1)
         return _unit(self.mlp(y.mean((2, 3))))
 
 

@@ -24,6 +24,8 @@ from mmdense.utils.errors import InputError
 from .base import AuthorsFormat, Views
 from .momentum import MomentumSelfSupervisor
 
+BLOCK = 4096  # boxes that are pooled at once
+
 
 def _authors_names(branch: str, prefix: str) -> Dict[str, str]:
     """Return the beginnings of the authors' names of a network, and of ours."""
@@ -110,15 +112,14 @@ class CCOP(MomentumSelfSupervisor):
         channels = map_channels(self.backbone)
         if len(channels) != 4:
             raise InputError(f'CCOP needs four maps, got {len(channels)}: set out_indices')
-        self.neck = MODELS.build(dict(neck, in_channels=channels))
-        if self.channels_last:
-            self.neck.to(memory_format=torch.channels_last)
+        self.neck = self.in_format(MODELS.build(dict(neck, in_channels=channels)))
         self.projector = MODELS.build(dict(projector, in_channels=channels[-1]))
         bins = 7 * 7 * self.neck.out_channels
         self.region_projector = MODELS.build(dict(region_projector, in_channels=bins))
         self.curriculum = MODELS.build(curriculum or dict(type='mmdense.BoxCurriculum'))
         self.encoder_k = MomentumEncoder(self.online_network(), momentum, total_steps=total_steps)
-        self.queue, self.queue_regions = (KeyQueue(feat_dim, queue_len) for _ in range(2))
+        self.queue = KeyQueue(feat_dim, queue_len)
+        self.queue_regions = KeyQueue(feat_dim, queue_len, one_per_image=False)
         self.min_visible, self.min_area = min_visible, min_area
         self.margin, self.max_iou = margin, max_iou
 
@@ -185,14 +186,14 @@ class CCOP(MomentumSelfSupervisor):
             rows (Tensor): M, indices into N·R.
         """
         maps = network['backbone'](view)
-        pyramid = network['neck'](maps)
+        pyramid = [level.float().contiguous() for level in network['neck'](maps)]  # for RoIAlign
         image = network['projector'](maps[-1].mean((2, 3)))
-        number, copies = boxes.shape[1:3]
-        index = (rows // number)[:, None].expand(-1, copies).flatten()
-        boxes = boxes.flatten(0, 1)[rows].flatten(0, 1)  # MJx4
-        region = network['region_projector'](pool_pyramid(pyramid, boxes, index))
-        image, region = (normalize(x.float(), dim=1) for x in (image, region))
-        return image, region.unflatten(0, (len(rows), copies))
+        index = (rows // boxes.size(1)).repeat_interleave(boxes.size(2))  # MJ
+        # in blocks: a pooled region has a hundred times the numbers of its embedding
+        blocks = zip(boxes.flatten(0, 1)[rows].flatten(0, 1).split(BLOCK), index.split(BLOCK))
+        region = [network['region_projector'](pool_pyramid(pyramid, *block)) for block in blocks]
+        image, region = (normalize(x.float(), dim=1) for x in (image, torch.cat(region)))
+        return image, region.unflatten(0, (len(rows), boxes.size(2)))
 
     def _keys(self, view: Tensor, copies: Tensor, regions: SharedRegions) -> Tuple[Tensor, Tensor]:
         """Return keys of the images N×C, and of the copies N×R×J×C, 0 where there is no region;

@@ -163,9 +163,8 @@ class DINO(MomentumSelfSupervisor):
         scores = scores.unflatten(0, (self.views.count, -1))  # VxNxP
         scores_t = scores_t.unflatten(0, (self.views.groups[0], -1))  # GxNxP
         center, number = self.center.value, scores.size(1)
-        loss = self.distil(
-            scores, scores_t, center, self.student_temperature, self.current_temperature()
-        )
+        temperatures = self.student_temperature, self.current_temperature()
+        loss = self.distil(scores, scores_t, center, *temperatures)
         self.probe(
             global_=(z[number : 2 * number], z_t[:number]),
             prototypes=lambda: count_nearest(scores_t - center),
@@ -177,9 +176,8 @@ class DINO(MomentumSelfSupervisor):
         """Return the teacher's temperature τ_t in this epoch."""
         epoch, epochs = run_progress('epoch'), self.warmup_epochs
         rest = max(1 - epoch / max(epochs - 1, 1), 0) if epoch < epochs else 0
-        return (
-            self.teacher_temperature + (self.warmup_temperature - self.teacher_temperature) * rest
-        )
+        change = self.warmup_temperature - self.teacher_temperature
+        return self.teacher_temperature + change * rest
 
     def compile_parts(self, **options) -> None:
         """Compile the networks and the loss in place; the state dict keeps its names.
@@ -220,9 +218,8 @@ class DINO(MomentumSelfSupervisor):
                 number, reason = round(epochs * share / usual), f"{share} of the recipe's {usual}"
                 if shape:
                     number, reason = 0, 'the prototypes are trained already'
-                rules.append(
-                    Setting(name, f'{number:,} epochs', reason, {f'{place}.{key}': number})
-                )
+                change = {f'{place}.{key}': number}
+                rules.append(Setting(name, f'{number:,} epochs', reason, change))
         return rules
 
     @classmethod

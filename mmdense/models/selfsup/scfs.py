@@ -115,8 +115,8 @@ class SCFS(DINO):
         with torch.no_grad():
             neck = self.encoder_k.module['stage_necks'][i]
             t = neck(teacher)  # (GN)xP
-            found, attention = search_features(local, teacher[:number])  # in the first global crop
-            t_found = neck(found)  # (LN)xP
+            first = teacher[:number]  # of the first global crop
+            t_found = neck(first, search_features(local, first))  # (LN)xP
 
         s, t = (x.unflatten(0, (globals_, -1)) for x in (s, t))  # GxNxP
         temperatures = self.student_temperature, self.current_temperature()
@@ -133,11 +133,9 @@ class SCFS(DINO):
         return (*(part(x) for part, x in zip(self.stage_necks, maps)), maps[-1])
 
     def trained_parts(self) -> List[nn.Module]:
-        """Return the networks of student and teacher, with the necks of the stages one by one."""
-        parts = []
-        for part in super().trained_parts():
-            parts += part if isinstance(part, nn.ModuleList) else [part]
-        return parts
+        """Return the networks of student and teacher, without the necks of the stages: PyTorch
+        compiles one class for eight shapes and sets of weights at most."""
+        return [part for part in super().trained_parts() if not isinstance(part, nn.ModuleList)]
 
     @torch.no_grad()
     def search(self, crops: Tensor, images: Tensor) -> List[Tensor]:
@@ -151,4 +149,4 @@ class SCFS(DINO):
             List[Tensor]: The cosines of each stage, L×N×h'×w'.
         """
         pairs = zip(self.backbone(crops), self.get_product()(images))
-        return [search_features(*pair)[1] for pair in pairs]
+        return [search_features(*pair) for pair in pairs]

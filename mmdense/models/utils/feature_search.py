@@ -1,6 +1,4 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Tuple
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -8,13 +6,14 @@ from torch.nn.functional import normalize
 from .float32 import in_float32
 
 
-def search_features(local: Tensor, maps: Tensor) -> Tuple[Tensor, Tensor]:
+@torch.no_grad()
+def search_features(local: Tensor, maps: Tensor) -> Tensor:
     r"""Search the features of local crops in maps of the same images.
 
-    SCFS (https://arxiv.org/abs/2212.06486): each location :math:`f` of a map is weighted by its
-    cosine with the mean feature :math:`u` of the crop,
+    SCFS (https://arxiv.org/abs/2212.06486): each location :math:`f` of a map gets the cosine with
+    the mean feature :math:`u` of the crop, which is its weight,
 
-    .. math:: A_{hw} = \langle \bar u, \bar f_{hw} \rangle, \quad A_{hw} f_{hw}
+    .. math:: A_{hw} = \langle \bar u, \bar f_{hw} \rangle
 
     There is no softmax, and a negative cosine stays negative. No gradient flows.
 
@@ -24,13 +23,10 @@ def search_features(local: Tensor, maps: Tensor) -> Tuple[Tensor, Tensor]:
         maps (Tensor): N×C×H×W, the maps to search in.
 
     Returns:
-        tuple[Tensor, Tensor]: The weighted maps LN×C×H×W in the order of ``local``, and the cosines
-        A, L×N×H×W, float32. A crop whose features are 0 has the cosine 0 everywhere.
+        Tensor: The cosines A, L×N×H×W, float32. A crop whose features are 0 has the cosine 0
+        everywhere.
     """
-    with torch.no_grad():
-        attention = _cosines(local, maps)
-        found = attention.to(maps.dtype).unsqueeze(2) * maps  # LxNxCxHxW
-    return found.flatten(0, 1), attention
+    return _cosines(local, maps)
 
 
 @in_float32
