@@ -468,7 +468,9 @@ class UnlabeledDataset(BaseDataset):
 # What zips have beside the images that were put into them, and what runs are written to.
 _ZIP_OWN = ('__MACOSX', 'work_dirs')
 # What `mmdense show` writes beside its page.
-_PICTURES = re.compile(r'(features|similarity|groups|regions|correspondence_\d+)\.png')
+_PICTURES = re.compile(
+    r'(features|similarity|groups|regions|search|copies|correspondence_\d+)\.png'
+)
 # Image formats that are not read.
 _UNREAD = frozenset(
     ('.jp2', '.j2k', '.jpx', '.jxl', '.tga', '.ico', '.psd', '.svg', '.exr', '.hdr')

@@ -1,7 +1,9 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import inspect
 import json
 import os
 import random
+import re
 import tempfile
 import zipfile
 from pathlib import Path
@@ -15,7 +17,9 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from mmdense.apis.report import show
 from mmdense.datasets import UnlabeledDataset
+from mmdense.datasets.unlabeled import _PICTURES
 from mmdense.utils.errors import DataError, InputError
 
 LOAD = dict(type='mmdense.LoadImage')
@@ -394,6 +398,10 @@ def test_what_runs_wrote_is_left_out(tmp_path):
     ]
     found = {os.path.relpath(path, tmp_path) for path in dataset.own_folders}
     assert found == {'work_dirs', 'out', '20260101_000000'}
+    # `mmdense show` writes no other pictures
+    drawn = re.findall(r"f?'([\w{}]+\.png)'", inspect.getsource(show))
+    assert len(drawn) > 6
+    assert all(_PICTURES.fullmatch(name.replace('{i}', '12')) for name in drawn)
     # the folder that is named is searched, whatever it is called
     assert len(UnlabeledDataset(data_root=tmp_path / 'work_dirs')) == 1
     assert len(UnlabeledDataset(data_root=tmp_path / 'out')) == 1
