@@ -237,6 +237,19 @@ def test_list(tmp_path):
     ]
 
 
+def test_list_of_file_urls(tmp_path):
+    touch(tmp_path / 'x.jpg')
+    (tmp_path / 'list.txt').write_text(f'file://{tmp_path}/x.jpg\n')
+    dataset = UnlabeledDataset(ann_file=str(tmp_path / 'list.txt'))
+    assert paths(dataset) == [f'{tmp_path}/x.jpg']
+
+
+def test_list_on_an_unknown_backend(tmp_path):
+    (tmp_path / 'list.txt').write_text('gs://bucket/a.jpg\n')
+    with pytest.raises(DataError, match='MMEngine knows no storage gs://, of gs://bucket/a.jpg'):
+        UnlabeledDataset(ann_file=str(tmp_path / 'list.txt'))
+
+
 def test_list_on_another_backend_is_not_looked_up(tmp_path):
     (tmp_path / 'list.txt').write_text('a.jpg\nb.jpg\n')
     dataset = UnlabeledDataset(ann_file=str(tmp_path / 'list.txt'), data_prefix='s3://bucket/x')
@@ -322,6 +335,14 @@ def test_wrong_annotation_files(tmp_path, name, content, message):
         ('csv.txt', 'b/2.jpg,0\na/1.png,1\n'),
         ('comment.txt', '# of Monday\nb/2.jpg\n\na/1.png\n'),
         ('voc.txt', 'b/2\na/1\n'),
+        ('voc_main.txt', 'b/2  1\na/1 -1\n'),
+        ('mmseg.txt', 'b/2.jpg b/2.png\na/1.png a/1_mask.png\n'),
+        ('classes.txt', 'b/2.jpg\tbig cat\na/1.png\tdog\n'),
+        ('classes_csv.txt', 'b/2.jpg,cat\na/1.png,dog\n'),
+        ('places365.txt', '/b/2.jpg 0\n/a/1.png 7\n'),
+        ('windows.txt', 'b\\2.jpg\r\na\\1.png\r\n'),
+        ('windows.json', {'images': [{'file_name': 'b\\2.jpg'}, {'file_name': 'a\\1.png'}]}),
+        ('bdd100k.json', [{'name': 'b/2.jpg', 'labels': []}, {'name': 'a/1.png'}]),
         ('yolo.txt', './b/2.jpg\n./a/1.png\n'),
         ('coco.json', {'images': [{'file_name': 'b/2.jpg'}, {'file_name': 'a/1.png'}]}),
         (
