@@ -478,6 +478,7 @@ def _decide_schedule(recipe: Config, length: _Length, lr: float) -> Setting:
         config = {'param_scheduler': schedules}
         reason = f'{warmup * length.steps_per_epoch:,} steps; then a cosine to the end'
         return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
+    value = 'none' if len(kinds) == 1 else "the recipe's"
     for schedule in schedules:
         if schedule['type'] == 'MultiStepLR':
             share = length.epochs / recipe.train_cfg.max_epochs
@@ -486,6 +487,7 @@ def _decide_schedule(recipe: Config, length: _Length, lr: float) -> Setting:
         if schedule['type'] == 'LinearWarmupLR':
             steps = length.steps_per_epoch
             schedule['end'] = choose_warmup(length.epochs, steps, schedule['end'])
+            value = _format_count(schedule['end'], 'epoch')
         if schedule['type'] == 'CosineAnnealingLR':
             for name in ('T_max', 'end'):  # without them it is as long as the run
                 schedule.pop(name, None)
@@ -496,8 +498,10 @@ def _decide_schedule(recipe: Config, length: _Length, lr: float) -> Setting:
         config = {'param_scheduler': [rises, falls][: 2 if length.epochs > warmup else 1]}
         reason = 'a tenth of the run, as in MoCo v3; then a cosine to the end'
         return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
-    value = 'none' if len(kinds) == 1 else "the recipe's"
     reason = "the recipe's"
+    if kinds == ['MultiStepShareLR']:
+        reason += f'; lowered at {" and ".join(f"{share:.0%}" for share in schedules[0]["shares"])}'
+        reason += ' of the run'
     if kinds == ['MultiStepLR']:
         epochs = ' and '.join(map(str, schedules[0]['milestones'])) or 'none'
         reason += f'; lowered at epochs: {epochs}'
