@@ -8,6 +8,5 @@ _base_ = [
 ]
 
 train_dataloader = dict(batch_size=32, dataset=dict(pipeline=_base_.train_pipeline))
-param_scheduler = [dict(type='MultiStepLR', by_epoch=True, milestones=[480, 640], gamma=0.1)]
 train_cfg = dict(max_epochs=800)
 default_hooks = dict(checkpoint=dict(interval=50))

@@ -397,7 +397,8 @@ def describe_next_steps(request: Request) -> List[str]:
         f'mmdense check {backbone} --images {images}': 'whether the features collapsed',
         f'mmdense export {backbone} --to {target}': others,
     }
-    if request.options.in_channels not in (None, 3):  # pictures are drawn of colors alone
+    channels = Config.fromfile(request.config).model.backbone.get('in_channels', 3)
+    if channels != 3:  # pictures are drawn of colors alone
         del commands[f'mmdense show {backbone} {images}']
     width = max(map(len, commands))
     steps = [f'  {command:{width}}  {about}' for command, about in commands.items()]

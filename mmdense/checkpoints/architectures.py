@@ -77,7 +77,7 @@ def architecture(tensors: Dict[str, Tensor]) -> Architecture:
     for part, kind in _ARCHITECTURES:
         if any(part in key for key in tensors):
             return Architecture(kind)
-    if any(key.startswith('layer4.') for key in tensors):
+    if first_names(tensors) == ['layer4']:
         return Architecture(LAST_STAGE)
     return Architecture('', parts=tuple(first_names(tensors)[:4]))
 

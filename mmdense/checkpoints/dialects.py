@@ -448,6 +448,19 @@ _TORCHVISION_CONVNEXT = Dialect(
     tuple(_torchvision_convnext()),
 )
 
+# ---------------------------------------------------------------- MobileNet
+
+_CONVS = ('expand_conv', 'depthwise_conv', 'linear_conv')
+_MMDET_MOBILENETV2 = Dialect(
+    'mmdet',
+    'MobileNetV2',
+    (r'layer1\.0\.depthwise_conv\.conv\.', r'layer2\.0\.expand_conv\.conv\.'),
+    (  # the first stage does not expand
+        *_below('layer1.{}', 'layer1.{}', {'depthwise_conv': 'conv.0', 'linear_conv': 'conv.1'}),
+        *_below('layer{}.{}', 'layer{}.{}', {conv: f'conv.{i}' for i, conv in enumerate(_CONVS)}),
+    ),
+)
+
 DIALECTS = (
     _DETECTRON2_RESNET,
     _TRANSFORMERS_RESNET,
@@ -461,6 +474,7 @@ DIALECTS = (
     _TIMM_CONVNEXT,
     _TRANSFORMERS_CONVNEXT,
     _TORCHVISION_CONVNEXT,
+    _MMDET_MOBILENETV2,
 )
 
 

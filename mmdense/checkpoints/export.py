@@ -23,12 +23,13 @@ from .architectures import (
     architecture,
     count_by_part,
     first_names,
+    translate_layers,
     with_article,
 )
 from .dialects import dialect_of, to_names_of
 from .formats import Recognised, check_finite, recognise
 from .model_config import saved_backbone_config
-from .networks import Network, find_network
+from .networks import Network, build_empty, find_network
 
 
 def describe_product(algorithm) -> dict:
@@ -142,12 +143,14 @@ def convert_checkpoint(
         about.update(_name_algorithm(found, checkpoint))
     else:
         tensors, part, dropped = found.backbone, str(found), found.dropped
-        if network and not architecture(tensors).depth:  # not one of ResNet's kind
+        if network and not part.startswith(with_article(network.name)):
             part = f'{with_article(network.name)} written by {found.writer}'
         about.pop('backbone', None)
         backbone = saved_backbone_config(found.meta) if prefix is None else None
         about.update(dict(backbone=backbone) if backbone else {})
     check_finite(tensors, checkpoint)
+    if not whole and network and network.config:  # a deep stem in another package's names
+        tensors = translate_layers(tensors, build_empty(network.config).state_dict())
     if names != 'mmpretrain':
         tensors = _name_as(names, tensors, f'{checkpoint} ({found})')
         dropped = dropped + [key for key in found.backbone if key.startswith(_OTHER_NORMS)]

@@ -174,6 +174,10 @@ def _state_dict(checkpoint: Any) -> Dict[str, Tensor]:
 _STATE_DICTS = ('state_dict', 'model', 'model_state_dict')
 _NO_WEIGHTS = re.compile(r'optim|scheduler|scaler|^rng|^amp$|^loops$|^callbacks$', re.IGNORECASE)
 _DEEPEST = 12  # dicts within dicts
+# Wrappers around any part of a network: of torch.compile, FSDP, activation checkpointing, Fabric.
+_WRAPPERS = re.compile(
+    r'(?<![^.])_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module)\.'
+)
 
 
 def _flatten(
@@ -187,7 +191,7 @@ def _flatten(
             continue
         name, tensor = f'{path}.{key}' if path else str(key), _tensor(value)
         if tensor is not None:
-            yield name.replace('_orig_mod.', ''), tensor  # of torch.compile
+            yield _WRAPPERS.sub('', name), tensor
         elif (
             isinstance(value, (dict, list, tuple))
             and id(value) not in seen

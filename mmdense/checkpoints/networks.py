@@ -23,6 +23,7 @@ from .architectures import (
     has_deep_stem,
     has_prefixes,
     resnet_stages,
+    translate_layers,
 )
 from .model_config import FETCHES, saved_backbone_config
 
@@ -110,6 +111,7 @@ def _list_configs(tensors: Dict[str, Tensor], meta: dict) -> Iterator[Dict[str, 
 def _compare(config: Dict[str, Any], tensors: Dict[str, Tensor]) -> Optional[Network]:
     """Compare a network with the tensors; None where it does not have all of them."""
     wanted = build_empty(config).state_dict()
+    tensors = translate_layers(tensors, wanted)  # a deep stem in another package's names
     if any(name not in wanted for name in tensors):
         return None
     lacks = (name for name in wanted if name not in tensors)

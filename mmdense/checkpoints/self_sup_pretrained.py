@@ -53,9 +53,9 @@ class SelfSupPretrained:
     names them.
 
     So do the layers that a detector adds to a backbone and no pretraining has: the offsets of
-    deformable convolutions, and ``plugins``; and those that ``new`` names. A deep stem (ResNetV1c,
-    V1d) is filled in the names of mmpretrain, mmdet, mmseg and timm alike, as are the names in
-    :mod:`mmdense.checkpoints.dialects`.
+    deformable convolutions, those of DetectoRS, and ``plugins``; and those that ``new`` names. A
+    deep stem (ResNetV1c, V1d) is filled in the names of mmpretrain, mmdet, mmseg and timm alike, as
+    are the names in :mod:`mmdense.checkpoints.dialects`.
 
     A vision transformer's positions are resized (bicubic) to the size of the model's images, and
     the log says so. Into the blocks of mmseg's MAE and of mmpretrain's ViTSAM, which is ViTDet's,
@@ -73,7 +73,7 @@ class SelfSupPretrained:
         prefix (str, optional): Take the tensors below this prefix instead.
         map_location (str): As in ``torch.load``. Defaults to 'cpu'.
         new (Sequence[str]): Names of further layers of a backbone, or of parameters, that begin
-            anew where the file has nothing of them: 'rfp_conv' stands for every layer of this
+            anew where the file has nothing of them: 'adapter' stands for every layer of this
             name. Defaults to ().
         in_channels (str, optional): Way to adapt the first convolution where the model takes
             images of another number of channels: 'sum', 'repeat' or 'mean', see
@@ -278,20 +278,28 @@ def _keep_weights() -> None:
 def _new_layers(module: nn.Module, given: Dict[str, Tensor], named: Sequence[str]) -> List[str]:
     """List the layers of a backbone that begin anew, as a file has nothing of them: norms of its
     maps, offsets of deformable convolutions, plugins, and what is named."""
-    known = {'conv_offset', *named}
+    known = {*_ADDED_TO_RESNET, *named}
     for part in module.modules():
         for attribute in _PLUGINS:
             known.update(getattr(part, attribute, ()))
     paths = [*dict(module.named_modules()), *dict(module.named_parameters())]
+    paths += dict(module.named_buffers())
     found = _new_norms(module, given)
     block = 'layers.0.attn.qkv.weight'
     if block in given and block in paths:  # vision transformers both
-        paths += dict(module.named_buffers())
         inside = {key.rpartition('.')[2] for key in given}
         known.update(name for name in _ADDED_TO_VIT if name not in inside)
     found += [path for path in paths if path.rpartition('.')[2] in known]
     return [path for path in found if not any(_is_below(key, [path]) for key in given)]
 
+
+# Layers in the blocks of detectors' ResNets: of deformable convolutions; and of DetectoRS, its
+# recursive pyramid, switchable atrous convolutions, and the two numbers by which a convolution
+# standardizes its weights and that it computes of those that it gets.
+_ADDED_TO_RESNET = (
+    *('conv_offset', 'rfp_conv', 'switch', 'weight_diff', 'pre_context', 'post_context'),
+    *('offset_s', 'offset_l', 'weight_gamma', 'weight_beta'),
+)
 
 # Parameters and buffers in the blocks of vision transformers of detectors and segmenters, which a
 # plain one has not. mmseg's MAE scales the output of each block (by 1.0 in its configs) and has
@@ -402,5 +410,6 @@ def _likely_reason(wanted: Dict[str, Tensor], backbone: Dict[str, Tensor]) -> st
         return f' The file holds {file}, the model is {model}: they must be of one architecture.'
     return (
         ' The file is not complete, or of a network with other settings (width, norm): use another '
-        'file, or set those.'
+        'file, or set those; layers that the file cannot have begin anew by new=[NAME, …] of '
+        'SelfSupPretrained.'
     )

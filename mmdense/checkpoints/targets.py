@@ -100,9 +100,12 @@ def export_checkpoint(
 
 def _torchvision(found: Recognised, checkpoint: str, path: str) -> str:
     name = _torchvision_name(found, checkpoint, 'torchvision')
+    first = found.backbone['conv1.weight']
+    other = f'model.conv1 = torch.nn.Conv2d({first.size(1)}, {len(first)}, 7, 2, 3, bias=False)\n'
     return (
         'import torch, torchvision\n'
         f'model = torchvision.models.{name}()\n'
+        f'{other if first.size(1) != 3 else ""}'
         'model.fc = torch.nn.Identity()  # the file has no classifier; put yours here afterwards\n'
         f'{_load(path)}'
     )
@@ -125,8 +128,11 @@ def _timm(found: Recognised, checkpoint: str, path: str) -> str:
             f'{_load(path)}'
         )
     name = _torchvision_name(found, checkpoint, 'timm')
+    channels = found.backbone['conv1.weight'].size(1)
+    other = f'in_chans={channels}, ' if channels != 3 else ''
     return (
-        f'import timm\nmodel = timm.create_model({name!r}, num_classes=0, checkpoint_path={path!r})'
+        f'import timm\nmodel = timm.create_model({name!r}, {other}num_classes=0, '
+        f'checkpoint_path={path!r})'
     )
 
 
@@ -217,6 +223,9 @@ def _torchvision_name(found: Recognised, checkpoint: str, target: str) -> str:
     style = (model.get('backbone') or {}).get('style', 'pytorch')
     if style == 'pytorch':
         shapes = _shapes(found.backbone)
+        if 'conv1.weight' in shapes:  # of images of any number of channels
+            first = shapes['conv1.weight']
+            shapes['conv1.weight'] = torch.Size((first[0], 3, *first[2:]))
         for name in torchvision.models.list_models(module=torchvision.models):
             if 'resne' in name and shapes == _shapes_of_torchvision(name):
                 return name

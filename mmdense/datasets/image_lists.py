@@ -10,9 +10,15 @@ from mmdense.utils.errors import DataError
 
 # Keys of one image's entry, in the order of preference.
 _KEYS = ('file_name', 'img_path', 'filename', 'image', 'img', 'path', 'image_path', 'filepath')
+_KEYS += ('name',)  # BDD100K
 # Keys of the list of entries: of COCO and LVIS; of MMEngine.
 _LISTS = ('images', 'data_list')
 _LABELS = re.compile(r'(?:\s+-?\d+(?:\.\d+)?|,-?\d+)+$')
+# An image, and a name of its class or of its label map.
+_COLUMNS = re.compile(
+    r'(\S.*?\.(?:jpe?g|jfif|png|webp|bmp|tiff?|gif|p[gp]m|avif|hei[cf]))(?:\s+|\s*[,;]\s*)\S.*',
+    re.IGNORECASE,
+)
 
 
 def read_image_list(content: bytes, name: str) -> List[str]:
@@ -20,11 +26,11 @@ def read_image_list(content: bytes, name: str) -> List[str]:
 
     - A list has one path on each line. Empty lines and comments (``# …``) are left out, and so are
       labels behind the paths where every line has some, as in lists of mmpretrain
-      (``cat/1.jpg 0``).
+      (``cat/1.jpg 0``), and further columns, as of label maps (``1.jpg 1.png``).
     - A json has a list of paths; or of objects that have one as ``file_name``, ``img_path``,
-      ``filename``, ``image``, ``img``, ``path``, ``image_path`` or ``filepath``; or that list under
-      ``images`` (COCO) or ``data_list`` (MMEngine). LVIS has ``coco_url`` instead, of which the
-      last two parts are taken, as mmdet does.
+      ``filename``, ``image``, ``img``, ``path``, ``image_path``, ``filepath`` or ``name``; or that
+      list under ``images`` (COCO) or ``data_list`` (MMEngine). LVIS has ``coco_url`` instead, of
+      which the last two parts are taken, as mmdet does.
 
     Args:
         content (bytes): The file, in UTF-8.
@@ -46,7 +52,7 @@ def read_image_list(content: bytes, name: str) -> List[str]:
             f'the {what} {name} names addresses on the web, {url} first: download the images, and '
             'give their folder'
         )
-    return paths
+    return [path[len('file://') :] if path.startswith('file://') else path for path in paths]
 
 
 def describe_list(name: str) -> str:
@@ -60,8 +66,9 @@ def _read_lines(text: str, name: str) -> List[str]:
     if not lines:
         raise DataError(f'the image list {name} is empty; looked for one path on each line')
     if all(_LABELS.search(line) for line in lines):
-        lines = [_LABELS.sub('', line) for line in lines]
-    return lines
+        return [_LABELS.sub('', line) for line in lines]
+    columns = [_COLUMNS.fullmatch(line) for line in lines]
+    return [match.group(1) for match in columns] if all(columns) else lines
 
 
 def _read_json(content: Any, name: str) -> List[str]:

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 from mmengine.dataset import BaseDataset
 from mmengine.fileio import get
+from mmengine.fileio.backends.registry_utils import prefix_to_backends
 from mmengine.structures import BaseDataElement
 
 from mmdense.registry import DATASETS
@@ -324,6 +325,23 @@ class UnlabeledDataset(BaseDataset):
             yield parent, names
 
     def _look_up(self, names: List[str]) -> List[Tuple[str, Optional[tuple]]]:
+        """Return the images that a list names. One that is missing is replaced in training; if all
+        are missing, the list may have other spellings of paths, or the prefix is wrong."""
+        for spell in _SPELLINGS:
+            images = self._locate(list(map(spell, names)))
+            if not any(map(self._exists, images)):
+                images = self._add_endings(images)  # lists of Pascal VOC have none
+            if any(map(self._exists, images)):
+                return images
+        first = self._locate(names[:1])[0][0]
+        raise MissingImagesError(
+            f'none of the {len(names)} images in {self.ann_file} exists; the first '
+            f'was looked for at {first}; check data_root and data_prefix',
+            first,
+        )
+
+    def _locate(self, names: List[str]) -> List[Tuple[str, Optional[tuple]]]:
+        """Return the path of each image, and its place in a zip or an LMDB."""
         folder = self.data_prefix['img_path']
         images: List[Tuple[str, Optional[tuple]]] = [
             (name if '://' in name else osp.join(folder, name), None) for name in names
@@ -331,7 +349,7 @@ class UnlabeledDataset(BaseDataset):
         found = open_storage(folder)
         if found is not None:
             storage, _ = found
-            self._storages.append(storage)
+            self._storages = [storage]
             entries, root = storage.entries(), f'{storage.path}/'
             for i, (path, _) in enumerate(images):
                 if path.startswith(root):  # or the list has an absolute path
@@ -339,20 +357,15 @@ class UnlabeledDataset(BaseDataset):
                     if name not in entries:
                         name = osp.normpath(name)
                     images[i] = f'{root}{name}', (0, entries.get(name))
-        # One missing image is replaced; if all are missing, the prefix is wrong. Paths on another
-        # backend ('s3://…') are not checked.
-        if not any(map(self._exists, images)):
-            images = self._add_endings(images)  # lists of Pascal VOC have none
-        if not any(map(self._exists, images)):
-            raise MissingImagesError(
-                f'none of the {len(images)} images in {self.ann_file} exists; the first '
-                f'was looked for at {images[0][0]}; check data_root and data_prefix',
-                images[0][0],
-            )
+        for path, _ in images:
+            backend = path.partition('://')[0].rpartition(':')[2]
+            if '://' in path and backend not in prefix_to_backends:
+                raise DataError(f'MMEngine knows no storage {backend}://, of {path}')
         return images
 
     @staticmethod
     def _exists(image: Tuple[str, Optional[tuple]]) -> bool:
+        """Return whether a file exists; those on another backend ('s3://…') are not checked."""
         path, stored = image
         return '://' in path or (osp.exists(path) if stored is None else stored[1] is not None)
 
@@ -465,10 +478,20 @@ class UnlabeledDataset(BaseDataset):
         yield from [other for other in others if other != idx % number][: self.max_refetch]
 
 
+# Paths in a list: as they are; below the folder though they begin with a slash, as in Places365;
+# of Windows.
+_SPELLINGS: Tuple[Callable[[str], str], ...] = (
+    lambda name: name,
+    lambda name: name.lstrip('/'),
+    lambda name: name.replace('\\', '/'),
+)
+
 # What zips have beside the images that were put into them, and what runs are written to.
 _ZIP_OWN = ('__MACOSX', 'work_dirs')
 # What `mmdense show` writes beside its page.
-_PICTURES = re.compile(r'(features|similarity|groups|regions|correspondence_\d+)\.png')
+_PICTURES = re.compile(
+    r'(features|similarity|groups|regions|search|copies|correspondence_\d+)\.png'
+)
 # Image formats that are not read.
 _UNREAD = frozenset(
     ('.jp2', '.j2k', '.jpx', '.jxl', '.tga', '.ico', '.psd', '.svg', '.exr', '.hdr')

@@ -116,6 +116,35 @@ def test_deep_stems_miss_nothing(convert):
         assert code == 0 and 'a ResNet-50 with a deep stem' in line and '0 missed' in line
 
 
+@pytest.mark.parametrize('kind', ['c', 'd'])
+def test_a_deep_stem_of_timm_gets_the_names_of_mmpretrain(kind, convert, require):
+    require('timm')
+    import timm
+
+    network = timm.create_model(f'resnet50{kind}').eval()
+    code, line, out = convert(network.state_dict())
+    assert code == 0 and 'a ResNet-50 with a deep stem' in line and '0 missed' in line
+    ours = ROOT.build(dict(type=f'mmpretrain.ResNetV1{kind}', depth=50))
+    ours.eval()
+    ours.load_state_dict(torch.load(out, weights_only=False)['state_dict'])
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(ours(image)[-1], network.forward_features(image))
+
+
+def test_the_line_names_the_network_that_was_compared(convert):
+    cfg = dict(type='mmpretrain.ResNeXt', depth=50, groups=32, width_per_group=4)
+    code, line, _ = convert(ROOT.build(cfg).state_dict())
+    assert code == 0 and 'of a ResNeXt-50 written' in line and '0 missed' in line
+
+
+def test_a_network_without_its_first_stage_is_no_last_stage(small, convert):
+    rest = {k: v for k, v in small.items() if not k.startswith('layer1')}
+    others = {k.replace('layer1.', 'x.layer1.'): v for k, v in small.items()}
+    for tensors in (rest, others):
+        code, line, out = convert(tensors)
+        assert code == 1 and not out.exists(), line
+
+
 def test_what_fits_nothing_is_not_written(convert):
     """The remedy of the line works."""
     code, line, out = convert({'a.weight': torch.ones(2), 'b.weight': torch.ones(3)})

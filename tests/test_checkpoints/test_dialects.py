@@ -172,6 +172,7 @@ CONFIGS = {
     'ResNet': dict(type='ResNet', depth=50, stem_channels=8, base_channels=8),
     'vision transformer': dict(VIT, layer_scale_init_value=1.0),
     'ConvNeXt': CONVNEXT,
+    'MobileNetV2': dict(type='MobileNetV2'),
 }
 
 

@@ -288,6 +288,14 @@ WRAPPED = {
             put_below('backbone._orig_mod', named), **{'head.fc.weight': torch.zeros(2)}
         )
     ),
+    'in FSDP': lambda named, _: put_below(
+        '_fsdp_wrapped_module',
+        {
+            k.replace('layer1.', 'layer1._fsdp_wrapped_module._checkpoint_wrapped_module.'): v
+            for k, v in named.items()
+        },
+    ),
+    'of Fabric': lambda named, _: dict(state_dict=put_below('_forward_module.module', named)),
     'in DataParallel': lambda named, _: dict(
         state_dict=dict(put_below('backbone.module', named), **{'head.fc.weight': torch.zeros(2)})
     ),

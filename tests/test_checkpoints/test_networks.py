@@ -214,6 +214,60 @@ MORE = {
 }
 
 
+DETECTORS = {
+    'switchable atrous convolutions': (
+        dict(
+            conv_cfg=dict(type='ConvAWS'),
+            sac=dict(type='SAC', use_deform=True),
+            stage_with_sac=(False, True, True, True),
+        ),
+        {'switch', 'weight_diff', 'pre_context', 'post_context', 'offset_s', 'offset_l'}
+        | {'weight_gamma', 'weight_beta'},
+    ),
+    'recursive pyramid': (dict(rfp_inplanes=256), {'rfp_conv'}),
+}
+
+
+@pytest.mark.parametrize('kind', DETECTORS)
+def test_layers_of_detectors(kind, tmp_path, require):
+    require('mmdet')
+    pytest.importorskip('mmcv.ops')
+    settings, names = DETECTORS[kind]
+    source = tensors_of(type='ResNet', depth=50)
+    torch.save(source, tmp_path / 'x.pth')
+    model = MODELS.build(
+        dict(settings, type='mmdet.DetectoRS_ResNet', depth=50, output_img=True, _scope_='mmdet')
+    )
+    initialiser = SelfSupPretrained(str(tmp_path / 'x.pth'))
+    match = initialiser.match(model)
+    model.init_cfg = None
+    initialiser(model)
+    tensors = model.state_dict()
+    assert all(torch.equal(tensors[key], value) for key, value in source.items())
+    assert {name.rpartition('.')[2] for name in match.new} == names
+    if 'weight_gamma' in names:  # the weights that convolutions use are those of the file
+        conv = model.layer1[0].conv1
+        weight = conv._get_weight(conv.weight)
+        torch.testing.assert_close(weight, source['layer1.0.conv1.weight'], rtol=1e-3, atol=1e-4)
+
+
+def test_mobilenet_of_mmdet(tmp_path, require):
+    require('mmdet')
+    pytest.importorskip('mmcv.ops')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        network = trained(MODELS.build(dict(type='mmpretrain.MobileNetV2', out_indices=(7,))))
+    torch.save(network.state_dict(), tmp_path / 'x.pth')
+    other = filled('mmdet', tmp_path / 'x.pth', type='MobileNetV2', out_indices=(7,))
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(other(image)[-1], network(image)[-1])
+    # and back
+    torch.save(other.state_dict(), tmp_path / 'y.pth')
+    line = convert_checkpoint(str(tmp_path / 'y.pth'), str(tmp_path / 'z.pth'))
+    assert 'a MobileNetV2 written by' in line and '0 missed' in line
+    written = torch.load(tmp_path / 'z.pth', weights_only=False)['state_dict']
+    assert written.keys() == network.state_dict().keys()
+
+
 @pytest.fixture(scope='module')
 def resnet50(tmp_path_factory):
     path = tmp_path_factory.mktemp('resnet') / 'r50.pth'

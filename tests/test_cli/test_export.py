@@ -129,6 +129,19 @@ def test_the_printed_line_loads_it(target, checkpoint, resnet, image, capsys, re
     torch.testing.assert_close(features(model, image), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('channels', [1, 8])
+@pytest.mark.parametrize('target', ['torchvision', 'timm'])
+def test_other_bands_than_three(target, channels, tmp_path, monkeypatch, capsys, require):
+    require(target)
+    monkeypatch.chdir(tmp_path)
+    net = build(type='ResNet', depth=18, in_channels=channels)
+    main(['export', save(net, tmp_path / 'x.pth'), '--to', target])
+    model = run_code(capsys.readouterr().out)['model']
+    image = torch.rand(1, channels, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(features(model, image), net(image)[-1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     'name, cfg',
     [

@@ -405,6 +405,8 @@ def test_bands(call, run, tmp_path, bands):
     assert (load.channels, load.value_range) == (bands, (0, 4096))
     assert len(cfg.model.data_preprocessor.mean) == bands
     assert call('pretrain', '.', *told, '--resume')[0] == 0
+    code, out, err = call('pretrain', '.', *told[-4:], '--resume')
+    assert code == 0 and 'mmdense report' in err and 'mmdense show' not in out + err
 
     code, out, _ = call('check', 'run/backbone.pth', '--images', '.')
     assert code == 0 and re.search('^ +random .*[0-9]', out, re.M), out

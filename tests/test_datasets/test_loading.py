@@ -468,7 +468,7 @@ def test_truncated_anywhere(name):
     check()
 
 
-@pytest.mark.parametrize('name', ['jpeg', 'progressive', 'restarts', 'gray', 'subsampled'])
+@pytest.mark.parametrize('name', ['jpeg', 'progressive', 'restarts', 'gray', 'subsampled', 'cmyk'])
 def test_a_jpeg_without_its_end_marker(name, decoder):
     """All pixels are there. A progressive file that ends between two scans lacks some."""
     options = dict(
@@ -476,18 +476,33 @@ def test_a_jpeg_without_its_end_marker(name, decoder):
         restarts=dict(restart_marker_blocks=4),
         subsampled=dict(subsampling=2, quality=60),
     )
-    image = picture() if name != 'gray' else picture()[..., 0]
+    image = Image.fromarray(picture() if name != 'gray' else picture()[..., 0])
+    image = image.convert('CMYK') if name == 'cmyk' else image
     content = encode(image, 'jpeg', **options.get(name, {}))
     whole = decode_image(content)
-    for lost in (1, 2):
+    for end in (b'', b'\xff', b'\0' * 5, b'\0' * 5000):
         # Pillow alone refuses most of them
         with suppress(*([] if decoder == 'simplejpeg' else [ValueError])):
-            np.testing.assert_array_equal(decode_image(content[:-lost]), whole)
+            np.testing.assert_array_equal(decode_image(content[:-2] + end), whole)
     scans = [found.start() for found in re.finditer(b'\xff\xda', content)]
     for at in scans[1:]:
         with pytest.raises(ValueError):
             decode_image(content[:at])
     assert name != 'progressive' or len(scans) > 3
+
+
+@pytest.mark.parametrize('kind', ['jpeg', 'progressive', 'restarts', 'cmyk'])
+def test_a_cut_jpeg_with_an_end_marker(kind, decoder):
+    """OpenCV and Pillow fill the rest with gray, and say nothing."""
+    if decoder == 'OpenCV':
+        return
+    noise = np.random.RandomState(0).randint(0, 255, (40, 56, 3), np.uint8)
+    image = Image.fromarray(noise).convert('CMYK' if kind == 'cmyk' else 'RGB')
+    options = dict(progressive=dict(progressive=True), restarts=dict(restart_marker_blocks=4))
+    content = encode(image, 'jpeg', **options.get(kind, {}))
+    for length in (len(content) // 2, len(content) - 40):
+        with pytest.raises(ValueError, match='truncated'):
+            decode_image(content[:length] + b'\xff\xd9')
 
 
 def test_it_is_turned_upright_too(decoder):

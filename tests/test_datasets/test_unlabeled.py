@@ -1,7 +1,9 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+import inspect
 import json
 import os
 import random
+import re
 import tempfile
 import zipfile
 from pathlib import Path
@@ -15,7 +17,9 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from mmdense.apis.report import show
 from mmdense.datasets import UnlabeledDataset
+from mmdense.datasets.unlabeled import _PICTURES
 from mmdense.utils.errors import DataError, InputError
 
 LOAD = dict(type='mmdense.LoadImage')
@@ -233,6 +237,19 @@ def test_list(tmp_path):
     ]
 
 
+def test_list_of_file_urls(tmp_path):
+    touch(tmp_path / 'x.jpg')
+    (tmp_path / 'list.txt').write_text(f'file://{tmp_path}/x.jpg\n')
+    dataset = UnlabeledDataset(ann_file=str(tmp_path / 'list.txt'))
+    assert paths(dataset) == [f'{tmp_path}/x.jpg']
+
+
+def test_list_on_an_unknown_backend(tmp_path):
+    (tmp_path / 'list.txt').write_text('gs://bucket/a.jpg\n')
+    with pytest.raises(DataError, match='MMEngine knows no storage gs://, of gs://bucket/a.jpg'):
+        UnlabeledDataset(ann_file=str(tmp_path / 'list.txt'))
+
+
 def test_list_on_another_backend_is_not_looked_up(tmp_path):
     (tmp_path / 'list.txt').write_text('a.jpg\nb.jpg\n')
     dataset = UnlabeledDataset(ann_file=str(tmp_path / 'list.txt'), data_prefix='s3://bucket/x')
@@ -318,6 +335,14 @@ def test_wrong_annotation_files(tmp_path, name, content, message):
         ('csv.txt', 'b/2.jpg,0\na/1.png,1\n'),
         ('comment.txt', '# of Monday\nb/2.jpg\n\na/1.png\n'),
         ('voc.txt', 'b/2\na/1\n'),
+        ('voc_main.txt', 'b/2  1\na/1 -1\n'),
+        ('mmseg.txt', 'b/2.jpg b/2.png\na/1.png a/1_mask.png\n'),
+        ('classes.txt', 'b/2.jpg\tbig cat\na/1.png\tdog\n'),
+        ('classes_csv.txt', 'b/2.jpg,cat\na/1.png,dog\n'),
+        ('places365.txt', '/b/2.jpg 0\n/a/1.png 7\n'),
+        ('windows.txt', 'b\\2.jpg\r\na\\1.png\r\n'),
+        ('windows.json', {'images': [{'file_name': 'b\\2.jpg'}, {'file_name': 'a\\1.png'}]}),
+        ('bdd100k.json', [{'name': 'b/2.jpg', 'labels': []}, {'name': 'a/1.png'}]),
         ('yolo.txt', './b/2.jpg\n./a/1.png\n'),
         ('coco.json', {'images': [{'file_name': 'b/2.jpg'}, {'file_name': 'a/1.png'}]}),
         (
@@ -394,6 +419,10 @@ def test_what_runs_wrote_is_left_out(tmp_path):
     ]
     found = {os.path.relpath(path, tmp_path) for path in dataset.own_folders}
     assert found == {'work_dirs', 'out', '20260101_000000'}
+    # `mmdense show` writes no other pictures
+    drawn = re.findall(r"f?'([\w{}]+\.png)'", inspect.getsource(show))
+    assert len(drawn) > 6
+    assert all(_PICTURES.fullmatch(name.replace('{i}', '12')) for name in drawn)
     # the folder that is named is searched, whatever it is called
     assert len(UnlabeledDataset(data_root=tmp_path / 'work_dirs')) == 1
     assert len(UnlabeledDataset(data_root=tmp_path / 'out')) == 1

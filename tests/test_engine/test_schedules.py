@@ -118,11 +118,13 @@ def test_recipes_have_the_published_learning_rates(path, tmp_path):
     if 'param_scheduler' not in cfg:  # constant
         assert cfg.model.type == 'DenseSiam' and 'decoder' in cfg.model
         return
-    (schedule,) = cfg.param_scheduler
-    assert not {'T_max', 'end'} & set(schedule)
+    # tests/test_models/test_ccop.py, tests/test_models/test_dino.py
+    others = [s for s in cfg.param_scheduler if s.type == 'LinearWarmupLR' or 'param_name' in s]
+    (schedule,) = [s for s in cfg.param_scheduler if s not in others]
+    assert not {'T_max', 'end', 'milestones'} & set(schedule)
     if schedule.type != 'CosineAnnealingLR':
         # tests/test_engine/test_lars.py, tests/test_models/test_moco.py
-        assert schedule.type in ('WarmupCosineLR', 'MultiStepLR')
+        assert schedule.type in ('WarmupCosineLR', 'MultiStepShareLR')
         return
     epochs, lr = cfg.train_cfg.max_epochs, cfg.optim_wrapper.optimizer.lr
     earlier = dict(schedule.to_dict(), T_max=epochs, begin=0, end=epochs)
@@ -131,6 +133,26 @@ def test_recipes_have_the_published_learning_rates(path, tmp_path):
     assert now[0] == lr
     if not schedule.get('convert_to_iter_based'):  # which needs the iterations of an epoch
         assert now[-1] < lr * 0.03
+
+
+STEPS = dict(type='MultiStepShareLR', shares=[0.6, 0.8], gamma=0.1)
+
+
+@pytest.mark.parametrize('epochs', [10, 200])
+def test_steps_at_shares_of_the_run(epochs, tmp_path, told):
+    steps = [dict(type='MultiStepLR', milestones=[epochs * 6 // 10, epochs * 8 // 10])]
+    expected = walk(steps, epochs, 0.3, tmp_path / 'steps')
+    assert walk([STEPS], epochs, 0.3, tmp_path / 'shares') == expected
+    assert expected[-1] == pytest.approx(0.003)
+    for schedule in (STEPS, dict(STEPS, by_epoch=False), dict(STEPS, convert_to_iter_based=True)):
+        assert told(schedule, epochs=5) == []
+
+
+def test_steps_of_a_run_of_one_epoch(tmp_path, told):
+    assert walk([STEPS], 1, 0.3, tmp_path) == [0.3]
+    assert told(STEPS, epochs=1) == []
+    with pytest.raises(InputError, match=r'shares must be in \[0, 1\], got 60'):
+        told(dict(STEPS, shares=[60]), epochs=2)
 
 
 WARMUP = dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=2)

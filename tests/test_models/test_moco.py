@@ -311,7 +311,7 @@ def test_recipe(path, epochs, head, temperature):
 def test_mocov1_lowers_its_learning_rate_by_steps():
     recipe = load_recipe('configs/mocov1_r50_in1k.py')
     (schedule,) = recipe.param_scheduler
-    assert schedule == dict(type='MultiStepLR', by_epoch=True, milestones=[120, 160], gamma=0.1)
+    assert schedule == dict(type='MultiStepShareLR', by_epoch=True, shares=[0.6, 0.8], gamma=0.1)
     steps = [step['type'] for step in recipe.view_pipeline]
     assert steps == ['RandomResizedCrop', 'RandomGrayscale', 'ColorJitter', 'RandomFlip']
     jitter = copy.deepcopy(recipe.view_pipeline[2])

@@ -32,7 +32,10 @@ def label_map(classes=11):
 
 def write(path, pixels):
     path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), pixels)
+    options = [cv2.IMWRITE_WEBP_QUALITY, 101] if path.suffix == '.webp' else []  # lossless
+    if options and pixels.dtype == np.uint16:  # which a WebP does not hold
+        pixels = np.dstack([pixels >> 8, pixels & 255, pixels & 0]).astype(np.uint8)
+    assert cv2.imwrite(str(path), pixels, options)
 
 
 def names(found):
@@ -54,6 +57,9 @@ LAYOUTS = dict(
     ),
     one_folder=('{}.jpg', '{}.png', ['*.png']),
     kaggle=('{}.png', '{}_mask.png', ['*_mask.png']),
+    beginnings=('img_{}.png', 'mask_{}.png', ['mask_*.png']),
+    beginning=('{}.jpg', 'gt_{}.bmp', ['gt_*.bmp']),
+    webp=('images/{}.webp', 'masks/{}.webp', ['masks']),
     photos=('a/photos/{}.tif', 'a/masks/{}.gif.png', ['a/masks']),
     loveda=('Rural/images_png/{}.png', 'Rural/masks_png/{}.png', ['Rural/masks_png']),
     brackets=('[1]/img/{}.jpg', '[1]/gt/{}.png', ['[[]1]/gt']),
@@ -133,8 +139,9 @@ def test_what_is_no_label_map(tmp_path):
         fluorescence = photo()
         fluorescence[:50] = 0  # a black background
         write(tmp_path / f'microscope/{i}.png', fluorescence)
+        write(tmp_path / f'infrared/{i}.png', 20 + gray // 6)  # of 40 values
     found = planning.survey_images(str(tmp_path))
-    assert found.count == 24 and found.messages == () and 'exclude' not in found.dataset
+    assert found.count == 30 and found.messages == () and 'exclude' not in found.dataset
 
 
 def test_label_maps_without_images_are_named(tmp_path):
@@ -158,6 +165,8 @@ def test_looks():
     assert looks_like_labels(alpha)
     many = np.arange(300, dtype=np.uint16).repeat(20).reshape(60, 100, 1)  # nuclei, say
     assert looks_like_labels(many)
+    for classes in (2, 21, 60):
+        assert looks_like_labels(RNG.randint(0, classes, (72, 96, 1), np.uint8))
     assert not looks_like_labels(RNG.randint(0, 256, (3, 3, 3), np.uint8))
 
 

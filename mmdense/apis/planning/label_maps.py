@@ -11,11 +11,12 @@ import numpy as np
 
 from mmdense.datasets.transforms.loading import UnreadableImageError, read_values
 
-_LOSSLESS = ('.png', '.bmp', '.tif', '.tiff', '.gif', '.pgm', '.ppm')
+_LOSSLESS = ('.png', '.bmp', '.tif', '.tiff', '.gif', '.pgm', '.ppm', '.webp', '.npy')
 _LOSSY = ('.jpg', '.jpeg', '.jfif')
 _MOST = 64  # files that are decoded
 _MOST_JPEGS = 50_000  # files: data sets of more, of JPEGs alone, are of photographs
 _VALUES = 64  # different values of a label map, of which a photograph has more
+_FEW = 16  # of a label map, smooth or not
 _SIDE = 256  # pixels along a side that are looked at
 
 
@@ -35,16 +36,16 @@ class LabelMaps(NamedTuple):
     suspect_count: int
 
 
-_Key = Tuple[str, str, str]  # folder, ending in '_NAME', file format
+_Key = Tuple[str, str, str]  # folder; ending in '_NAME' or beginning with 'NAME_'; file format
 
 
 def find_label_maps(names: Sequence[str], read: Callable[[int], bytes]) -> LabelMaps:
     """Find label maps by their few values, and by an image of the same name.
 
-    A group of files (of one folder, format and ending such as ``_mask``) is one of label maps where
-    all files of a sample have few values, or flat regions. It is left out where most of the sample
-    have an image of the same name elsewhere, or, where each image has a folder of its own, in that
-    folder. JPEGs are label maps where they are black and white.
+    A group of files (of one folder, format and ending such as ``_mask``, or beginning) is one of
+    label maps where all files of a sample have few values, or flat regions. It is left out where
+    most of the sample have an image of the same name elsewhere, or, where each image has a folder
+    of its own, in that folder. JPEGs are label maps where they are black and white.
 
     Args:
         names (Sequence[str]): Paths of the images below the folder that is searched, with ``/``.
@@ -60,7 +61,7 @@ def find_label_maps(names: Sequence[str], read: Callable[[int], bytes]) -> Label
     paired = {
         key
         for key in suspects
-        if np.mean([_has_image(names[i], stems) for i in groups[key]]) >= 0.5
+        if np.mean([_has_image(names[i], key[1], stems) for i in groups[key]]) >= 0.5
     }
     in_samples = None if paired else _find_in_samples(names, read)
     if in_samples is not None:
@@ -105,16 +106,20 @@ def _group_files(names: Sequence[str]) -> Dict[_Key, List[int]]:
     """Group files by folder, ending and format; by fewer levels of folders where these are many."""
     parts = [(*osp.split(name), *osp.splitext(name)) for name in names]
     tails: Dict[Tuple[str, str], Counter] = defaultdict(Counter)
+    heads: Dict[Tuple[str, str], Counter] = defaultdict(Counter)
     for folder, _, stem, kind in parts:
         tails[folder, kind.lower()][_tail(stem)] += 1
+        heads[folder, kind.lower()][_head(stem)] += 1
     depth = max((folder.count('/') + 1 for folder, *_ in parts), default=0)
     while True:
         groups: Dict[_Key, List[int]] = defaultdict(list)
         for i, (folder, _, stem, kind) in enumerate(parts):
-            counts, tail = tails[folder, kind.lower()], _tail(stem)
-            if counts[tail] < max(2, 0.05 * sum(counts.values())):
-                tail = ''
-            groups['/'.join(folder.split('/')[:depth]), tail, kind.lower()].append(i)
+            part = ''
+            for found, counts in ((_tail(stem), tails), (_head(stem), heads)):
+                number = counts[folder, kind.lower()]
+                if not part and number[found] >= max(2, 0.05 * sum(number.values())):
+                    part = found
+            groups['/'.join(folder.split('/')[:depth]), part, kind.lower()].append(i)
         if len(groups) <= _MOST or depth == 0:
             return groups
         depth -= 1
@@ -124,6 +129,16 @@ def _tail(stem: str) -> str:
     """Return '_mask' of 'a/b_mask'; '' where the name ends in no word."""
     match = re.search(r'[_.\- ][A-Za-z][A-Za-z0-9]*$', osp.basename(stem))
     return match.group() if match else ''
+
+
+def _head(stem: str) -> str:
+    """Return 'mask_' of 'a/mask_1'; '' where the name begins with no word."""
+    match = re.match(r'[A-Za-z][A-Za-z0-9]*[_.\- ]', osp.basename(stem))
+    return match.group() if match else ''
+
+
+def _is_head(part: str) -> bool:
+    return bool(part) and not part[-1].isalnum()
 
 
 def _select_suspects(
@@ -195,22 +210,37 @@ def looks_like_labels(values: np.ndarray) -> bool:
     rows = values.reshape(-1, values.shape[2])
     codes = np.unique(rows, axis=0, return_inverse=True)[1].reshape(values.shape[:2])
     counts = np.bincount(codes.ravel())
-    if len(counts) <= min(_VALUES, codes.size // 8):
-        return True
     left, right = codes[:, :-1], codes[:, 1:]
+    if len(counts) <= min(_VALUES, codes.size // 8):
+        return len(counts) <= _FEW or not _is_smooth(values)
     common = counts.argmax()  # of a background, which photographs may have too
     inside = (left != common) | (right != common)
     return bool(inside.any()) and float((left == right)[inside].mean()) >= 0.8
 
 
-def _image_stems(name: str, tail: str) -> List[str]:
-    """Return names under which an image's label map may be: without format, and ending."""
+def _is_smooth(values: np.ndarray) -> bool:
+    """Return whether neighbors differ by little, and do differ: of a photograph in the dark, or
+    from an infrared camera."""
+    values = values.astype(np.float64)
+    steps = np.abs(np.diff(values, axis=1)).max(2)
+    little = np.ptp(values) / 8
+    return float((steps <= little).mean()) >= 0.9 and float((steps == 0).mean()) < 0.8
+
+
+def _image_stems(name: str, part: str) -> List[str]:
+    """Return names under which an image's label map may be: without format, and ending or
+    beginning."""
     stem = osp.splitext(osp.basename(name))[0]
-    return [stem, stem[: -len(tail)]] if tail else [stem]
+    if not part:
+        return [stem]
+    return [stem, stem[len(part) :] if _is_head(part) else stem[: -len(part)]]
 
 
-def _has_image(name: str, stems: Set[str]) -> bool:
-    """Return whether there is an image of the name, or of its beginning up to a separator."""
+def _has_image(name: str, part: str, stems: Set[str]) -> bool:
+    """Return whether there is an image of the name, of its beginning up to a separator, or
+    without the beginning of its group."""
+    if _is_head(part) and _image_stems(name, part)[1] in stems:
+        return True
     return any(stem in stems for stem in _beginnings(name))
 
 
@@ -226,15 +256,15 @@ def _patterns(keys: Set[_Key], groups: Dict[_Key, List[int]]) -> List[str]:
     """Return patterns of ``exclude`` that fit the files of some groups and no others."""
     others = {key for key in groups if key not in keys}
     found = set()
-    for folder, tail, kind in keys:
+    for folder, part, kind in keys:
         parts = folder.split('/') if folder else []
         above = ('/'.join(parts[:n]) for n in range(1, len(parts) + 1))
         free = (one for one in above if not any(_is_below(key[0], one) for key in others))
         pattern = next(free, None)
         if pattern is None:
             start = f'{glob.escape(folder)}/' if folder else ''
-            pattern = f'{start}*{glob.escape(tail)}{kind}'
-            found.add(pattern)
+            name = glob.escape(part)
+            found.add(f'{start}{name}*{kind}' if _is_head(part) else f'{start}*{name}{kind}')
         else:
             found.add(glob.escape(pattern))
     return sorted(found)

@@ -478,6 +478,7 @@ def _decide_schedule(recipe: Config, length: _Length, lr: float) -> Setting:
         config = {'param_scheduler': schedules}
         reason = f'{warmup * length.steps_per_epoch:,} steps; then a cosine to the end'
         return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
+    value = 'none' if len(kinds) == 1 else "the recipe's"
     for schedule in schedules:
         if schedule['type'] == 'MultiStepLR':
             share = length.epochs / recipe.train_cfg.max_epochs
@@ -493,13 +494,15 @@ def _decide_schedule(recipe: Config, length: _Length, lr: float) -> Setting:
         config = {'param_scheduler': [rises, falls][: 2 if length.epochs > warmup else 1]}
         reason = 'a tenth of the run, as in MoCo v3; then a cosine to the end'
         return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
-    value = 'none' if len(kinds) == 1 else "the recipe's"
     reason = "the recipe's"
     if kinds[0] == 'LinearWarmupLR':
         warmup = choose_warmup(length.epochs, length.steps_per_epoch, schedules[0]['end'])
         schedules[0].update(end=warmup)
         value = _format_count(warmup, 'epoch')
         reason = f'{warmup * length.steps_per_epoch:,} steps'
+    if kinds == ['MultiStepShareLR']:
+        reason += f'; lowered at {" and ".join(f"{share:.0%}" for share in schedules[0]["shares"])}'
+        reason += ' of the run'
     if kinds == ['MultiStepLR']:
         epochs = ' and '.join(map(str, schedules[0]['milestones'])) or 'none'
         reason += f'; lowered at epochs: {epochs}'

@@ -2,6 +2,7 @@
 """Images of other numbers than 8 bits, or of other bands than three: arrays, TIFF, and scaling."""
 
 import io
+import logging
 import re
 from contextlib import contextmanager
 from typing import Iterator, Optional, Tuple, Union
@@ -17,6 +18,9 @@ try:  # TIFFs that Pillow reads wrongly, or not at all
     import tifffile
 except ImportError:
     tifffile = None
+
+# As of Pillow, see loading.py: the error says what is wrong with a file, once.
+logging.getLogger('tifffile').addHandler(logging.NullHandler())
 
 # Two numbers of a file, or percentiles of it ('1%', '99%').
 ValueRange = Tuple[Union[float, str], Union[float, str]]

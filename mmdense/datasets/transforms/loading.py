@@ -5,7 +5,7 @@ import io
 import logging
 import re
 from contextlib import contextmanager, suppress
-from typing import Iterator, NamedTuple, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -274,12 +274,14 @@ def decode_image(
             check_bands(_count_bands(image, channels), channels)
             orientation = _orientation(image)
             if image.format == 'JPEG' and image.mode in ('L', 'RGB'):
-                pixels = _decode_jpeg(content, image.size, min_side)
-                if pixels is None:
-                    pixels = _decode_jpeg(_end_jpeg(content), image.size, min_side)
-                if pixels is not None:
-                    upright = UPRIGHT.get(orientation)
-                    return pixels if upright is None else upright(pixels)
+                for whole in (content, *_end_jpeg(content)):
+                    pixels = _decode_jpeg(whole, image.size, min_side)
+                    if pixels is not None:
+                        upright = UPRIGHT.get(orientation)
+                        return pixels if upright is None else upright(pixels)
+            if image.format == 'JPEG' and image.mode == 'CMYK' and simplejpeg is not None:
+                whole = (one for one in (content, *_end_jpeg(content)) if _is_complete(one))
+                image = _open(next(whole, content), max_pixels)
             image.load()
             image = _to_rgb(image)
             if orientation in _UPRIGHT:
@@ -504,9 +506,26 @@ def _decode_jpeg(
         if content.endswith(b'\xff\xd9'):
             flags = _REDUCED.get(shrink, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
             return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    except (cv2.error, ValueError):
-        pass
+    except (cv2.error, ValueError) as e:
+        _check_data(e)
     return None
+
+
+def _is_complete(content: bytes) -> bool:
+    """Return whether simplejpeg finds nothing odd in a CMYK JPEG."""
+    try:
+        simplejpeg.decode_jpeg(content, 'CMYK', strict=True)
+    except ValueError as e:
+        _check_data(e)
+        return False
+    return True
+
+
+def _check_data(error: Exception) -> None:
+    """Refuse a JPEG whose data ends before its pixels do, by the error of a strict decoder. Pillow
+    fills the rest with gray where an end marker follows."""
+    if 'premature end of data segment' in str(error):
+        raise ValueError('the image file is truncated: its data ends before the last pixel')
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -635,18 +654,20 @@ _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANES = 258, 259, 262, 277, 284
 _EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
 
 
-def _end_jpeg(content: bytes) -> bytes:
-    """Add the end marker that some cameras leave out; b'' where a file is not to be completed.
+def _end_jpeg(content: bytes) -> List[bytes]:
+    """Return a JPEG with the end marker that some cameras leave out, behind or in place of zeros at
+    its end; [] where a file is not to be completed.
 
     What is cut in the midst of a scan is found by the strict decoder. A progressive file that lacks
     complete scans is not: it must have all bits of all coefficients.
     """
     if simplejpeg is None or content.endswith(b'\xff\xd9'):
-        return b''
+        return []
     with suppress(IndexError, ValueError):  # of a broken segment, which is left to Pillow
         if _has_all_coefficients(content):
-            return content + (b'\xd9' if content.endswith(b'\xff') else b'\xff\xd9')
-    return b''
+            starts = dict.fromkeys((content, content.rstrip(b'\0')))
+            return [one + (b'\xd9' if one.endswith(b'\xff') else b'\xff\xd9') for one in starts]
+    return []
 
 
 def _has_all_coefficients(content: bytes) -> bool:

@@ -1,5 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .linear_warmup import LinearWarmupLR
+from .multi_step_share import MultiStepShareLR
 from .warmup_cosine import WarmupCosineLR
 
-__all__ = ['LinearWarmupLR', 'WarmupCosineLR']
+__all__ = ['LinearWarmupLR', 'MultiStepShareLR', 'WarmupCosineLR']
