@@ -40,8 +40,8 @@ from mmdense.visualization.correspondence import (
     match_views,
 )
 from mmdense.visualization.levels import Stage, draw_levels, pca_colours
-from mmdense.visualization.searched_crops import draw_searched_crops, search_crops
 from mmdense.visualization.noisy_boxes import draw_noisy_boxes, paint_run
+from mmdense.visualization.searched_crops import draw_searched_crops, search_crops
 from mmdense.visualization.slots import _short_name, draw_groups, paint_groups, prototype_colours
 from mmdense.visualization.swapped_regions import draw_mixed_views, mix_views
 

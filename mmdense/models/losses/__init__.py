@@ -5,8 +5,8 @@ from .batch_info_nce import batch_info_nce
 from .cosine import cosine_distance
 from .group_distillation import group_distillation
 from .info_nce import info_nce
-from .multi_crop_distillation import multi_crop_distillation
 from .intra_image_margin import intra_image_margin
+from .multi_crop_distillation import multi_crop_distillation
 from .negative_cosine import negative_cosine
 from .nt_xent import nt_xent
 from .pixel_consistency import pixel_consistency
