@@ -131,10 +131,13 @@ def test_a_renamed_file_of_the_authors_keeps_its_license(tmp_path, capsys):
         'module.encoder_q.fc.bias': torch.rand(8),
     }
     keys = {k.replace('_q', '_k'): v for k, v in {**resnet, **head}.items()}
-    torch.save({'state_dict': {**resnet, **head, **keys, **queue}}, tmp_path / 'renamed.pth')
-    main(['check', str(tmp_path / 'renamed.pth')])
     words = 'CC BY-NC 4.0: not for commercial use, if the authors released these weights'
-    assert re.search(f'license +{re.escape(words)}\n', capsys.readouterr().out)
+    mlp = {name.replace('fc.', 'fc.0.'): tensor for name, tensor in head.items()}  # v2's
+    # a training checkpoint, and those that were released, which have the query encoder alone
+    for rest in ({**head, **keys, **queue}, head, mlp):
+        torch.save({'state_dict': {**resnet, **rest}}, tmp_path / 'renamed.pth')
+        main(['check', str(tmp_path / 'renamed.pth')])
+        assert re.search(f'license +{re.escape(words)}\n', capsys.readouterr().out)
     torch.save(ResNet(18).state_dict(), tmp_path / 'own.pth')
     main(['check', str(tmp_path / 'own.pth')])
     assert 'license' not in capsys.readouterr().out

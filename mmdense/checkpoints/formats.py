@@ -352,8 +352,16 @@ def _layout(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     if found is None:
         return None
     layout, prefix = found
-    split = _split(layout.source, tensors, prefix, meta, network=layout.network)
+    about = dict(network=layout.network, license=_released_license(layout.source))
+    split = _split(layout.source, tensors, prefix, meta, **about)
     return _without_classifier(split, prefix.rstrip('.'))
+
+
+def _released_license(source: str) -> str:
+    """Return the license of the weights that the authors of a format released, a part of a training
+    checkpoint too; '' where it does not forbid commercial use."""
+    formats = (format for kind in registered_algorithms() for format in kind.AUTHORS)
+    return next((format.license for format in formats if format.source == source), '')
 
 
 def _vissl(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
