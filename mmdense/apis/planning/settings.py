@@ -495,7 +495,7 @@ def _decide_schedule(recipe: Config, length: _Length, lr: float) -> Setting:
         reason = 'a tenth of the run, as in MoCo v3; then a cosine to the end'
         return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
     reason = "the recipe's"
-    if kinds[0] == 'LinearWarmupLR':
+    if kinds[:1] == ['LinearWarmupLR']:
         warmup = choose_warmup(length.epochs, length.steps_per_epoch, schedules[0]['end'])
         schedules[0].update(end=warmup)
         value = _format_count(warmup, 'epoch')
