@@ -107,11 +107,12 @@ def test_rules(method, count, side, gpus, machine, init, epochs):
     assert 'model.momentum' not in new  # a faster twin gives its keys away by their age
     workers = new.get('train_dataloader.num_workers', recipe.train_dataloader.num_workers)
     assert 1 <= workers <= 8 and (workers == 1 or workers * gpus <= machine.cores)
-    (schedule,) = new.get('param_scheduler', [recipe.param_scheduler[0].to_dict()])
-    if schedule['type'] == 'WarmupCosineLR':
-        assert 1 <= schedule['warmup'] <= max(1, length // 10)
-    else:
-        assert not {'T_max', 'end'} & set(schedule)  # as long as the run
+    for schedule in new.get('param_scheduler', [s.to_dict() for s in recipe.param_scheduler]):
+        warmup = {'WarmupCosineLR': 'warmup', 'LinearWarmupLR': 'end'}.get(schedule['type'])
+        if warmup:
+            assert 1 <= schedule[warmup] <= max(1, length // 10)
+        else:
+            assert not {'T_max', 'end'} & set(schedule)  # as long as the run
     size = shown(rows)['view size']
     assert 64 <= int(size.split()[0]) <= 224
 
