@@ -56,7 +56,13 @@ def is_of_tensorflow(path: str) -> bool:
     TensorFlow."""
     if re.search(r'(\.(index|meta|data-\d{5}-of-\d{5})|saved_model\.pb)$', path):
         return '://' not in path
-    return osp.isfile(f'{path}.index') or osp.isfile(osp.join(path, 'saved_model.pb'))
+    # a folder of checkpoints has a text file with this name that says which is the newest
+    folder = osp.dirname(path) if osp.basename(path) == 'checkpoint' else path
+    return (
+        osp.isfile(f'{path}.index')
+        or osp.isfile(osp.join(path, 'saved_model.pb'))
+        or bool(glob.glob(osp.join(glob.escape(folder), '*.ckpt*.index')))
+    )
 
 
 _KINDS = 'a folder, images, a zip, an LMDB or a COCO json'

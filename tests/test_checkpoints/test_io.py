@@ -249,7 +249,7 @@ def test_checkpoints_of_tensorflow_and_jax(tmp_path):
     what to take instead."""
     files = ['model.ckpt-250228.index', 'model.ckpt-250228.data-00000-of-00001']
     (tmp_path / 'saved').mkdir()
-    for name in (*files, 'model.ckpt-250228.meta', 'saved/saved_model.pb'):
+    for name in (*files, 'model.ckpt-250228.meta', 'checkpoint', 'saved/saved_model.pb'):
         (tmp_path / name).write_bytes(b'\0' * 64)
     with zipfile.ZipFile(tmp_path / 'ResNet50_1x.zip', 'w') as archive:
         for name in files:
@@ -262,6 +262,8 @@ def test_checkpoints_of_tensorflow_and_jax(tmp_path):
     for name, framework in (
         ('model.ckpt-250228', 'TensorFlow'),
         *((name, 'TensorFlow') for name in files),
+        ('', 'TensorFlow'),
+        ('checkpoint', 'TensorFlow'),
         ('saved', 'TensorFlow'),
         ('ResNet50_1x.zip', 'TensorFlow'),
         ('pretrain_res50x1.pkl', 'JAX'),

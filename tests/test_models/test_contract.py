@@ -9,7 +9,14 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel, BaseModule
 from mmengine.runner import Runner
-from tiny_algorithms import NORM, algorithms, tiny_form, tiny_forms
+from tiny_algorithms import (
+    NORM,
+    algorithms,
+    each_algorithm,
+    tiny_form,
+    tiny_forms,
+    tiny_model,
+)
 from torch import nn
 
 from mmdense.checkpoints import SelfSupPretrained, read_checkpoint
@@ -92,6 +99,14 @@ def test_every_algorithm_has_a_tiny_form():
     )
     assert algorithms() == sorted(kind.__name__ for kind in ours)
     assert sum(form.example for form in tiny_forms().values()) == 1
+
+
+@each_algorithm()
+def test_building_reads_no_file(algorithm):
+    """Weights to start from are read when the weights are initialized."""
+    model = tiny_model(algorithm, pretrained='no_such_file.pth')
+    with pytest.raises(CheckpointError, match='no_such_file.pth does not exist'):
+        model.init_weights()
 
 
 def test_it_is_built_and_initialised(build):
