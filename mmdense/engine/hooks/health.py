@@ -28,12 +28,13 @@ class HealthMonitorHook(Hook):
     these numbers to every log backend, as ``train/health_*``. The features are
     those of the online network, normalised to length 1: ``global`` (a vector an
     image; the mean over its locations where the algorithm has no such vector),
-    ``dense`` (of locations) and ``local`` (of sets of patches):
+    ``dense`` (of locations), ``local`` (of sets of patches), ``region`` (of
+    regions), and ``stage_1`` and so on (of stages of the backbone):
 
-    - ``{global,dense,local}_std``: standard deviation of a channel, mean over
-      channels, times √C: 1 is spread over the sphere, 0 is constant
-      (`SimSiam <https://arxiv.org/abs/2011.10566>`_, section 4.1).
-    - ``…_rank``: effective rank, the exponential of the entropy of the singular
+    - ``{global,dense,local,region}_std``, ``stage_1_std``: standard deviation of
+      a channel, mean over channels, times √C: 1 is spread over the sphere, 0 is
+      constant (`SimSiam <https://arxiv.org/abs/2011.10566>`_, section 4.1).
+    - ``…_rank``, ``stage_1_rank``: effective rank, the exponential of the entropy of the singular
       values (Roy and Vetterli 2007; `RankMe
       <https://arxiv.org/abs/2210.02885>`_), at least 1, at most the number of
       channels and of rows (1024 of them are taken).
