@@ -26,7 +26,7 @@ PAIRS = (STD, RANK, 'positive_similarity', 'negative_similarity')
 RECIPE_OPTIONS = [
     'train_dataloader.batch_size=4',
     'train_dataloader.num_workers=0',
-    'train_dataloader.dataset.pipeline.1.transforms.0.0.scale=64',
+    'train_dataloader.dataset.pipeline.{multi_view}.transforms.0.0.scale=64',
     'train_cfg.max_epochs=2',
     'default_hooks.logger.interval=1',
     'default_hooks.checkpoint.interval=1',
@@ -51,6 +51,7 @@ class Tiny:
             need (:attr:`recipe_options`).
         health (list[str]): Names of what the health monitor logs.
         losses (list[str]): Names of the losses in a log.
+        multi_view (int): Place of ``MultiView`` in the recipe's pipeline.
         product (str): Path of the sub-module that a run is for.
         backbone (dict): What is different in the tiny backbone; with ``type`` all of it.
         small_backbone (list[str]): Options that make the recipe's backbone small.
@@ -84,6 +85,7 @@ class Tiny:
     options: List[str]
     health: List[str]
     losses: List[str]
+    multi_view: int = 1
     product: str = 'backbone'
     backbone: dict = field(default_factory=dict)
     small_backbone: List[str] = field(default_factory=lambda: ['model.backbone.depth=18'])
@@ -116,7 +118,8 @@ class Tiny:
     @property
     def recipe_options(self) -> List[str]:
         """Return all options that make the recipe tiny."""
-        return [*self.small_backbone, *RECIPE_OPTIONS, *self.options]
+        shared = [option.format(multi_view=self.multi_view) for option in RECIPE_OPTIONS]
+        return [*self.small_backbone, *shared, *self.options]
 
     @property
     def is_resnet(self) -> bool:
@@ -293,7 +296,11 @@ def joined_batch(algorithm: str, number: int = 6):
         patches = declared.patches and i == len(declared.groups)
         size = (32, 288) if patches else (96 // i, 96 // i)
         views += list(torch.randn(count, number, 3, *size, generator=rng))
-    return views, [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
+    samples = [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
+    for i, sample in enumerate(samples if declared.proposals else ()):
+        corner = 0.3 + 0.2 * torch.rand(2 + i % 3, 2, generator=rng)
+        sample.set_field(torch.cat([corner, corner + 0.2], dim=1), 'proposals')
+    return views, samples
 
 
 def main(functions: dict) -> None:
