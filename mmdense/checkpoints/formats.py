@@ -61,6 +61,14 @@ class Recognised:
         return f'{self.source} ({self.network})' if self.network else self.source
 
 
+    @property
+    def detector(self) -> Dict[str, Tensor]:
+        """Return the tensors of the complete detector that the file holds; {} without one."""
+        whole = self.algorithm or {}
+        below = {k[9:]: v for k, v in whole.items() if k.startswith('detector.')}
+        return below or (self.backbone if has_prefixes(self.backbone, 'bbox_head.') else {})
+
+
 def recognise(checkpoint: Any, name: str = 'checkpoint', prefix: Optional[str] = None):
     """Find the backbone in a loaded checkpoint.
 

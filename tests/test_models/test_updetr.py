@@ -1,20 +1,32 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Test UP-DETR against the authors' code: attention mask, queries, network, matching and losses."""
 
+import copy
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from recipes import REPO
+from tiny_algorithms import PAIRS, Tiny, health_names, joined_batch, tiny_model
 from torch import nn
-from tiny_algorithms import PAIRS, Tiny, health_names, tiny_model
 
-from mmdense.models import UPDETR
+from mmdense.checkpoints import (
+    SelfSupPretrained,
+    convert_detector,
+    read_checkpoint,
+    recognise,
+    save_backbone,
+)
 from mmdense.models.selfsup.detector import box_targets, image_sizes
 from mmdense.models.selfsup.updetr import block_mask
 from mmdense.models.utils.authors_names import authors_detr_names, name_detr_layers
 from mmdense.registry import MODELS
-from mmdense.utils.errors import InputError
+from mmdense.utils.errors import CheckpointError, InputError
 
 GOLDEN = Path(__file__).resolve().parents[1] / 'golden'
 
@@ -34,13 +46,16 @@ def tiny():
             'model.detector.num_queries=20',
             'model.detector.encoder.num_layers=1',
             'model.detector.decoder.num_layers=2',
+            'model.detector.encoder.layer_cfg.ffn_cfg.feedforward_channels=64',
+            'model.detector.decoder.layer_cfg.ffn_cfg.feedforward_channels=64',
+            'train_dataloader.dataset.pipeline.2.transforms.1.0.scale=32',
         ],
-        health=health_names(patches=PAIRS),
+        health=health_names(global_=PAIRS),
         losses=['loss', 'loss_cls', 'loss_bbox', 'loss_iou', 'loss_feature'],
         probed='feature_align',
         collapses=False,
         multi_view=2,
-        passes=0,
+        passes=2,
     )
 
 
@@ -103,7 +118,7 @@ def draw_by_embedding(model):
     """Drop the patches of queries by what the patches look like, the same in every process."""
 
     def draw(queries):
-        return (queries.sum(2) * 1e3).sin().abs()
+        return (queries.sum(2) * 5).sin().abs()
 
     model.draw = draw
 
@@ -259,3 +274,194 @@ def test_rows_of_a_class_head(golden, kind):
         file = {f'detector.class_embed.{part}': arrays[f'{kind}_{part}']}
         (ours,) = name_detr_layers(file).values()
         assert torch.equal(ours, arrays[f'mmdet_{kind}_{part}'])
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+    """A file as the authors write it, at full size: random numbers, their names."""
+    with np.load(GOLDEN / 'updetr_checkpoint_keys.npz') as arrays:
+        keys, shapes = arrays['keys'].tolist(), arrays['shapes'].tolist()
+    torch.manual_seed(0)
+    model = {}
+    for key, shape in zip(keys, shapes):
+        value = 0.02 * torch.randn(*map(int, shape.split()))
+        model[key] = value.abs() + 0.5 if key.endswith('running_var') else value
+    path = tmp_path_factory.mktemp('authors') / 'up-detr.pth'
+    torch.save(dict(model=model, epoch=59, args=Namespace(lr=1e-4)), path)
+    return path
+
+
+def full_detector(kind='mmdense.PreNormDETR', classes=3, **changes):
+    """Build a detector for fine-tuning, with its transformer at full size."""
+    config = Config.fromfile(str(REPO / 'configs/_base_/models/updetr_r50.py')).model.detector
+    config.update(type=kind, **changes)
+    config.bbox_head.num_classes = classes
+    config.neck.in_channels = [2048]
+    config.backbone = dict(
+        type='ResNet',
+        depth=50,
+        out_indices=(3,),
+        norm_cfg=dict(type='BN', requires_grad=False),
+        norm_eval=True,
+    )
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return MODELS.build(config)
+
+
+def fill(path):
+    return dict(type='mmdense.SelfSupPretrained', checkpoint=str(path), part='detector')
+
+
+def test_detector_from_the_authors_file(published, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        'mmdense.checkpoints.self_sup_pretrained.print_log', lambda text, **_: said.append(text)
+    )
+    found = recognise(read_checkpoint(str(published)))
+    assert (found.source, found.algorithm_type) == ('UP-DETR', 'UPDETR')
+    assert found.license == 'CC BY-NC 4.0'
+    detector = full_detector(init_cfg=fill(published))
+    head = {k: v.clone() for k, v in detector.bbox_head.fc_cls.state_dict().items()}
+    detector.init_weights()
+    state = detector.state_dict()
+    file = found.detector
+    names = {k for k in state if not k.endswith('num_batches_tracked')}
+    assert names == file.keys()
+    for name in names:
+        if name.startswith('bbox_head.fc_cls.'):
+            assert torch.equal(state[name], head[name.rpartition('.')[2]])
+        else:
+            assert torch.equal(state[name], file[name]), name
+    assert '; 1 layers begin anew: bbox_head.fc_cls' in said[0]
+
+    # the backbone alone, into a backbone of any detector
+    backbone = full_detector().backbone
+    SelfSupPretrained(str(published))(backbone)
+    assert torch.equal(backbone.layer4[2].conv3.weight, state['backbone.layer4.2.conv3.weight'])
+
+    # and back
+    for target in ('mmdet', 'detr'):
+        line = convert_detector(str(published), str(tmp_path / f'{target}.pth'), target)
+        assert f'460 tensors of the detector written by UP-DETR, in the names of {target}' in line
+    ours, theirs, again = (
+        read_checkpoint(str(path))
+        for path in (tmp_path / 'mmdet.pth', published, tmp_path / 'detr.pth')
+    )
+    assert ours['state_dict'].keys() == file.keys()
+    assert len(again['model']) == 460
+    for name, value in again['model'].items():
+        assert torch.equal(value, theirs['model'][name]), name
+    other = full_detector(init_cfg=fill(tmp_path / 'mmdet.pth'))
+    other.init_weights()
+    assert torch.equal(other.query_embedding.weight, state['query_embedding.weight'])
+
+
+def test_wrong_detectors_are_refused(published):
+    for kind, reason in (
+        ('mmdet.DETR', 'is pre-norm: set type=.mmdense.PreNormDETR'),
+        ('mmdense.DETR', 'is pre-norm: set type=.mmdense.PreNormDETR'),
+    ):
+        detector = full_detector(kind, init_cfg=fill(published))
+        before = detector.query_embedding.weight.clone()
+        with pytest.raises(CheckpointError, match=reason):
+            detector.init_weights()
+        assert torch.equal(detector.query_embedding.weight, before)
+    detector = full_detector(num_queries=50, init_cfg=fill(published))
+    with pytest.raises(CheckpointError, match='query_embedding.weight .100×256 in the file'):
+        detector.init_weights()
+    with pytest.raises(InputError, match="part must be 'backbone' or 'detector', got 'head'"):
+        SelfSupPretrained('x.pth', part='head')
+
+
+def test_post_norm_file(tmp_path):
+    """mmdet's class would initialize the transformer after it is filled."""
+    source = build(64, 20, 10, pre_norm=False)
+    path = tmp_path / 'post.pth'
+    save_backbone(source.state_dict(), str(path), product='detector', algorithm='UPDETR')
+
+    def detector(kind):
+        config = tiny_detector(channels=64, pre_norm=False)
+        config['bbox_head']['num_classes'] = 5
+        small = dict(type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8)
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            return MODELS.build(dict(config, type=kind, backbone=small, init_cfg=fill(path)))
+
+    for kind, reason in (
+        ('mmdet.DETR', "again after it is filled: set type='mmdense.DETR'"),
+        ('mmdense.PreNormDETR', "is post-norm: set type='mmdense.DETR'"),
+    ):
+        with pytest.raises(CheckpointError, match=reason):
+            detector(kind).init_weights()
+    filled = detector('mmdense.DETR')
+    filled.init_weights()
+    for name, value in filled.state_dict().items():
+        if not name.startswith('bbox_head.fc_cls.'):
+            assert torch.equal(value, source.detector.state_dict()[name]), name
+
+
+# ---------------------------------------------------------------- the contract
+
+
+def test_the_backbone_is_frozen():
+    model = tiny_model('UPDETR', norm=dict(type='BN'))
+    before = copy.deepcopy(model.backbone.state_dict())
+    views, samples = joined_batch('UPDETR')
+    losses = model.train()(views, samples, mode='loss')
+    sum(losses.values()).backward()
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in model.named_parameters() if p.grad is not None}
+    assert {n.split('.')[0] for n in trained} == {'detector', 'patch2query', 'feature_align'}
+
+
+def test_padding_changes_nothing():
+    """An image alone, and in a batch that is padded to a larger one."""
+    model = tiny_model('UPDETR').eval()
+    views, samples = joined_batch('UPDETR', number=2)
+    alone = [view[:1, :, :64, :96] if view.size(3) == 96 else view[:1] for view in views]
+    padded = [views[0].clone(), *views[1:]]
+    padded[0][0] = 0
+    padded[0][0, :, :64, :96] = alone[0][0]
+    samples[0].set_metainfo(dict(view_shapes=[(64, 96)]))
+    samples[1].set_metainfo(dict(view_shapes=[(96, 96)]))
+    found = []
+    model.detector.bbox_head.register_forward_hook(lambda *args: found.append(args[2][1]))
+    model(alone, samples[:1], mode='loss')
+    model(padded, samples, mode='loss')
+    # 0 at a border is what the backbone pads with, but biases and norms are not 0 in the padding
+    torch.testing.assert_close(found[1][:, :1], found[0], rtol=0.02, atol=0.02)
+
+
+def test_arguments_are_checked():
+    with pytest.raises(InputError, match='num_queries=20 must be a multiple of num_patches=3'):
+        build(64, 20, 3)
+    with pytest.raises(InputError, match='needs one backbone'):
+        MODELS.build(dict(type='UPDETR', detector=tiny_detector()))
+
+
+def test_without_mmdet_there_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmdet.models', None)
+    with pytest.raises(InputError, match='UPDETR needs mmdet and mmcv with compiled operators'):
+        build(64, 20, 10)
+
+
+def test_shuffled_queries():
+    model = build(64, 20, 10)
+    features = torch.zeros(2, 10, 64)
+    model.train()
+    model.shuffle_queries, model.draw = True, lambda queries: torch.ones(queries.shape[:2])
+    shuffled = model.query_positions(features)[0] - model.patch2query.bias
+    embedding = model.detector.query_embedding.weight
+    assert not torch.allclose(shuffled, embedding)
+    order = torch.cdist(shuffled, embedding).argmin(1)
+    assert order.sort().values.tolist() == list(range(20))
+    torch.testing.assert_close(shuffled, embedding[order])
+    model.eval()
+    torch.testing.assert_close(
+        model.query_positions(features)[0], embedding + model.patch2query.bias
+    )

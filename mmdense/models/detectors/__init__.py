@@ -30,6 +30,22 @@ def import_mmdet(user: str, module: str = 'mmdet.models') -> ModuleType:
 
 
 @MODELS.register_module()
+def DETR(**kwargs) -> nn.Module:
+    """Build mmdet's DETR, which keeps the weights that ``init_cfg`` fills in.
+
+    Args:
+        kwargs: Arguments of ``mmdet.DETR``.
+
+    Returns:
+        nn.Module: :class:`mmdense.models.detectors.detr.DETR`.
+
+    Raises:
+        InputError: mmdet, or mmcv's operators, are not installed.
+    """
+    return import_mmdet('DETR', f'{__name__}.detr').DETR(**kwargs)
+
+
+@MODELS.register_module()
 def PreNormDETR(**kwargs) -> nn.Module:
     """Build a DETR with a pre-norm transformer, as UP-DETR and DETReg train it.
 
@@ -37,10 +53,9 @@ def PreNormDETR(**kwargs) -> nn.Module:
         kwargs: Arguments of ``mmdet.DETR``.
 
     Returns:
-        nn.Module: :class:`mmdense.models.detectors.pre_norm_detr.PreNormDETR`.
+        nn.Module: :class:`mmdense.models.detectors.detr.PreNormDETR`.
 
     Raises:
         InputError: mmdet, or mmcv's operators, are not installed.
     """
-    module = import_mmdet('PreNormDETR', f'{__name__}.pre_norm_detr')
-    return module.PreNormDETR(**kwargs)
+    return import_mmdet('PreNormDETR', f'{__name__}.detr').PreNormDETR(**kwargs)

@@ -149,6 +149,8 @@ class SelfSupervisor:
             `mmdense pretrain` adapts to the data, as a path (from the file of the class) or a
             name such as ``mmdense::densecl/densecl_r50_coco.py``; or a dict with ``_base_`` and
             what differs from it. Algorithms of mmdense name theirs in their metafile.
+        matching_on_host (bool): Whether a step reads tensors on the host to match predictions and
+            targets, and waits for the device there.
         AUTHORS (tuple[AuthorsFormat]): Checkpoints of other code that hold the algorithm.
         MMPRETRAIN_TYPES (dict[str, str]): Types of parts in a config of mmpretrain, and the types
             of ours that take their place, with the same arguments and state dict.
@@ -157,6 +159,7 @@ class SelfSupervisor:
     product: str = 'backbone'
     views: Views = Views()
     recipe: Union[None, str, dict] = None
+    matching_on_host: bool = False
     AUTHORS: Tuple[AuthorsFormat, ...] = ()
     MMPRETRAIN_TYPES: Dict[str, str] = {}
 

@@ -18,7 +18,7 @@ from mmdense.models.utils.map_channels import map_channels
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
-from .base import SelfSupervisor, with_pretrained
+from .base import SelfSupervisor, _use_format, with_pretrained
 
 
 class DetectorSelfSupervisor(SelfSupervisor, BaseModel):
@@ -27,8 +27,9 @@ class DetectorSelfSupervisor(SelfSupervisor, BaseModel):
     The backbone is frozen completely: no parameter has a gradient, and it stays in eval mode.
     Building reads no file; ``init_weights()`` fills the backbone by its ``init_cfg``.
 
-    The detector's head compares predictions and targets by a matching on the host (SciPy's
-    ``linear_sum_assignment``), as mmdet does: a step waits for the device there.
+    The detector's head matches predictions and targets on the host (SciPy's
+    ``linear_sum_assignment``), as mmdet does: a step waits for the device there
+    (``matching_on_host``).
 
     Args:
         detector (dict): Config of the detector: ``mmdet.DETR``, ``mmdense.PreNormDETR``, … Types
@@ -39,9 +40,6 @@ class DetectorSelfSupervisor(SelfSupervisor, BaseModel):
         pretrained (str | dict, optional): Checkpoint that fills the backbone, as for
             :class:`SelfSupervisor`.
         kwargs: Arguments of :class:`SelfSupervisor`.
-
-    Attributes:
-        matching_on_host (bool): Whether a step reads tensors on the host to match them.
 
     Raises:
         InputError: mmdet or mmcv's operators are not installed, or there is no backbone, or two.
@@ -72,6 +70,8 @@ class DetectorSelfSupervisor(SelfSupervisor, BaseModel):
                 detector['neck'] = dict(detector['neck'], in_channels=channels)
             self.detector = MODELS.build(dict(detector, backbone=backbone))
         self.detector.backbone.requires_grad_(False)
+        if self.channels_last:
+            _use_format(self, torch.channels_last)
         self.matches = MatchRecorder.install(self.detector.bbox_head)
 
     @property
@@ -168,9 +168,18 @@ class MatchRecorder:
         head.assigner = cls(head.assigner)
         return head.assigner
 
-    def assign(self, *args, **kwargs) -> Any:
-        """Assign as the assigner does, and keep the result."""
-        result = self.assigner.assign(*args, **kwargs)
+    @torch.no_grad()
+    def assign(self, pred_instances: InstanceData, **kwargs) -> Any:
+        """Assign as the assigner does, and keep the result.
+
+        Predictions that are not finite count as 0 here, where SciPy would raise an error: the
+        losses show them, and the hooks of a run name the module.
+        """
+        finite = {
+            name: torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
+            for name, value in pred_instances.items()
+        }
+        result = self.assigner.assign(pred_instances=InstanceData(**finite), **kwargs)
         self.found.append(result.gt_inds)
         return result
 

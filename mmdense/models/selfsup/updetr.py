@@ -147,7 +147,7 @@ class UPDETR(DetectorSelfSupervisor):
         count = average_count(boxes.shape[:2].numel(), like=predicted)
         losses['loss_feature'] = feature_reconstruction(predicted, target) / count
         last = layer == len(match) - 1
-        self.probe(patches=lambda: (predicted[last], target[last]))
+        self.probe(global_=lambda: (predicted[last], target[last]))
         return losses
 
     def patch_features(self, patches: Tensor) -> Tensor:

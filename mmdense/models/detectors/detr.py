@@ -1,10 +1,13 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""DETR with pre-norm layers, on mmdet's classes. Import it only to build one: it imports mmdet."""
+"""DETR that keeps the weights that fill it, with post-norm or pre-norm layers, on mmdet's classes.
+
+Import this module only to build one: it imports mmdet.
+"""
 
 from typing import Optional
 
 from mmcv.cnn import build_norm_layer
-from mmdet.models.detectors import DETR
+from mmdet.models.detectors import DETR as _DETR
 from mmdet.models.layers.transformer.detr_layers import (
     DetrTransformerDecoder,
     DetrTransformerDecoderLayer,
@@ -101,6 +104,26 @@ class PreNormDecoder(DetrTransformerDecoder):
         self.post_norm = build_norm_layer(self.post_norm_cfg, self.embed_dims)[1]
 
 
+class DETR(_DETR):
+    """Detect as mmdet's ``DETR``, and keep the weights that ``init_cfg`` fills in.
+
+    mmdet's ``init_weights()`` initializes the transformer after ``init_cfg`` has filled it.
+    """
+
+    keeps_filled_weights = True
+
+    def init_weights(self) -> None:
+        """Initialize as the authors' code: Xavier in the transformer, PyTorch's default in the
+        input convolution; or by a checkpoint alone."""
+        if isinstance(self.init_cfg, dict) and str(self.init_cfg['type']).endswith('Pretrained'):
+            super(_DETR, self).init_weights()
+            return
+        super().init_weights()
+        for part in self.neck.modules() if self.with_neck else ():
+            if isinstance(part, nn.Conv2d):
+                part.reset_parameters()
+
+
 class PreNormDETR(DETR):
     """Detect as mmdet's ``DETR``, with a pre-norm transformer.
 
@@ -113,11 +136,3 @@ class PreNormDETR(DETR):
         super()._init_layers()
         self.encoder = PreNormEncoder(**encoder)
         self.decoder = PreNormDecoder(**decoder)
-
-    def init_weights(self) -> None:
-        """Initialize as the authors' code: Xavier in the transformer, PyTorch's default in the
-        input convolution."""
-        super().init_weights()
-        for part in self.neck.modules() if self.with_neck else ():
-            if isinstance(part, nn.Conv2d):
-                part.reset_parameters()
