@@ -39,6 +39,7 @@ setup(
     install_requires=requirements('runtime'),
     extras_require={
         'optional': requirements('optional'),
+        'proposals': ['scikit-image'],  # Felzenszwalb's segments in tools/make_proposals.py
         'tests': requirements('tests'),
         'all': requirements('runtime') + requirements('optional') + requirements('tests'),
     },

@@ -72,6 +72,9 @@ def test_pretraining_configs_build(path):
     assert model.product == tiny_form(config.model.type).product
     assert model.get_product() is model.get_submodule(model.product)
     schedules = config.get('param_scheduler', [])
+    decays = [s for s in schedules if 'param_name' in s]  # the others are of the learning rate
+    schedules = [s for s in schedules if s not in decays]
+    assert all(s.param_name == 'weight_decay' and not {'T_max', 'end'} & set(s) for s in decays)
     # one; the published learning rate of DenseSiam's segmentation is constant
     assert len(schedules) == ('densesiam_unsup-seg' not in path)
     for schedule in schedules:  # as long as the run

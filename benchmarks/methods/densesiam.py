@@ -6,7 +6,8 @@ segmentation loss of a view with its class weights, and one direction of the reg
 locations, 27 classes and 128 channels.
 Floor: backbone and both projectors of both views, forward and backward; both predictors on both.
 Of the segmentation variant: backbone, decoder, both projectors and predictors of both views; the
-matrix products of regions, and projector and predictor on the regions.
+matrix products that cut the views' overlap and those of regions; projector and predictor on the
+regions.
 """
 
 import common
@@ -120,7 +121,10 @@ def segmentation_floor(model, views, args):
     parts['predictor of regions'], _ = through(head.predictor, z)
     n, c, *grid = maps[0].shape
     locations = (n, model.num_groups, grid[0] * grid[1]), (n, grid[0] * grid[1], c)
-    parts['products'] = matrix_products([product(*locations) for _ in views], args)
+    rows = (n, grid[0], grid[0]), (n, grid[0], grid[1] * c)
+    columns = (n * grid[0], grid[1], grid[1]), (n * grid[0], grid[1], c)
+    cut = [product(*shapes, needs_grad=(False, True)) for shapes in (rows, columns)]
+    parts['products'] = matrix_products([product(*locations), *cut] * len(views), args)
     return parts, None
 
 

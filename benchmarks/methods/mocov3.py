@@ -15,6 +15,7 @@ from mmdense.models.losses import batch_info_nce
 SETTING = ''
 TARGET = 1.03
 GPU = False
+LOSS_OPTIONS = '--batch-size 512'  # the batches that it is for
 SHIPPED = 'mocov3/mocov3_resnet50_8xb512-amp-coslr-100e_in1k.py'
 PEERS = {'mmpretrain MoCoV3': SHIPPED}
 

@@ -16,6 +16,7 @@ from mmdense.models.losses import nt_xent
 SETTING = ''
 TARGET = 1.03
 GPU = False
+LOSS_OPTIONS = '--batch-size 512'  # the batches that it is for
 SHIPPED = 'simclr/simclr_resnet50_16xb256-coslr-200e_in1k.py'
 PEERS = {'mmpretrain SimCLR': SHIPPED, 'lightly SimCLR': lambda args: LightlySimCLR(args)}
 

@@ -60,7 +60,6 @@ class Recognised:
         """Return the source, and in brackets the network that was taken of several."""
         return f'{self.source} ({self.network})' if self.network else self.source
 
-
     @property
     def detector(self) -> Dict[str, Tensor]:
         """Return the tensors of the complete detector that the file holds; {} without one."""

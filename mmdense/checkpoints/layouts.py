@@ -53,18 +53,19 @@ LAYOUTS = (
         )
     ),
     Layout(
+        "detectron2's FPN",
+        (r'backbone\.bottom_up\.', r'backbone\.fpn_lateral'),
+        r'backbone\.bottom_up\.',
+    ),
+    Layout(
         'MoCo v3',
         (r'base_encoder\.', r'momentum_encoder\.', r'predictor\.'),
         r'base_encoder\.',
         'base encoder',
     ),
-    Layout(  # iBOT's too
+    Layout(  # iBOT's too, and a teacher alone
         'DINO',
-        (
-            rf'student\.{_DDP}backbone\.',
-            rf'teacher\.{_DDP}backbone\.',
-            rf'teacher\.{_DDP}head\..*last_layer',
-        ),
+        (rf'teacher\.{_DDP}backbone\.', rf'teacher\.{_DDP}head\..*last_layer'),
         rf'teacher\.{_DDP}backbone\.',
         'teacher',
     ),

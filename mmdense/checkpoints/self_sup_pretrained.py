@@ -106,7 +106,9 @@ class SelfSupPretrained:
     ) -> None:
         check_way(in_channels)
         if part not in ('backbone', DETECTOR):
-            raise InputError(f"SelfSupPretrained: part must be 'backbone' or 'detector', got {part!r}")
+            raise InputError(
+                f"SelfSupPretrained: part must be 'backbone' or 'detector', got {part!r}"
+            )
         self.part = part
         self.in_channels = in_channels
         self.checkpoint = checkpoint
@@ -207,7 +209,7 @@ class SelfSupPretrained:
             raise CheckpointError(
                 f"{self.checkpoint} ({found}) holds no detector: part='detector' needs a run that "
                 'pretrains one, or a file of its authors. To fill the backbone alone, set init_cfg '
-                "of model.backbone, without part"
+                'of model.backbone, without part'
             )
         heads = [path for path, _ in module.named_modules() if _CLASS_HEAD.search(path)]
         wanted = {k: v for k, v in module.state_dict().items() if not _is_below(k, heads)}

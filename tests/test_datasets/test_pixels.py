@@ -151,7 +151,7 @@ OTHER = re.compile('RandAugment|RandomSquareCrop')
 def test_views_of_the_recipes(name, repo, images, mmdense_scope):
     """Pixels, and what is left of the random stream, are equal to the last bit."""
     config = Config.fromfile(str(repo / 'configs' / '_base_' / 'views' / f'{name}.py'))
-    _, multi_view, pack = config.train_pipeline
+    *_, multi_view, pack = config.train_pipeline
     ours = [TRANSFORMS.build(step) for step in (multi_view, pack)]
     numbers = multi_view['num_views']
     numbers = [numbers] if isinstance(numbers, int) else numbers
@@ -166,7 +166,8 @@ def test_views_of_the_recipes(name, repo, images, mmdense_scope):
             expected.append(view)
         rest = np.random.rand()
         np.random.seed(seed)
-        results = dict(img=img.copy(), img_path='a.jpg')
+        # without a proposal any crop will do
+        results = dict(img=img.copy(), img_path='a.jpg', proposals=np.zeros((0, 4), np.float32))
         for transform in ours:
             results = transform(results)
         assert np.random.rand() == rest

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmdense.datasets import LoadProposals, ResumableSampler, UnlabeledDataset, default_collate
+from mmdense.datasets.transforms.proposals import ProposalTable
 from mmdense.models import SelfSupDataPreprocessor
 from mmdense.models.layers import pool_boxes, stack_proposals
 from mmdense.models.utils import view_boxes
@@ -163,7 +164,7 @@ def test_random_boxes_are_up_detrs():
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        (dict(source='x.txt'), "source must be 'random', a .json or a .npz, got x.txt"),
+        (dict(source='x.txt'), "source must be 'grid', 'random', a .json or a .npz, got x.txt"),
         (dict(source='random'), 'max_num must be a whole number of at least 1, got None'),
         (dict(source='random', max_num=0), 'max_num must be a whole number'),
         (dict(source='random', max_num=3, min_size=0), 'min_size must be a whole number'),
@@ -352,3 +353,33 @@ def test_scores_and_ids_are_packed(folder):
     assert sample.proposal_scores.tolist() == [11 / 16] and sample.proposal_ids.tolist() == [1]
     moved = sample.to('meta')  # they are data and not meta information
     assert moved.proposals.device.type == moved.proposal_ids.device.type == 'meta'
+
+
+def test_the_grid():
+    """Windows of a half and of a third of the sides, at steps of half a window."""
+    found = LoadProposals('grid').transform(dict(img_path='x.jpg'))
+    boxes = found['proposals']
+    assert boxes.dtype == np.float32 and found['proposal_ids'].tolist() == list(range(34))
+    assert boxes.min() == 0 and boxes.max() == 1
+    sides = boxes[:, 2:] - boxes[:, :2]
+    for side, number, step in ((1 / 2, 9, 1 / 4), (1 / 3, 25, 1 / 6)):
+        same = np.isclose(sides, side).all(axis=1)
+        assert same.sum() == number
+        places = boxes[same, :2] / step
+        np.testing.assert_allclose(places, places.round(), atol=1e-5)
+        assert len(np.unique(places.round(), axis=0)) == number
+    few = LoadProposals('grid', max_num=9).transform(dict(img_path='x.jpg'))
+    np.testing.assert_array_equal(few['proposals'], boxes[:9])
+
+
+@pytest.mark.parametrize('write, mapped', [(np.savez, True), (np.savez_compressed, False)])
+def test_an_uncompressed_file_is_mapped(tmp_path, write, mapped):
+    rng = np.random.default_rng(0)
+    boxes = np.sort(rng.integers(0, 90, (50, 2, 2)), axis=1).reshape(50, 4).astype(np.int16)
+    path = str(tmp_path / 'x.npz')
+    names, counts = ['a.jpg', 'b/c.jpg', 'd.jpg'], np.array([20, 0, 30])
+    write(path, names=names, counts=counts, boxes=boxes, sizes=np.full((3, 2), 100))
+    table = ProposalTable.read(path)
+    assert isinstance(table._boxes, np.memmap) == mapped
+    np.testing.assert_allclose(table.find('d.jpg').boxes, boxes[20:] / 100, rtol=1e-6)
+    assert table.find('b/c.jpg').boxes.shape == (0, 4)

@@ -47,12 +47,13 @@ def gpu(module, monkeypatch):
 def build(images, work_dir, algorithm):
     """Return the runner of a recipe whose colours and blur are the device's, with a tiny model,
     and two batches."""
+    views = f'train_dataloader.dataset.pipeline.{tiny_form(algorithm).multi_view}'
     cfg = tiny_config(
         images,
         work_dir,
         algorithm,
         **{
-            'train_dataloader.dataset.pipeline.1.device_augment': True,
+            f'{views}.device_augment': True,
             'default_hooks.logger.interval': 2,
             'default_hooks.health.interval': 2,
             'default_hooks.checkpoint.interval': 100,

@@ -15,7 +15,7 @@ from tiny_algorithms import algorithms_of, each_algorithm, tiny_form, tiny_forms
 from mmdense.engine import CheckInvalidValuesHook
 from mmdense.engine.events import read_events
 from mmdense.engine.hooks import invalid_values
-from mmdense.engine.hooks.invalid_values import _StepGuard
+from mmdense.engine.step_guard import StepGuard
 from mmdense.utils.errors import InputError, MMDenseError
 
 NAN, INF = float('nan'), float('inf')
@@ -194,13 +194,17 @@ def test_the_optimizer_is_given_back(schedule):
     if schedule:
         torch.optim.lr_scheduler.ConstantLR(optimizer)
     calls, before = [], optimizer.step
-    guard = _StepGuard(optimizer, lambda _: calls.append(1), lambda _: calls.append(2))
+    guard = StepGuard(optimizer, lambda _: calls.append(1), lambda _: calls.append(2))
+    other = StepGuard(optimizer, lambda _: calls.append(3))
     optimizer.step()
-    assert calls == [1, 2]
+    assert calls == [3, 1, 2]
     guard.remove()
+    optimizer.step()
+    assert calls == [3, 1, 2, 3]
+    other.remove()
     assert optimizer.step == before
     optimizer.step()
-    assert calls == [1, 2]
+    assert calls == [3, 1, 2, 3]
 
 
 def test_a_weight(train):

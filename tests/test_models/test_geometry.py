@@ -170,14 +170,17 @@ def align_by_roi_align(maps, box, other):
 
 @pytest.mark.parametrize('one_matrix', [0, 10**9], ids=['by side', 'one matrix'])
 @pytest.mark.parametrize('grid', [(7, 7), (5, 9), (20, 16), (1, 1)])
-def test_aligned_maps_are_roi_aligns(grid, one_matrix, monkeypatch):
-    """By one matrix, as small maps are, and by one for each side: maps and gradients."""
+@pytest.mark.parametrize('format', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_aligned_maps_are_roi_aligns(format, grid, one_matrix, monkeypatch):
+    """By one matrix, as small maps are, and by one for each side: maps and gradients, in the memory
+    format of the maps."""
     monkeypatch.setattr(sys.modules['mmdense.models.utils.geometry'], '_ONE_MATRIX', one_matrix)
     a = torch.tensor([[0.9, 0.0, 0.1, 0.7], [0.2, 0.8, 0.8, 0.1], [0.0, 0.1, 0.6, 0.9]])
     b = torch.tensor([[0.3, 0.2, 1.0, 0.9], [0.7, 0.6, 0.1, 0.3], [0.2, 0.2, 0.5, 0.5]])
-    maps = torch.randn(3, 4, *grid, requires_grad=True)
+    maps = torch.randn(3, 4, *grid).contiguous(memory_format=format).requires_grad_()
     weight = torch.randn(3, 4, *grid)
     for box, other in ((a, b), (b, a)):
+        assert align_maps(maps, box, other).is_contiguous(memory_format=format)
         ours, theirs = align_maps(maps, box, other), align_by_roi_align(maps, box, other)
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
         (grad,), (expected,) = (

@@ -22,7 +22,7 @@ from mmdense.checkpoints import (
     recognise,
     save_backbone,
 )
-from mmdense.models.selfsup.detector import box_targets, image_sizes
+from mmdense.models.selfsup.detector import image_sizes
 from mmdense.models.selfsup.updetr import block_mask
 from mmdense.models.utils.authors_names import authors_detr_names, name_detr_layers
 from mmdense.registry import MODELS
@@ -259,7 +259,9 @@ def test_names_of_the_authors(golden):
     ours = dict(zip(arrays['keys'].tolist(), arrays['mmdet_names'].tolist()))
     file = {name: torch.empty(shape, device='meta') for name, shape in theirs.items()}
     kept = {f'detector.{k}': v for k, v in file.items() if ours[k]}
-    kept = {k.replace('detector.backbone.0.body.', 'detector.backbone.'): v for k, v in kept.items()}
+    kept = {
+        k.replace('detector.backbone.0.body.', 'detector.backbone.'): v for k, v in kept.items()
+    }
     named = name_detr_layers(kept)
     expected = {f'detector.{name}': theirs[key] for key, name in ours.items() if name}
     assert {key: tuple(value.shape) for key, value in named.items()} == expected

@@ -1,5 +1,5 @@
-# UP-DETR: mmdet's DETR with a pre-norm transformer and two classes, and a frozen backbone. Start the
-# backbone from a checkpoint: --cfg-options model.pretrained=FILE
+# UP-DETR: mmdet's DETR with a pre-norm transformer and two classes, and a frozen backbone. The
+# backbone starts from a checkpoint: --cfg-options model.pretrained=FILE
 _base_ = './r50.py'
 
 attention = dict(embed_dims=256, num_heads=8, dropout=0.1, batch_first=True)

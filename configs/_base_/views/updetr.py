@@ -1,6 +1,6 @@
 # UP-DETR's views (arXiv 2011.09094, section 4): the complete image, and ten random patches of it.
-# The image is not flipped, cropped or recoloured. Images of a batch have different sizes: a recipe's
-# train_dataloader takes collate_fn=dict(type='mmdense.pad_collate').
+# The image is not flipped, cropped or recoloured. Images of a batch have different sizes: the
+# train_dataloader of a recipe takes collate_fn=dict(type='mmdense.pad_collate').
 view_pipeline_image = [
     dict(
         type='ResizeShortSide',

@@ -89,7 +89,8 @@ def literal(value: Any) -> str:
         return f'{{{", ".join(f"{k!r}: {literal(v)}" for k, v in value.items())}}}'
     if isinstance(value, list):
         parts = list(map(literal, value))
-        if len(parts) > 1 and all(isinstance(part, dict) for part in value):  # one a line
+        several = len(parts) > 1 or len(''.join(parts)) > 105
+        if several and all(isinstance(part, dict) for part in value):  # one a line
             return '\n    '.join(['[', *(f'{part},' for part in parts)]) + '\n]'
         return f'[{", ".join(parts)}]'
     return repr(value)

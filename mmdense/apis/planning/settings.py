@@ -431,7 +431,7 @@ def _decide_optimization(recipe: Config, length: _Length) -> List[Setting]:
     lr, reason = choose_lr(length.total, base, optimizer.lr, optimizer.type)
     rows = [
         Setting('lr', f'{lr:g}', reason, {'optim_wrapper.optimizer.lr': lr}),
-        _decide_schedule(recipe, length),
+        _decide_schedule(recipe, length, lr),
     ]
     if optimizer.get('_delete_'):
         config = {'optim_wrapper.optimizer': dict(optimizer.to_dict(), lr=lr)}
@@ -449,6 +449,8 @@ def _for_transformer(recipe: Config) -> Config:
     recipe = deepcopy(recipe)
     base = recipe.auto_scale_lr.base_batch_size
     lr = float(f'{1.5e-4 * base / 256:.6g}')
+    for schedule in recipe.param_scheduler:
+        schedule.update(_scale_end(schedule, recipe.optim_wrapper.optimizer.lr, lr))
     recipe.optim_wrapper.optimizer = ConfigDict(
         _delete_=True, type='AdamW', lr=lr, weight_decay=0.1
     )
@@ -458,13 +460,22 @@ def _for_transformer(recipe: Config) -> Config:
     return recipe
 
 
-def _decide_schedule(recipe: Config, length: _Length) -> Setting:
-    """Return the recipe's schedule for another length of the run."""
+def _scale_end(schedule: Dict[str, Any], usual: float, lr: float) -> Dict[str, float]:
+    """Return where a schedule ends for another learning rate, if it ends at a share of it that is
+    not near 0."""
+    end = schedule.get('eta_min') or 0
+    return dict(eta_min=float(f'{end * lr / usual:.6g}')) if end > usual / 100 else {}
+
+
+def _decide_schedule(recipe: Config, length: _Length, lr: float) -> Setting:
+    """Return the recipe's schedule for another length of the run and learning rate."""
+    usual = recipe.optim_wrapper.optimizer.lr
     schedules = [s.to_dict() for s in recipe.param_scheduler]
-    kinds = [schedule['type'] for schedule in schedules]
+    kinds = [s['type'] for s in schedules if 'param_name' not in s]  # of the learning rate
     if kinds == ['WarmupCosineLR']:
         warmup = choose_warmup(length.epochs, length.steps_per_epoch, schedules[0]['warmup'])
-        config = {'param_scheduler': [dict(schedules[0], warmup=warmup)]}
+        schedules[0].update(warmup=warmup, **_scale_end(schedules[0], usual, lr))
+        config = {'param_scheduler': schedules}
         reason = f'{warmup * length.steps_per_epoch:,} steps; then a cosine to the end'
         return Setting('warm-up', _format_count(warmup, 'epoch'), reason, config)
     for schedule in schedules:
@@ -472,6 +483,9 @@ def _decide_schedule(recipe: Config, length: _Length) -> Setting:
             share = length.epochs / recipe.train_cfg.max_epochs
             steps = [max(1, round(share * step)) for step in schedule['milestones']]
             schedule['milestones'] = sorted({step for step in steps if step < length.epochs})
+        if schedule['type'] == 'LinearWarmupLR':
+            steps = length.steps_per_epoch
+            schedule['end'] = choose_warmup(length.epochs, steps, schedule['end'])
         if schedule['type'] == 'CosineAnnealingLR':
             for name in ('T_max', 'end'):  # without them it is as long as the run
                 schedule.pop(name, None)

@@ -18,13 +18,14 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from mmdense.apis.planning.survey import open_photographs
 from mmdense.checkpoints import read_checkpoint, recognise
-from mmdense.checkpoints.backbones import Backbones, load_backbones
+from mmdense.checkpoints.backbones import Backbones, load_algorithm, load_backbones
 from mmdense.checkpoints.model_config import saved_model_config
 from mmdense.datasets import LoadImage, UnreadableImageError
 from mmdense.datasets.storage import open_storage
 from mmdense.evaluation.feature_maps import fit_image, stage_maps, to_inputs
 from mmdense.evaluation.slots import group_pixels, grouping_algorithm, load_grouping
-from mmdense.models.layers import RegionSwap
+from mmdense.models import registered_algorithms
+from mmdense.models.layers import BoxCurriculum, RegionSwap
 from mmdense.models.utils.batch_norm import calibrate
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_counts, check_fractions
@@ -39,6 +40,8 @@ from mmdense.visualization.correspondence import (
     match_views,
 )
 from mmdense.visualization.levels import Stage, draw_levels, pca_colours
+from mmdense.visualization.noisy_boxes import draw_noisy_boxes, paint_run
+from mmdense.visualization.searched_crops import draw_searched_crops, search_crops
 from mmdense.visualization.slots import _short_name, draw_groups, paint_groups, prototype_colours
 from mmdense.visualization.swapped_regions import draw_mixed_views, mix_views
 
@@ -92,7 +95,9 @@ def show(
         )
     images, names, messages = load_images(paths, number, size, backbones.load)
     grouping = _load_groups(content, checkpoint, config, messages)
-    swap = _read_swap(found.meta, checkpoint, config)
+    searching = _load_search(content, checkpoint, config, messages)
+    swap = _read_part('swap', RegionSwap, found.meta, checkpoint, config)
+    curriculum = _read_part('curriculum', BoxCurriculum, found.meta, checkpoint, config)
     if swap is not None and len(images) < 2:
         messages.append('Swapped regions: two images or more are needed')
         swap = None
@@ -112,6 +117,14 @@ def show(
     if swap is not None:
         files.append(str(folder / 'regions.png'))
         regions = _draw_regions(swap, measured.pairs, names, title, files[-1])
+    searched = None
+    if searching is not None:
+        files.append(str(folder / 'search.png'))
+        searched = _draw_search(searching, backbones, images, names, title, files[-1])
+    copies = None
+    if curriculum is not None:
+        files.append(str(folder / 'copies.png'))
+        copies = _draw_copies(curriculum, images, names, title, files[-1])
     files.append(str(folder / 'index.html'))
     write_page(
         files[-1],
@@ -121,6 +134,8 @@ def show(
         point=point,
         groups=groups,
         regions=regions,
+        searched=searched,
+        copies=copies,
         messages=messages,
         **_describe(measured, images, names),
     )
@@ -169,6 +184,39 @@ def _load_groups(
             raise
         messages.append(f'Groups of {kind.__name__}: {error}')
         return None
+
+
+def _load_search(
+    content: Dict[str, Any], checkpoint: str, config: Optional[str], messages: List[str]
+) -> Any:
+    """Return the model of a checkpoint that searches features, None without; a model that cannot be
+    built adds a message, and raises if its config was given."""
+    tensors = content.get('state_dict') if isinstance(content, dict) else None
+    kinds = [kind for kind in registered_algorithms() if hasattr(kind, 'search_tensor')]
+    kind = next((kind for kind in kinds if kind.search_tensor in (tensors or ())), None)
+    if kind is None:
+        return None
+    try:
+        return load_algorithm(checkpoint, config, kind)
+    except CheckpointError as error:
+        if config is not None:
+            raise
+        messages.append(f'Where crops are found: {error}')
+        return None
+
+
+def _draw_search(
+    model: Any,
+    backbones: Backbones,
+    images: Sequence[np.ndarray],
+    names: Sequence[str],
+    title: str,
+    path: str,
+) -> str:
+    """Draw where a crop of each image is found; return the picture."""
+    found = search_crops(model, backbones.preprocessor, images)
+    draw_searched_crops(images, found, names, f'Where crops are found: {title}', path)
+    return data_uri(np.asarray(Image.open(path).convert('RGB')), 85)
 
 
 def _draw_pairs(folder: Path, pairs: Sequence['Pair'], names: Sequence[str]) -> List[str]:
@@ -226,18 +274,18 @@ def _draw_groups(
     return _Groups(type(model).__name__, model.group_name, used, painted)
 
 
-def _read_swap(meta: dict, checkpoint: str, config: Optional[str]) -> Optional[RegionSwap]:
-    """Build the RegionSwap of a run's algorithm; None where it has none."""
+def _read_part(name: str, kind: type, meta: dict, checkpoint: str, config: Optional[str]) -> Any:
+    """Build a part of a run's algorithm; None where it has none of this name and class."""
     if config is None:
-        model = saved_model_config(meta, checkpoint, parts=['swap'])
+        model = saved_model_config(meta, checkpoint, parts=[name])
     else:
         model = Config.fromfile(config).get('model')
-    swap = (model or {}).get('swap')
-    if not isinstance(swap, dict):
+    part = (model or {}).get(name)
+    if not isinstance(part, dict):
         return None
     with DefaultScope.overwrite_default_scope('mmdense'):
-        built = MODELS.build(swap)
-    return built if isinstance(built, RegionSwap) else None
+        built = MODELS.build(part)
+    return built if isinstance(built, kind) else None
 
 
 def _draw_regions(
@@ -249,6 +297,19 @@ def _draw_regions(
     mixed = mix_views(views, pairs[0].matches[NETWORKS[0]].grid_a, swap)
     draw_mixed_views(views, mixed, names, f'Swapped regions: {title}', path)
     return [(data_uri(one.picture, 85), _short_name(names[one.partner])) for one in mixed]
+
+
+def _draw_copies(
+    curriculum: BoxCurriculum,
+    images: Sequence[np.ndarray],
+    names: Sequence[str],
+    title: str,
+    path: str,
+) -> List[List[str]]:
+    """Draw boxes and their copies over the run; return the pictures of each image."""
+    draw_noisy_boxes(images, names, curriculum, f'Copies of boxes: {title}', path)
+    painted = [paint_run(image, curriculum) for image in images]
+    return [[data_uri(picture, 85) for picture in row] for row in painted]
 
 
 def load_images(

@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Proposals: boxes of an image that may hold an object, from a file or drawn at random.
+"""Proposals: boxes of an image that may hold an object, from a file, of a grid or drawn at random.
 
 A box is ``(x0, y0, x1, y1)`` in [0, 1] of the width and height of the image as loaded, upright,
 between the pixels' outer corners, as the boxes of views (views.py) but never flipped. Proposals
@@ -10,6 +10,7 @@ view's box (models/layers/regions.py).
 import json
 import os
 import os.path as osp
+import struct
 import zipfile
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
@@ -22,7 +23,17 @@ from mmdense.utils.errors import DataError, InputError
 
 from .loading import UnreadableImageError
 
-RANDOM = 'random'
+RANDOM, GRID = 'random', 'grid'
+# Windows of a half and of a third of the image's sides, at steps of half a window.
+_GRID = np.array(
+    [
+        (x / (2 * n), y / (2 * n), x / (2 * n) + 1 / n, y / (2 * n) + 1 / n)
+        for n in (2, 3)
+        for y in range(2 * n - 1)
+        for x in range(2 * n - 1)
+    ],
+    np.float32,
+)
 KEYS = ('proposals', 'proposal_ids', 'proposal_scores')
 
 
@@ -36,12 +47,13 @@ class Proposals(NamedTuple):
 
 @TRANSFORMS.register_module()
 class LoadProposals(BaseTransform):
-    """Load the proposals of an image from a file, or draw random boxes.
+    """Load the proposals of an image from a file, take those of a grid, or draw random boxes.
 
     It stands between ``LoadImage`` and ``PackInputs``; before ``MultiView`` if a transform of views
     needs proposals. mmdense's ``PackInputs`` packs them as tensors, as many as each image has.
 
-    A file is read once, when the transform is built. Three formats are known:
+    A file is read once, when the transform is built; the arrays of an uncompressed ``.npz``, as
+    tools/make_proposals.py writes it, are mapped into memory instead. Three formats are known:
 
     - ``.json``, relative path of an image → its boxes R×4, or
       ``dict(boxes=..., scores=...)``, as fractions.
@@ -55,6 +67,9 @@ class LoadProposals(BaseTransform):
 
     Boxes are cut at the image's borders; those without an area are left out. An image without a
     box is legal, one that the file does not name is an error.
+
+    The grid needs no file: 9 windows of half the image's sides and 25 of a third, at steps of half
+    a window, the same in every image (ours).
 
     Random boxes are those of UP-DETR (https://arxiv.org/abs/2011.09094): width and height are
     uniform on the whole pixels from ``min_size`` to the image's side less ``min_size``, then the
@@ -72,7 +87,7 @@ class LoadProposals(BaseTransform):
     - ``proposal_scores`` (np.ndarray): R float32, if the file has scores.
 
     Args:
-        source (str): The file, or 'random'.
+        source (str): The file, 'grid' or 'random'.
         data_root (str): The folder, zip or LMDB that names in the file are relative to. Defaults
             to '', names are the paths that the data set gives.
         max_num (int, optional): The largest number of boxes of an image; for 'random' their
@@ -106,7 +121,7 @@ class LoadProposals(BaseTransform):
         self.max_num = max_num
         self.shuffle = shuffle
         self.min_size = min_size
-        self._table = None if source == RANDOM else ProposalTable.read(source)
+        self._table = None if source in (RANDOM, GRID) else ProposalTable.read(source)
 
     def transform(self, results: dict) -> dict:
         """Add the proposals to ``results``.
@@ -116,8 +131,10 @@ class LoadProposals(BaseTransform):
             UnreadableImageError: The image is too small for random boxes; the data set takes
                 another one.
         """
-        if self._table is None:
+        if self.source == RANDOM:
             found = self._draw(results)
+        elif self.source == GRID:
+            found = self._select(Proposals(_GRID, None, np.arange(len(_GRID))))
         else:
             found = self._select(self._table.find(self._name(results['img_path'])))
         results['proposals'] = found.boxes
@@ -214,7 +231,9 @@ class ProposalTable:
                     f'{source}: {name} must be numbers of shape {shape}, got {array.dtype} of '
                     f'shape {array.shape}'
                 )
-        if not np.isfinite(boxes).all() or (sizes is not None and not (sizes > 0).all()):
+        # whole numbers are finite: a mapped file is not read for that
+        finite = boxes.dtype.kind in 'iu' or np.isfinite(boxes).all()
+        if not finite or (sizes is not None and not (sizes > 0).all()):
             raise DataError(f'{source}: boxes must be finite and sizes above 0')
         if sizes is None and total and boxes.max() > 2:
             raise DataError(
@@ -239,7 +258,7 @@ class ProposalTable:
         kind = osp.splitext(path)[1].lower()
         if kind not in ('.json', '.npz'):
             raise InputError(
-                f"LoadProposals: source must be 'random', a .json or a .npz, got {path}"
+                f"LoadProposals: source must be 'grid', 'random', a .json or a .npz, got {path}"
             )
         try:
             if kind == '.npz':
@@ -291,7 +310,25 @@ def _read_npz(path: str) -> Dict[str, Any]:
     with np.load(path, allow_pickle=False) as file:
         optional = {key: file[key] for key in ('scores', 'sizes') if key in file}
         names = [str(name) for name in file['names']]
-        return dict(names=names, counts=file['counts'], boxes=file['boxes'], **optional)
+        boxes = _map_array(path, file.zip.getinfo('boxes.npy'))
+        if boxes is None:
+            boxes = file['boxes']
+        return dict(names=names, counts=file['counts'], boxes=boxes, **optional)
+
+
+def _map_array(path: str, entry: zipfile.ZipInfo) -> Optional[np.ndarray]:
+    """Map an array of a .npz into memory; None where it is compressed or empty."""
+    if entry.compress_type != zipfile.ZIP_STORED:
+        return None
+    with open(path, 'rb') as file:
+        file.seek(entry.header_offset + 26)
+        file.seek(sum(struct.unpack('<HH', file.read(4))), os.SEEK_CUR)  # name and extra field
+        version = np.lib.format.read_magic(file)
+        read = getattr(np.lib.format, f'read_array_header_{version[0]}_0')
+        shape, columns_first, kind = read(file)
+        if columns_first or kind.hasobject or 0 in shape:
+            return None
+        return np.memmap(path, kind, 'r', file.tell(), shape)
 
 
 def _read_json(content: Any) -> Dict[str, Any]:

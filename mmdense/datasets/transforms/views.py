@@ -62,6 +62,7 @@ _RESIZE = dict(
     bilinear=torch._C._nn._upsample_bilinear2d_aa, bicubic=torch._C._nn._upsample_bicubic2d_aa
 )
 
+
 def resize_pixels(
     img: np.ndarray, scale: Sequence[int], interpolation: str = 'bilinear'
 ) -> np.ndarray:
@@ -96,11 +97,15 @@ class RandomResizedCrop(_RandomResizedCrop):
     of the requested area (before it is rounded to pixels; a size that does not
     fit costs an attempt), then any crop.
 
+    With ``min_visible`` a view is drawn again, up to ``max_attempts`` times in all, until it shows
+    more than this share of the area of at least one proposal, as in CCOP
+    (https://arxiv.org/abs/2111.13651); any crop of an image without a proposal will do.
+
     Pixels are those of Pillow's resize, which filters when it shrinks, as in the
     papers' code; PyTorch computes them, in a tenth of Pillow's time.
 
     **Required Keys:** ``img``, ``view_box`` (optional), ``earlier_boxes``
-    (optional, from :class:`MultiView`)
+    (optional, from :class:`MultiView`), ``proposals`` (with ``min_visible``)
 
     **Modified Keys:** ``img``, ``img_shape``
 
@@ -110,26 +115,36 @@ class RandomResizedCrop(_RandomResizedCrop):
         *args: Arguments of mmpretrain's class.
         min_overlap (float): Least overlap, in 0..1; SlotCon's is 0.01. Defaults to 0,
             any crop.
+        min_visible (float): Least visible share of a proposal, in 0..1; CCOP's is 0.6. Defaults to
+            0, any crop.
         backend (str): 'torch', as above, for 'bilinear' and 'bicubic'
             interpolation; or mmcv's 'pillow' or 'cv2'. Defaults to 'torch'.
         **kwargs: Arguments of mmpretrain's class.
 
     Raises:
-        InputError: ``min_overlap`` is not a number in 0..1, or the backend
+        InputError: ``min_overlap`` or ``min_visible`` is not a number in 0..1, or the backend
             lacks the interpolation.
     """
 
     keeps_view_box = True
 
-    def __init__(self, *args, min_overlap: float = 0.0, backend: str = 'torch', **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        min_overlap: float = 0.0,
+        min_visible: float = 0.0,
+        backend: str = 'torch',
+        **kwargs,
+    ) -> None:
         super().__init__(*args, backend=backend, **kwargs)
-        check_fractions(min_overlap=min_overlap)
+        check_fractions(min_overlap=min_overlap, min_visible=min_visible)
         if backend == 'torch' and self.interpolation not in ('bilinear', 'bicubic'):
             raise InputError(
                 f"RandomResizedCrop: interpolation={self.interpolation!r} needs backend='pillow' "
                 "or 'cv2'; 'torch' has 'bilinear' and 'bicubic'"
             )
         self.min_overlap = min_overlap
+        self.min_visible = min_visible
 
     def transform(self, results: dict) -> dict:
         """Crop and resize ``img`` and add ``view_box``."""
@@ -137,6 +152,8 @@ class RandomResizedCrop(_RandomResizedCrop):
         earlier = results.get('earlier_boxes', ())
         if self.min_overlap and len(earlier):
             top, left, h, w = self._place_near(img, outer, earlier[0])
+        elif self.min_visible:
+            top, left, h, w = self._place_on_proposals(img, outer, results)
         else:
             top, left, h, w = self.rand_crop_params(img)
         results['view_box'] = _inside(outer, _part(img, top, left, h, w))
@@ -180,8 +197,31 @@ class RandomResizedCrop(_RandomResizedCrop):
                 return top, left, h, w
         return self.rand_crop_params(img)
 
+    def _place_on_proposals(
+        self, img: np.ndarray, outer: Box, results: dict
+    ) -> Tuple[int, int, int, int]:
+        """Draw (top, left, h, w), showing enough of a proposal if an attempt does."""
+        if 'proposals' not in results:
+            raise InputError(
+                'RandomResizedCrop with min_visible needs proposals: put LoadProposals after '
+                'LoadImage, before MultiView'
+            )
+        boxes = results['proposals'].astype(np.float64)
+        for _ in range(self.max_attempts):
+            top, left, h, w = self.rand_crop_params(img)
+            view = _inside(outer, _part(img, top, left, h, w))
+            shown = [np.clip(boxes[:, i::2], *sorted(view[i::2])) for i in (0, 1)]
+            inside, area = (
+                np.prod([x[:, 1] - x[:, 0] for x in sides], axis=0)
+                for sides in (shown, (boxes[:, 0::2], boxes[:, 1::2]))
+            )
+            if not len(boxes) or (inside > self.min_visible * area).any():
+                break
+        return top, left, h, w
+
     def __repr__(self) -> str:
-        return f'{super().__repr__()[:-1]}, min_overlap={self.min_overlap})'
+        visible = f', min_visible={self.min_visible}' if self.min_visible else ''
+        return f'{super().__repr__()[:-1]}, min_overlap={self.min_overlap}{visible})'
 
 
 @TRANSFORMS.register_module()

@@ -4,6 +4,7 @@ from .checkpoint import CheckpointHook
 from .dense_evaluation import DenseEvaluationHook
 from .event_log import EventLogHook
 from .exact_resume import ExactResumeHook
+from .gradients import ClipEachGradientHook, FreezeLayersHook
 from .health import HealthMonitorHook
 from .invalid_values import CheckInvalidValuesHook
 from .key_queue_log import KeyQueueLogHook
@@ -19,9 +20,11 @@ __all__ = [
     'BackboneExportHook',
     'CheckInvalidValuesHook',
     'CheckpointHook',
+    'ClipEachGradientHook',
     'DenseEvaluationHook',
     'EventLogHook',
     'ExactResumeHook',
+    'FreezeLayersHook',
     'HealthMonitorHook',
     'KeyQueueLogHook',
     'LambdaWarmupHook',

@@ -3,8 +3,8 @@
 
 from collections import defaultdict, deque
 from contextlib import contextmanager, suppress
-from functools import partial, wraps
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from functools import partial
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
@@ -20,6 +20,7 @@ from mmdense.utils.checks import check_counts
 from mmdense.utils.errors import MMDenseError
 
 from ..events import log_event
+from ..step_guard import StepGuard
 
 
 @HOOKS.register_module()
@@ -76,7 +77,7 @@ class CheckInvalidValuesHook(Hook):
         self.handles = [
             self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             self.model.register_forward_hook(self._after_forward, with_kwargs=True),
-            _StepGuard(optimizer, self._before_step, self._after_step),
+            StepGuard(optimizer, self._before_step, self._after_step),
         ]
 
     # ------------------------------------------------------------ on the device
@@ -239,39 +240,6 @@ class CheckInvalidValuesHook(Hook):
         files = [path for f in found if f.order == first.order for path in f.files]
         broken = next((f.broken for f in found if f.broken), '')
         return first._replace(files=files, broken=broken)
-
-
-class _StepGuard:
-    """Call functions before and after each step of one optimizer, until it is removed.
-
-    PyTorch's own step hooks do not serve: version 2.1 never calls them once anything in the
-    process was compiled, and every version calls them twice where a step calls ``super().step()``.
-
-    Args:
-        optimizer (Optimizer): The optimizer; its attribute ``step`` is replaced.
-        before (Callable): Called with the optimizer before a step.
-        after (Callable): Called with the optimizer after a step.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, before: Callable, after: Callable) -> None:
-        self.optimizer = optimizer
-        self.own = vars(optimizer).get('step')  # PyTorch's schedules replace it too
-        step = optimizer.step
-
-        @wraps(step)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            before(optimizer)
-            result = step(*args, **kwargs)
-            after(optimizer)
-            return result
-
-        optimizer.step = guarded
-
-    def remove(self) -> None:
-        """Give the optimizer back its own step."""
-        del self.optimizer.step
-        if self.own is not None:
-            self.optimizer.step = self.own
 
 
 class _Iteration(NamedTuple):

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from mmdense.registry import MODELS
 
+from .class_token import ClassTokenInTraining
+
 
 class ConvStem(BaseModule):
     """Embed patches of 16×16 pixels by five convolutions instead of one.
@@ -48,7 +50,7 @@ class ConvStem(BaseModule):
 
 
 @MODELS.register_module()
-class MoCoV3ViT(_MoCoV3ViT):
+class MoCoV3ViT(ClassTokenInTraining, _MoCoV3ViT):
     """Extend mmpretrain's ViT of MoCo v3 by feature maps and the convolutional stem.
 
     In training it returns the class token, which the projector takes. Otherwise it returns feature
@@ -127,9 +129,3 @@ class MoCoV3ViT(_MoCoV3ViT):
         """Set the mode; unlike mmpretrain's it returns the module."""
         super().train(mode)
         return self
-
-    def _format_output(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
-        if self.training:
-            return x[:, 0]
-        tokens = x[:, self.num_extra_tokens :]  # N×HW×C
-        return tokens.transpose(1, 2).unflatten(2, tuple(hw))

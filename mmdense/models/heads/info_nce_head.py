@@ -29,7 +29,12 @@ class InfoNCEHead(BaseModule):
         self.temperature = temperature
 
     def loss(
-        self, query: Tensor, key: Tensor, queue: Tensor, extra: Optional[Tensor] = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        queue: Tensor,
+        extra: Optional[Tensor] = None,
+        num_queries: Optional[float] = None,
     ) -> Tensor:
         """Return the mean loss of M normalised queries.
 
@@ -38,8 +43,9 @@ class InfoNCEHead(BaseModule):
             key (Tensor): M×C, the positives.
             queue (Tensor): C×K, the negatives.
             extra (Tensor, optional): M×C, one more negative of each query.
+            num_queries (float, optional): Number to divide the sum by instead of M.
 
         Returns:
             Tensor: A scalar.
         """
-        return info_nce(query, key, queue, self.temperature, extra)
+        return info_nce(query, key, queue, self.temperature, extra, num_queries)

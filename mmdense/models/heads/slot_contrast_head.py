@@ -9,7 +9,7 @@ from torch.nn import SyncBatchNorm
 from torch.nn.functional import normalize
 
 from mmdense.models.losses import slot_contrast
-from mmdense.models.utils import gather_rows
+from mmdense.models.utils import count_nearest, gather_rows
 from mmdense.models.utils.similarity import mean_of_others
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_above_zero
@@ -153,9 +153,7 @@ def count_prototypes(*scores: Tensor) -> Tensor:
     Returns:
         Tensor: P counts.
     """
-    best = torch.cat([score.argmax(1).flatten() for score in scores])
-    # bincount would ask the device for the largest
-    return best.new_zeros(scores[0].size(1)).scatter_add_(0, best, torch.ones_like(best))
+    return sum(count_nearest(score.movedim(1, -1)) for score in scores)
 
 
 def slot_similarities(
@@ -202,4 +200,5 @@ def true_rows(mask: Tensor, number: int) -> Tensor:
     mask = mask.flatten()
     place = torch.where(mask, mask.cumsum(0) - 1, number)  # all others into a last one
     everything = torch.arange(len(mask), device=mask.device)
-    return everything.new_empty(number + 1).scatter_(0, place, everything)[:number]
+    places = everything.new_zeros(number + 1)
+    return places.scatter_(0, place.clamp(max=number), everything)[:number]

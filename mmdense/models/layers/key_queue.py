@@ -1,11 +1,12 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Tuple
+from typing import Sequence, Tuple
 
 import torch
 from mmengine.dist import all_gather
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdense.models.utils.gather import gather_rows
 from mmdense.utils.checks import check_counts
 from mmdense.utils.errors import InputError
 
@@ -60,6 +61,20 @@ class KeyQueue(nn.Module):
                 queue has places.
         """
         enqueue((self, keys))
+
+    @torch.no_grad()
+    def enqueue_unequal(self, keys: Tensor, counts: Sequence[int]) -> None:
+        """Replace the oldest keys, where processes have different numbers of keys; of more keys
+        than the queue has places, the last ones are kept.
+
+        Args:
+            keys (Tensor): M×C, normalised; M may be 0.
+            counts (Sequence[int]): M of each process.
+        """
+        self._check(keys)
+        if sum(counts):
+            rows = gather_rows(keys.to(self.keys.dtype), counts)
+            self._push(torch.cat(rows)[-self.queue_len :])
 
     def _check(self, keys: Tensor) -> None:
         if keys.dim() != 2 or keys.size(1) != self.feat_dim:

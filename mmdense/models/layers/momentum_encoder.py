@@ -67,14 +67,22 @@ class MomentumEncoder(ExponentialMovingAverage):
         r"""Return :math:`\alpha` of the next update."""
         if self.end_momentum is None:
             return self.momentum
+        weight = (cos(pi * self.progress()) + 1) / 2
+        return self.end_momentum + (self.momentum - self.end_momentum) * weight
+
+    def progress(self) -> float:
+        """Return the number of updates so far as a share of the run's K, at most 1.
+
+        Raises:
+            InputError: When K is not known.
+        """
         total = self.total_steps or MessageHub.get_current_instance().get_info('max_iters')
         if not total:
             raise InputError(
                 'the momentum schedule needs the number of steps of the run: set total_steps, or '
                 "train by MMEngine's runner, which knows it"
             )
-        weight = (cos(pi * min(self.num_updates() / total, 1)) + 1) / 2
-        return self.end_momentum + (self.momentum - self.end_momentum) * weight
+        return min(self.num_updates() / total, 1)
 
     def update(self, model: nn.Module) -> None:
         """Call :meth:`update_parameters`, unless the optimizer has not stepped since."""

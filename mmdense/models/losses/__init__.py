@@ -6,6 +6,8 @@ from .cosine import cosine_distance
 from .feature_reconstruction import feature_reconstruction
 from .group_distillation import group_distillation
 from .info_nce import info_nce
+from .intra_image_margin import intra_image_margin
+from .multi_crop_distillation import multi_crop_distillation
 from .negative_cosine import negative_cosine
 from .nt_xent import nt_xent
 from .pixel_consistency import pixel_consistency
@@ -22,6 +24,8 @@ __all__ = [
     'feature_reconstruction',
     'group_distillation',
     'info_nce',
+    'multi_crop_distillation',
+    'intra_image_margin',
     'negative_cosine',
     'nt_xent',
     'pixel_consistency',

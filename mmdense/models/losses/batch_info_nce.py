@@ -29,7 +29,8 @@ def batch_info_nce(query: Tensor, key: Tensor, temperature: float = 1.0) -> Tens
             f'{tuple(key.shape)}'
         )
     with torch.no_grad():
-        keys = torch.cat(all_gather(normalize(key, dim=1)))  # (N·W)×C
+        keys = all_gather(normalize(key, dim=1))
+        keys = torch.cat(keys) if len(keys) > 1 else keys[0]  # (N·W)×C
     logits = normalize(query, dim=1) @ keys.t() / temperature
     own = torch.arange(len(query), device=query.device) + len(query) * get_rank()
     return cross_entropy(logits, own)

@@ -37,8 +37,24 @@ def group_distillation(
     Returns:
         Tensor: A scalar, the mean over all locations.
     """
+    target = assign_prototypes(teacher, center, teacher_temperature)
+    # division by 1 copies large maps for nothing
+    scores = student / student_temperature if student_temperature != 1 else student
+    return cross_entropy(scores, target)
+
+
+def assign_prototypes(teacher: Tensor, center: Optional[Tensor], temperature: float) -> Tensor:
+    r"""Compute the teacher's assignment, :math:`\mathrm{softmax}((t - c) / \tau_t)`.
+
+    Args:
+        teacher (Tensor): N×P×…, scores. Gets no gradient.
+        center (Tensor, optional): P, subtracted from the scores. None subtracts nothing.
+        temperature (float): τ_t, above 0.
+
+    Returns:
+        Tensor: The same shape; the P shares of a sample sum to 1.
+    """
     target = teacher.detach()
     if center is not None:
         target = target - center.view(-1, *[1] * (teacher.dim() - 2))
-    target = softmax(target / teacher_temperature, dim=1)
-    return cross_entropy(student / student_temperature, target)
+    return softmax(target / temperature if temperature != 1 else target, dim=1)

@@ -109,6 +109,7 @@ def info_nce(
     queue: Tensor,
     temperature: float = 0.2,
     extra: Optional[Tensor] = None,
+    num_queries: Optional[float] = None,
 ) -> Tensor:
     r"""Return the InfoNCE of queries against one positive key each and a shared queue.
 
@@ -131,9 +132,12 @@ def info_nce(
             gradient, and may be overwritten once the loss is computed.
         temperature (float): :math:`\tau` > 0. Defaults to 0.2.
         extra (Tensor, optional): M×C, normalised, a constant: it gets no gradient.
+        num_queries (float, optional): Number to divide the sum over rows by instead of M, for
+            processes with different numbers of queries: those of all processes over the number of
+            processes. M may then be 0.
 
     Returns:
-        Tensor: The mean over rows, a scalar.
+        Tensor: The mean over rows, a scalar; 0 without a query.
 
     Examples:
         >>> q = F.normalize(torch.randn(32, 128), dim=1)
@@ -142,7 +146,12 @@ def info_nce(
         >>> loss = info_nce(q, k, queue, temperature=0.2)
     """
     matrices = query.dim() == queue.dim() == 2
-    if not matrices or query.shape != key.shape or queue.size(0) != query.size(1) or not len(query):
+    if (
+        not matrices
+        or query.shape != key.shape
+        or queue.size(0) != query.size(1)
+        or not (len(query) or num_queries is not None)
+    ):
         raise InputError(
             'info_nce takes query M×C, key M×C and queue C×K, M at least 1, got '
             f'{tuple(query.shape)}, {tuple(key.shape)} and {tuple(queue.shape)}'
@@ -155,4 +164,5 @@ def info_nce(
             )
         # with logits p of key, x of extra: −log(e^p / (e^p + Σ + e^x)) = log(e^L + e^(x − p))
         loss = torch.logaddexp(loss, (query * (extra.detach() - key)).sum(1) / temperature)
-    return loss.mean()
+    # 0 / ε = 0 where there is none
+    return loss.mean() if num_queries is None else loss.sum() / max(num_queries, 1e-6)

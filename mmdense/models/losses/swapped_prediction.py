@@ -1,7 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from typing import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
@@ -28,8 +27,9 @@ def swapped_prediction(
         Tensor: The loss, a scalar from 0.
     """
     views, images = scores.shape[:2]
-    log_p = log_softmax(scores / temperature, dim=2)
-    own = torch.stack([log_p[a] for a in assigned])
-    # the agreement with all views, without that of a view with its own codes
-    agreement = (codes.sum(0) * log_p.sum(0)).sum() - (codes * own).sum()
+    assigned, total, agreement = list(assigned), codes.sum(0), 0
+    for view, s in enumerate(scores.unbind()):
+        # a view predicts the codes of all but its own
+        others = total - codes[assigned.index(view)] if view in assigned else total
+        agreement = agreement + (others * log_softmax(s / temperature, dim=1)).sum()
     return -agreement / (len(assigned) * (views - 1) * images)

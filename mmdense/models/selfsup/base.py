@@ -5,7 +5,8 @@ docs/add_an_algorithm.md explains it with an example.
 """
 
 from inspect import Parameter, signature
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from itertools import islice
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -43,6 +44,11 @@ class Views(NamedTuple):
     def count(self) -> int:
         """Return the number of views of an image."""
         return sum(self.groups)
+
+    def split(self, views: Sequence[Tensor]) -> List[List[Tensor]]:
+        """Return the views of each size."""
+        rest = iter(views)
+        return [list(islice(rest, number)) for number in self.groups]
 
 
 class RunFacts(NamedTuple):
@@ -188,6 +194,12 @@ class SelfSupervisor:
             _use_format(self, torch.channels_last)
         self.compile_options = _compile_options(compile)
         self.health_monitor: Optional[Callable[[Dict[str, Any]], None]] = None
+
+    def in_format(self, part: nn.Module) -> nn.Module:
+        """Return a network that a subclass has built, with its channels last where all have."""
+        if self.channels_last:
+            _use_format(part, torch.channels_last)
+        return part
 
     def forward(
         self,
@@ -431,9 +443,7 @@ class SelfSupervisor:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def with_pretrained(
-    backbone: Optional[dict], pretrained: Union[None, str, dict]
-) -> Optional[dict]:
+def with_pretrained(backbone: Optional[dict], pretrained: Union[None, str, dict]) -> Optional[dict]:
     """Return the config of a backbone that starts from a checkpoint.
 
     Args:

@@ -5,14 +5,16 @@ from typing import Dict, List, Optional
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import print_log
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize, one_hot
+from torch.nn.functional import linear, normalize
 
 from mmdense.models.layers import FeatureQueue, push_batch, read_batches
 from mmdense.models.losses import sinkhorn, swapped_prediction
+from mmdense.models.utils import count_nearest
 from mmdense.models.utils.float32 import in_float32
+from mmdense.models.utils.progress import run_progress
 from mmdense.registry import MODELS
 from mmdense.utils.checks import check_whole
 from mmdense.utils.errors import InputError
@@ -129,7 +131,7 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         with torch.no_grad():
             self.prototypes.weight.copy_(normalize(self.prototypes.weight, dim=1))
         weight = self.prototypes.weight  # PxC
-        if _progress('iter') < self.freeze_prototypes_niters:
+        if run_progress('iter') < self.freeze_prototypes_niters:
             weight = weight.detach() + 0 * weight  # a gradient of zero, which processes exchange
         z = z.unflatten(0, (len(inputs), -1))  # VxNxC
         scores = _similarity(z, weight)  # VxNxP
@@ -137,7 +139,7 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         assigned = settings.crops_for_assign
         codes = self.assign(*(torch.stack([x[a] for a in assigned]) for x in (z, scores)))
         loss = self.predict(scores, codes, assigned, settings.temperature)
-        self.probe(global_=(z[0], z[1]), prototypes=lambda: _count_nearest(scores))
+        self.probe(global_=(z[0], z[1]), prototypes=lambda: count_nearest(scores))
         return dict(loss=loss)
 
     @torch.no_grad()
@@ -155,7 +157,7 @@ class SwAV(SelfSupervisor, BaseSelfSupervisor):
         settings, number = self.head.loss_module, z.size(1)
         queue = settings.queue  # A tensor where mmpretrain's hook keeps a queue, else None.
         if self.queue is not None:
-            started = _progress('epoch') >= self.epoch_queue_starts
+            started = run_progress('epoch') >= self.epoch_queue_starts
             queue = self.queue.features if started else None
         if queue is not None:
             earlier = read_batches(queue, number)  # AxRxC
@@ -265,13 +267,3 @@ def _rename(tensors: Dict[str, Tensor], prefix: str = '') -> None:
         if prefix + theirs in tensors:
             ours = f'{prefix}head.loss_module.prototypes.weight'
             tensors[ours] = tensors.pop(prefix + theirs)
-
-
-def _progress(name: str) -> int:
-    """Return the iteration or the epoch of the run, from 0; 0 outside a run."""
-    return MessageHub.get_current_instance().get_info(name) or 0
-
-
-def _count_nearest(scores: Tensor) -> Tensor:
-    """Return for each of P prototypes the number of samples that are nearest to it."""
-    return one_hot(scores.argmax(-1).flatten(), scores.size(-1)).sum(0)

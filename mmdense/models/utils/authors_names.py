@@ -42,8 +42,7 @@ def mlp_names(theirs: str, ours: str, layers: int = 3) -> Dict[str, str]:
     return names
 
 
-# A DETR's names in the authors' code and in mmdet: beginnings of regular expressions, and what
-# takes their place. The first table is for both directions.
+# A DETR's names in the authors' code and in mmdet.
 _DETR_PARTS = (
     ('input_proj.', 'neck.convs.0.conv.'),
     ('transformer.encoder.norm.', 'encoder.post_norm.'),
@@ -118,3 +117,25 @@ _UNUSED_IDS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 _COCO_IDS = [i for i in range(91) if i not in _UNUSED_IDS]  # 80 classes
 # by the number of outputs: softmax with no object last, and sigmoid
 COCO_ROWS = {92: [*_COCO_IDS, 91], 91: _COCO_IDS}
+
+
+def name_detectron2_layers(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Return tensors of ResNets and of FPNs, whose layers have detectron2's names, with those of
+    mmpretrain and mmdet. Other names stay."""
+    for theirs, ours in _DETECTRON2:
+        tensors = {re.sub(theirs, ours, name): value for name, value in tensors.items()}
+    return tensors
+
+
+_DETECTRON2 = (
+    (r'\bstem\.conv1\.norm\.', 'bn1.'),
+    (r'\bstem\.conv1\.', 'conv1.'),
+    (r'\bres([2-5])\.', lambda match: f'layer{int(match[1]) - 1}.'),
+    (r'\.conv([1-3])\.norm\.', r'.bn\1.'),
+    (r'\.shortcut\.norm\.', '.downsample.1.'),
+    (r'\.shortcut\.', '.downsample.0.'),
+    (r'\bfpn_lateral([2-5])\.', lambda match: f'lateral_convs.{int(match[1]) - 2}.'),
+    (r'\bfpn_output([2-5])\.', lambda match: f'fpn_convs.{int(match[1]) - 2}.'),
+    (r'(_convs\.\d\.)norm\.', r'\1bn.'),
+    (r'(_convs\.\d\.)(?!bn\.)', r'\1conv.'),
+)

@@ -31,3 +31,17 @@ def best_groups(scores: Tensor, size: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
             best = torch.where(better, value, best)
             labels = torch.where(better, index + start, labels)
     return labels, best
+
+
+def count_nearest(scores: Tensor) -> Tensor:
+    """Count the samples whose score is the largest, for each of P prototypes.
+
+    Args:
+        scores (Tensor): …×P.
+
+    Returns:
+        Tensor: P, int64.
+    """
+    best = scores.argmax(-1).flatten()
+    # bincount would ask the device for the largest
+    return best.new_zeros(scores.size(-1)).scatter_add_(0, best, torch.ones_like(best))

@@ -35,9 +35,7 @@ def shuffled_forward(
     if world == 1:
         return encode(*inputs)
     number = len(inputs[0])
-    # Every process draws the same order: process d encodes the rows order[d] of the joined batch.
-    rng = torch.Generator().manual_seed(seed)
-    order = torch.randperm(world * number, generator=rng).view(world, number)
+    order = _draw_order(number, seed)
     owner = order // number
     # my rows by where they go, and the rows that I encode by where they come from
     send = order[owner == rank] - rank * number
@@ -47,6 +45,25 @@ def shuffled_forward(
 
     shuffled = _exchange(inputs, send, sent, receive, received)
     return tuple(_exchange(encode(*shuffled), receive, received, send, sent))
+
+
+def encoded_rows(number: int, seed: int) -> List[int]:
+    """Return the rows of the joined batch that this process encodes in :func:`shuffled_forward`.
+
+    Args:
+        number (int): N, rows in each process.
+        seed (int): Seed of the order.
+    """
+    if get_world_size() == 1:
+        return list(range(number))
+    return _draw_order(number, seed)[get_rank()].tolist()
+
+
+def _draw_order(number: int, seed: int) -> Tensor:
+    """Draw W×N, the same in every process: process d encodes the rows order[d]."""
+    rng = torch.Generator().manual_seed(seed)
+    world = get_world_size()
+    return torch.randperm(world * number, generator=rng).view(world, number)
 
 
 def _exchange(
