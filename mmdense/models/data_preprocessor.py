@@ -61,8 +61,8 @@ class SelfSupDataPreprocessor(_SelfSupDataPreprocessor):
             training (bool): Not used.
 
         Returns:
-            dict: ``inputs``, float32 and normalised, with 0 where :func:`~mmdense.datasets.pad_collate`
-            padded; ``data_samples``.
+            dict: ``inputs``, float32 and normalised, with 0 where
+            :func:`~mmdense.datasets.pad_collate` padded; ``data_samples``.
         """
         data = self.cast_data(data)
         views, samples = data['inputs'], data.get('data_samples')

@@ -78,7 +78,7 @@ class UPDETR(DetectorSelfSupervisor):
         self.queries = self.detector.num_queries
         if self.queries % num_patches:
             raise InputError(
-                f'UPDETR: num_queries={self.queries} must be a multiple of num_patches={num_patches}'
+                f'num_queries={self.queries} must be a multiple of num_patches={num_patches}'
             )
         self.views = Views(groups=(1, num_patches), trained=(1, 0), proposals=True)
         self.mask_ratio = mask_ratio
