@@ -56,6 +56,7 @@ def tiny():
         collapses=False,
         multi_view=2,
         passes=2,
+        proposals=lambda image: 10,
     )
 
 
@@ -115,7 +116,12 @@ def assigner():
 
 
 def draw_by_embedding(model):
-    """Drop the patches of queries by what the patches look like, the same in every process."""
+    """Drop the patches of queries by what the patches look like, the same in every process, and let
+    the queries of a new detector find different boxes: if all find one box, every match is as good.
+    """
+    with torch.no_grad():
+        model.detector.query_embedding.weight *= 8
+        model.detector.bbox_head.fc_reg.weight *= 30
 
     def draw(queries):
         return (queries.sum(2) * 5).sin().abs()
@@ -341,7 +347,8 @@ def test_detector_from_the_authors_file(published, tmp_path, monkeypatch):
 
     # the backbone alone, into a backbone of any detector
     backbone = full_detector().backbone
-    SelfSupPretrained(str(published))(backbone)
+    backbone.init_cfg = dict(type='mmdense.SelfSupPretrained', checkpoint=str(published))
+    backbone.init_weights()
     assert torch.equal(backbone.layer4[2].conv3.weight, state['backbone.layer4.2.conv3.weight'])
 
     # and back
@@ -422,21 +429,23 @@ def test_the_backbone_is_frozen():
 
 
 def test_padding_changes_nothing():
-    """An image alone, and in a batch that is padded to a larger one."""
+    """The same predictions of an image alone, and of one padded to the largest of its batch."""
     model = tiny_model('UPDETR').eval()
+    maps = nn.Conv2d(3, 64, 32, 32)  # where each location sees its own pixels alone
+    model.frozen_maps = lambda images: (maps(images),)
     views, samples = joined_batch('UPDETR', number=2)
-    alone = [view[:1, :, :64, :96] if view.size(3) == 96 else view[:1] for view in views]
-    padded = [views[0].clone(), *views[1:]]
-    padded[0][0] = 0
-    padded[0][0, :, :64, :96] = alone[0][0]
-    samples[0].set_metainfo(dict(view_shapes=[(64, 96)]))
-    samples[1].set_metainfo(dict(view_shapes=[(96, 96)]))
+    alone = [views[0][:1, :, :64], *(view[:1] for view in views[1:])]
+    views[0][0, :, 64:] = 100
     found = []
     model.detector.bbox_head.register_forward_hook(lambda *args: found.append(args[2][1]))
     model(alone, samples[:1], mode='loss')
-    model(padded, samples, mode='loss')
-    # 0 at a border is what the backbone pads with, but biases and norms are not 0 in the padding
-    torch.testing.assert_close(found[1][:, :1], found[0], rtol=0.02, atol=0.02)
+    model(views, samples, mode='loss')
+    samples[0].set_metainfo(dict(view_shapes=[(64, 96)]))
+    samples[1].set_metainfo(dict(view_shapes=[(96, 96)]))
+    model(views, samples, mode='loss')
+    assert (found[1][:, :1] - found[0]).abs().max() > 0.1
+    close(found[2][:, :1], found[0], 1e-5)
+    close(found[2][:, 1:], found[1][:, 1:], 1e-5)
 
 
 def test_arguments_are_checked():
@@ -448,7 +457,7 @@ def test_arguments_are_checked():
 
 def test_without_mmdet_there_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmdet.models', None)
-    with pytest.raises(InputError, match='UPDETR needs mmdet and mmcv with compiled operators'):
+    with pytest.raises(InputError, match='UPDETR needs mmdet, which cannot be imported'):
         build(64, 20, 10)
 
 

@@ -42,7 +42,7 @@ class DetectorSelfSupervisor(SelfSupervisor, BaseModel):
         kwargs: Arguments of :class:`SelfSupervisor`.
 
     Raises:
-        InputError: mmdet or mmcv's operators are not installed, or there is no backbone, or two.
+        InputError: mmdet is not installed, or there is no backbone, or two.
     """
 
     product = 'detector'

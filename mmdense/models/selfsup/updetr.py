@@ -104,7 +104,7 @@ class UPDETR(DetectorSelfSupervisor):
             scalars, each weighted and summed over the decoder's layers.
         """
         self.check_views(inputs)
-        images, patches = inputs[0], torch.stack(inputs[1:], dim=1)
+        images, patches = inputs[0], inputs[1:]
         boxes, _ = stack_proposals(data_samples, like=images)  # N×P×4
         features = self.patch_features(patches)  # N×P×C
         sizes = image_sizes(images, data_samples)
@@ -150,10 +150,10 @@ class UPDETR(DetectorSelfSupervisor):
         self.probe(global_=lambda: (predicted[last], target[last]))
         return losses
 
-    def patch_features(self, patches: Tensor) -> Tensor:
-        """Return the features N×P×C of patches N×P×3×h×w: means over the last map."""
-        maps = self.frozen_maps(patches.flatten(0, 1))
-        return maps[-1].mean(dim=(2, 3)).unflatten(0, patches.shape[:2])
+    def patch_features(self, patches: List[Tensor]) -> Tensor:
+        """Return the features N×P×C of P views N×3×h×w of patches: means over the last map."""
+        maps = self.frozen_maps(torch.cat(patches))
+        return maps[-1].mean(dim=(2, 3)).unflatten(0, (len(patches), -1)).transpose(0, 1)
 
     def detect(self, maps: Tuple[Tensor, ...], features: Tensor, sizes: list) -> Tensor:
         """Ask the detector for p ≤ P patches of each image (paper, section 3.2).
