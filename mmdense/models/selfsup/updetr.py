@@ -45,6 +45,7 @@ class UPDETR(DetectorSelfSupervisor):
 
     views = Views(groups=(1, 10), trained=(1, 0), proposals=True)
     label = 1
+    patch_tensor = 'patch2query.weight'  # what a checkpoint with it has
     AUTHORS = tuple(
         AuthorsFormat(
             source=source,
@@ -192,6 +193,26 @@ class UPDETR(DetectorSelfSupervisor):
             if self.shuffle_queries:
                 embedding = embedding[torch.randperm(self.queries, device=patch.device)]
         return embedding[: patch.size(1)] + patch
+
+    @torch.no_grad()
+    def find(self, images: Tensor, patches: List[Tensor]) -> Tuple[Tensor, Tensor]:
+        """Find p ≤ P patches in images without padding, in eval mode.
+
+        Args:
+            images (Tensor): N×3×H×W.
+            patches (List[Tensor]): p, each N×3×h×w.
+
+        Returns:
+            tuple[Tensor, Tensor]: By the Q/P queries of each patch: scores N×p×(Q/P) in [0, 1], and
+            boxes N×p×(Q/P)×4, (x0, y0, x1, y1) in fractions of the image.
+        """
+        features = self.patch_features(patches)
+        hidden = self.detect(self.frozen_maps(images), features, image_sizes(images))
+        logits, found = (out[-1] for out in self.detector.bbox_head(hidden[-1:]))
+        center, half = found[..., :2], found[..., 2:] / 2
+        boxes = torch.cat([center - half, center + half], dim=2)
+        scores = logits.softmax(dim=2)[..., self.label]
+        return tuple(x.unflatten(1, (len(patches), -1)) for x in (scores, boxes))
 
     def draw(self, queries: Tensor) -> Tensor:
         """Draw a number in [0, 1) for each of N×Q×D queries: N×Q."""
