@@ -51,7 +51,7 @@ def tiny():
             'train_dataloader.dataset.pipeline.2.transforms.1.0.scale=32',
         ],
         health=health_names(global_=PAIRS),
-        losses=['loss', 'loss_cls', 'loss_bbox', 'loss_iou', 'loss_feature'],
+        losses=['loss_cls', 'loss_bbox', 'loss_iou', 'loss_feature'],
         probed='feature_align',
         collapses=False,
         multi_view=2,
@@ -121,7 +121,7 @@ def draw_by_embedding(model):
     """
     with torch.no_grad():
         model.detector.query_embedding.weight *= 8
-        model.detector.bbox_head.fc_reg.weight *= 30
+        model.detector.bbox_head.fc_reg.weight *= 4
 
     def draw(queries):
         return (queries.sum(2) * 5).sin().abs()
