@@ -11,22 +11,35 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from recipes import REPO
-from tiny_algorithms import PAIRS, Tiny, health_names, joined_batch, tiny_model
+from PIL import Image
+from recipes import REPO, load_recipe
+from tiny_algorithms import (
+    PAIRS,
+    Tiny,
+    health_names,
+    joined_batch,
+    tiny_model,
+    tiny_model_config,
+)
 from torch import nn
 
+from mmdense.apis.report.show import show
 from mmdense.checkpoints import (
     SelfSupPretrained,
     convert_detector,
+    describe_product,
     read_checkpoint,
     recognise,
     save_backbone,
 )
+from mmdense.models import UPDETR, Views
+from mmdense.models.selfsup.base import RunFacts
 from mmdense.models.selfsup.detector import image_sizes
 from mmdense.models.selfsup.updetr import block_mask
 from mmdense.models.utils.authors_names import authors_detr_names, name_detr_layers
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError, InputError
+from mmdense.visualization.found_patches import box_overlap, find_patches, paint_found
 
 GOLDEN = Path(__file__).resolve().parents[1] / 'golden'
 
@@ -411,6 +424,23 @@ def test_post_norm_file(tmp_path):
             assert torch.equal(value, source.detector.state_dict()[name]), name
 
 
+def test_transfer_config(published, monkeypatch):
+    """The checkpoint alone fills it, whatever weights mmdet's config names for the backbone."""
+    monkeypatch.setenv('CHECKPOINT', str(published))
+    path = REPO / 'configs/transfer/mmdet/detr_r50_pre-norm_bccd.py'
+    config = Config.fromfile(str(path)).model
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        detector = MODELS.build(config)
+        detector.init_weights()
+    file = recognise(read_checkpoint(str(published))).detector
+    state = detector.state_dict()
+    for name, value in file.items():
+        assert name.startswith('bbox_head.fc_cls.') or torch.equal(state[name], value), name
+    assert detector.bbox_head.fc_cls.out_features == 4
+    trained = {n.split('.')[0] for n, p in detector.backbone.named_parameters() if p.requires_grad}
+    assert trained == {'layer2', 'layer3', 'layer4'}
+
+
 # ---------------------------------------------------------------- the contract
 
 
@@ -453,6 +483,19 @@ def test_arguments_are_checked():
         build(64, 20, 3)
     with pytest.raises(InputError, match='needs one backbone'):
         MODELS.build(dict(type='UPDETR', detector=tiny_detector()))
+    views, samples = joined_batch('UPDETR', number=2)
+    for sample in samples:
+        sample.set_field(sample.proposals[:9], 'proposals')
+    with pytest.raises(InputError, match='as many proposals of every image as patches, 10, got 9'):
+        tiny_model('UPDETR')(views, samples, mode='loss')
+
+
+def test_the_planner_says_that_the_backbone_is_frozen():
+    facts = RunFacts(images=500, batch=32, steps=100, recipe=None)
+    (row,) = UPDETR.small_data_rules(facts)
+    assert (row.name, row.value, row.config) == ('backbone weights', 'random', {})
+    assert '--init FILE' in row.reason
+    assert UPDETR.small_data_rules(facts._replace(init='x.pth')) == []
 
 
 def test_without_mmdet_there_is_one_line(monkeypatch):
@@ -476,3 +519,63 @@ def test_shuffled_queries():
     torch.testing.assert_close(
         model.query_positions(features)[0], embedding + model.patch2query.bias
     )
+
+
+# ---------------------------------------------------------------- mmdense show
+
+
+def test_find():
+    model = tiny_model('UPDETR').eval()
+    views, samples = joined_batch('UPDETR', number=2)
+    scores, boxes = model.find(views[0], views[1:4])
+    assert scores.shape == (2, 3, 2) and boxes.shape == (2, 3, 2, 4)
+    outputs = []
+    model.detector.bbox_head.register_forward_hook(lambda *args: outputs.append(args[2]))
+    model(views, samples, mode='loss')
+    logits, found = (out[-1, :, :6].unflatten(1, (3, 2)) for out in outputs[0])
+    # queries of one patch do not see those of another: the other seven change nothing
+    close(scores, logits.softmax(-1)[..., 1], 1e-5)
+    close((boxes[..., 2:] - boxes[..., :2]), found[..., 2:], 1e-5)
+    close((boxes[..., 2:] + boxes[..., :2]) / 2, found[..., :2], 1e-5)
+
+
+def test_picture_of_found_patches():
+    """By a model whose first query finds each patch, and whose second one nothing."""
+    seen = []
+
+    class Finder:
+        views = Views(groups=(1, 3))
+
+        def find(self, images, patches):
+            seen.append((images, patches))
+            corner = torch.tensor([0.0, 0.0, 0.1, 0.1])
+            boxes = torch.stack([torch.stack([torch.ones(4), corner])] * 3)[None]
+            return torch.tensor([[[0.2, 0.9]] * 3]), boxes
+
+    image = np.random.RandomState(0).randint(0, 256, (60, 90, 3), np.uint8)
+    preprocessor = lambda data: dict(inputs=data['inputs'].float())  # noqa: E731
+    (one,) = find_patches(Finder(), preprocessor, [image])
+    assert seen[0][0].shape == (1, 3, 60, 90)
+    assert [tuple(patch.shape) for patch in seen[0][1]] == [(1, 3, 128, 128)] * 3
+    for patch, (x0, y0, x1, y1) in zip(one.patches, one.boxes * [90, 60, 90, 60]):
+        x0, y0, x1, y1 = map(round, (x0, y0, x1, y1))
+        assert min(x1 - x0, y1 - y0) >= 10
+        assert abs(patch.mean() - image[y0:y1, x0:x1].mean()) < 3
+    painted = paint_found(image, one, 0)
+    assert tuple(painted[6, 9]) == tuple(painted[3, 9]) == (255, 200, 0)  # the best query
+    one.found[0, 1] = one.boxes[0]
+    assert box_overlap(one, 0) == pytest.approx(1) and box_overlap(one, 1) < 0.5
+
+
+def test_show_draws_found_patches(images, tmp_path):
+    cfg = load_recipe('configs/updetr_r50_coco.py')
+    cfg.model = tiny_model_config('UPDETR', dict(type='BN'))
+    model = MODELS.build(cfg.model)
+    path = str(tmp_path / 'epoch_1.pth')
+    meta = dict(cfg=cfg.pretty_text, mmdense=describe_product(model))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+    files = show(path, [images], str(tmp_path / 'out'), number=2, size=128)
+    (picture,) = [name for name in files if name.endswith('patches.png')]
+    assert min(Image.open(picture).size) > 300
+    html = (tmp_path / 'out' / 'index.html').read_text(encoding='utf-8')
+    assert 'Where patches are found' in html and 'But for the found patches, each' in html

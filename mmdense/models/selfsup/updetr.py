@@ -13,7 +13,7 @@ from mmdense.registry import MODELS
 from mmdense.utils.checks import check_counts, check_fractions
 from mmdense.utils.errors import InputError
 
-from .base import AuthorsFormat, Views
+from .base import AuthorsFormat, RunFacts, Setting, Views
 from .detector import DetectorSelfSupervisor, average_count, box_targets, image_sizes
 
 
@@ -107,6 +107,11 @@ class UPDETR(DetectorSelfSupervisor):
         self.check_views(inputs)
         images, patches = inputs[0], inputs[1:]
         boxes, _ = stack_proposals(data_samples, like=images)  # N×P×4
+        if boxes.size(1) != len(patches):
+            raise InputError(
+                f'UPDETR needs as many proposals of every image as patches, {len(patches)}, got '
+                f'{boxes.size(1)}; check max_num of LoadProposals in the training pipeline'
+            )
         features = self.patch_features(patches)  # N×P×C
         sizes = image_sizes(images, data_samples)
         hidden = self.detect(self.frozen_maps(images), features, sizes)  # L×N×Q×D
@@ -223,6 +228,14 @@ class UPDETR(DetectorSelfSupervisor):
         maps = self.frozen_maps(images)
         patches = images.new_zeros(len(images), self.views.groups[1], maps[-1].size(1))
         return tuple(self.detect(maps, patches, image_sizes(images)))
+
+    @classmethod
+    def small_data_rules(cls, facts: RunFacts) -> List[Setting]:
+        """Say that a frozen backbone needs weights."""
+        if facts.init:
+            return []
+        reason = 'it is frozen: --init FILE takes that of any checkpoint'
+        return [Setting('backbone weights', 'random', reason)]
 
     @classmethod
     def complete_authors_state(cls, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
