@@ -521,6 +521,40 @@ def test_shuffled_queries():
     )
 
 
+@pytest.mark.parametrize('name, epochs', [('60e_in1k', 60), ('300e_coco', 300)])
+def test_recipes(name, epochs):
+    """Those of the authors' repository, but for the length on COCO."""
+    recipe = load_recipe(f'configs/updetr/updetr_resnet50_8xb32-steplr-{name}.py')
+    wrapper = recipe.optim_wrapper
+    assert wrapper.optimizer == dict(type='AdamW', lr=1e-4, weight_decay=1e-4)
+    assert wrapper.clip_grad == dict(max_norm=0.1, norm_type=2) and 'paramwise_cfg' not in wrapper
+    (schedule,) = recipe.param_scheduler
+    assert (schedule.milestones, schedule.gamma) == ([epochs * 2 // 3], 0.1)
+    assert recipe.train_cfg.max_epochs == epochs and recipe.train_dataloader.batch_size == 32
+    _, load, views, _ = recipe.train_dataloader.dataset.pipeline
+    assert (load.source, load.max_num, views.num_views) == ('random', 10, [1, 10])
+    (image,), (patch, jitter, grey, blur) = views.transforms
+    assert image.scale == [side for side in range(320, 481, 16) if side != 384]
+    assert image.max_size == 600 and patch.scale == 128
+    assert [jitter[k] for k in ('brightness', 'contrast', 'saturation', 'hue')] == [0.4] * 3 + [0.1]
+    assert (jitter.prob, grey.prob, blur.prob, blur.sigma) == (0.8, 0.2, 0.5, (0.1, 2.0))
+    detector = recipe.model.detector
+    assert (detector.num_queries, recipe.model.num_patches, recipe.model.mask_ratio) == (
+        100,
+        10,
+        0.1,
+    )
+    for part in (detector.encoder, detector.decoder):
+        attention, forward = part.layer_cfg.self_attn_cfg, part.layer_cfg.ffn_cfg
+        assert (part.num_layers, attention.num_heads, attention.embed_dims) == (6, 8, 256)
+        assert (attention.dropout, forward.ffn_drop, forward.feedforward_channels) == (
+            0.1,
+            0.1,
+            2048,
+        )
+    assert detector.type == 'mmdense.PreNormDETR' and detector.positional_encoding.normalize
+
+
 # ---------------------------------------------------------------- mmdense show
 
 
