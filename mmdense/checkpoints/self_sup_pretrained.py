@@ -186,7 +186,7 @@ class SelfSupPretrained:
             offered = {k: v for k, v in given.items() if k in wanted or not _lacks_part(module, k)}
             wanted = module.fit_queues(wanted, offered)
         else:
-            given = translate(_of_backbone(found.backbone, wanted), wanted)
+            given = translate(found.backbone, wanted)
             given, resized = _resize_positions(given, wanted, module)
             new = _new_layers(module, given, self.new)
             wanted = {k: v for k, v in wanted.items() if not _is_below(k, new)}
@@ -328,14 +328,6 @@ class Match:
     def extra(self) -> List[str]:
         """List the tensors of such parts that the file has and the module has not."""
         return [k for k in self.offered if k not in self.wanted]
-
-
-def _of_backbone(given: Dict[str, Tensor], wanted: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Return the backbone of a detector's tensors where it is a backbone that is to be filled."""
-    detector = any(key.startswith('bbox_head.') for key in given)
-    if not detector or any(key.startswith('backbone.') for key in wanted):
-        return given
-    return {key[9:]: value for key, value in given.items() if key.startswith('backbone.')}
 
 
 def _keep_weights() -> None:
