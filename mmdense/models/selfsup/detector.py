@@ -4,6 +4,7 @@
 mmdet is imported only when such an algorithm is built.
 """
 
+import copy
 from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -57,7 +58,7 @@ class DetectorSelfSupervisor(SelfSupervisor, BaseModel):
     ) -> None:
         super().__init__(**kwargs)
         import_mmdet(type(self).__name__)
-        detector = dict(detector)
+        detector = copy.deepcopy(detector)  # mmdet's classes change theirs
         if (backbone is None) == (detector.get('backbone') is None):
             raise InputError(
                 f'{type(self).__name__} needs one backbone: in model.backbone, or in '
