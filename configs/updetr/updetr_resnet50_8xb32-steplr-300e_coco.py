@@ -14,3 +14,4 @@ train_dataloader = dict(
 )
 param_scheduler = [dict(_base_.param_scheduler[0], milestones=[200])]
 train_cfg = dict(max_epochs=300)
+default_hooks = dict(checkpoint=dict(interval=19))
