@@ -58,7 +58,7 @@ def shrink(model, args):
     """The depth and the queues of the command line in a model's config."""
     if 'depth' in model.backbone:
         model.backbone.depth = args.depth
-    if 'in_channels' in model.neck and args.depth < 50 and 'decoder' not in model:
+    if 'in_channels' in model.get('neck', {}) and args.depth < 50 and 'decoder' not in model:
         model.neck.in_channels = 512
     for key in ('queue_len', 'num_prototypes'):
         if key in model:

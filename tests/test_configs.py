@@ -124,7 +124,7 @@ def test_small_configs_go_on_from_weights(tmp_path, path, whole):
         cfg = load(path)
         small = dict(depth=18) if 'depth' in cfg.model.backbone else dict(arch='deit-tiny')
         cfg.model.backbone.update(small)
-        if 'in_channels' in cfg.model.neck:  # else read from the backbone
+        if 'in_channels' in cfg.model.get('neck', {}):  # else read from the backbone
             cfg.model.neck.in_channels = 512
         for line in lines:
             assert f'`{line}`' in page

@@ -41,9 +41,9 @@ class Tiny:
         algorithm (str): Name of the class.
         family (str): Algorithms of one family differ in their losses, and not in what a process,
             a tool or a command meets: 'queue', 'momentum' (its momentum follows a schedule),
-            'teacher' (and the momentum encoder is what a run is for) or 'siamese' (no momentum
-            encoder). Tests that take long take one algorithm of a family; ``make test-slow``
-            takes all.
+            'teacher' (and the momentum encoder is what a run is for), 'siamese' (no momentum
+            encoder) or 'detector' (a detector is what a run is for). Tests that take long take one
+            algorithm of a family; ``make test-slow`` takes all.
         parts (Callable): From the config of a norm to that of a model without its backbone. The
             backbone's map has 64 channels.
         recipe (str): Name of the recipe for COCO, a file in configs/ without ``.py``.
@@ -67,6 +67,7 @@ class Tiny:
         example (bool): Whether tests take this algorithm when any will do; True for one.
         passes (int, optional): Forward passes of the backbone in a step with gradients. None: one
             for each view.
+        proposals (Callable): From the number of an image to how many proposals it has.
         unit (list[str]): Parameters whose rows a forward pass divides by their lengths.
         variants (dict): Further ``parts`` by the name of the variant.
         grows (list[str]): Calls of ``calls`` whose bytes grow with the number of processes.
@@ -97,6 +98,7 @@ class Tiny:
     own: List[str] = field(default_factory=list)
     example: bool = False
     passes: Optional[int] = None
+    proposals: Callable[[int], int] = lambda image: 2 + image % 3
     unit: List[str] = field(default_factory=list)
     variants: Dict[str, Callable[[dict], dict]] = field(default_factory=dict)
     grows: List[str] = field(default_factory=list)
@@ -298,7 +300,7 @@ def joined_batch(algorithm: str, number: int = 6):
         views += list(torch.randn(count, number, 3, *size, generator=rng))
     samples = [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
     for i, sample in enumerate(samples if declared.proposals else ()):
-        corner = 0.3 + 0.2 * torch.rand(2 + i % 3, 2, generator=rng)
+        corner = 0.3 + 0.2 * torch.rand(tiny_form(algorithm).proposals(i), 2, generator=rng)
         sample.set_field(torch.cat([corner, corner + 0.2], dim=1), 'proposals')
     return views, samples
 

@@ -8,7 +8,7 @@ from mmdense.utils.log_level import suppress_third_party_warnings
 
 suppress_third_party_warnings()  # before the imports below
 
-from mmdense.checkpoints import convert_checkpoint
+from mmdense.checkpoints import convert_checkpoint, convert_detector
 from mmdense.utils.errors import one_line_errors
 
 
@@ -22,8 +22,19 @@ def main():
         action='store_true',
         help='write the complete algorithm in the names of mmdense, to continue training with',
     )
+    parser.add_argument(
+        '--detector',
+        metavar='NAMES',
+        choices=('mmdet', 'detr'),
+        help="write the complete detector, in the names of mmdet or of DETR's authors",
+    )
     args = parser.parse_args()
+    if args.detector and (args.whole or args.prefix is not None):
+        parser.error('--detector goes without --whole and --prefix')
     with one_line_errors(OSError):
+        if args.detector:
+            print(convert_detector(args.source, args.path, args.detector))
+            return
         print(convert_checkpoint(args.source, args.path, args.prefix, args.whole))
 
 

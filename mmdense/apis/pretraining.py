@@ -370,7 +370,11 @@ def describe_use(backbone: str, cfg: Config) -> List[str]:
     """Return where the backbone is, and the lines of a config that take it."""
     lines = stock_lines(backbone, as_transferred(cfg.model.backbone.to_dict()))
     where = f'The backbone is {backbone}'
-    if lines:
+    if 'detector' in cfg.model:
+        fill = f"dict(type='mmdense.SelfSupPretrained', part='detector', checkpoint={backbone!r})"
+        lines = [f'model = dict(type={cfg.model.detector.type!r}, init_cfg={fill})', *lines]
+        where = f'The detector is {backbone}; in a config of mmdet, all of it, or its backbone:'
+    elif lines:
         where += '; in a config of mmdet, or of mmseg:'
     return [where, *lines]
 
@@ -407,13 +411,17 @@ def describe_next_steps(request: Request) -> List[str]:
 
 def describe_pytorch(request: Request) -> List[str]:
     """Return three lines of Python that build the backbone of a run and fill it."""
-    backbone = Config.fromfile(request.config).model.backbone.to_dict()
+    model = Config.fromfile(request.config).model
+    backbone = model.backbone.to_dict()
     backbone = _without_scopes(as_transferred(backbone))
     backbone.pop('init_cfg', None)
     kind = backbone.pop('type')
     kind = kind if isinstance(kind, str) else kind.__name__
     usual = {'depth', 'norm_cfg', 'out_indices', 'zero_init_residual', 'frozen_stages'}
     weights = f"torch.load({request.backbone!r}, weights_only=True)['state_dict']"
+    if 'detector' in model:
+        named = f'{weights}.items() if k[:9] == "backbone."'
+        weights = f'{{k[9:]: v for k, v in {named}}}'
     if kind == 'mmpretrain.ResNet' and set(backbone) <= usual:
         return [
             'import torch, torchvision',

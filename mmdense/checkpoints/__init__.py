@@ -1,7 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Read, recognise, convert and load checkpoints."""
 
-from .export import convert_checkpoint, describe_product, save_backbone
+from .export import convert_checkpoint, convert_detector, describe_product, save_backbone
 from .formats import Recognised, check_finite, recognise
 from .io import read_checkpoint
 from .model_config import saved_model_config
@@ -13,6 +13,7 @@ __all__ = [
     'SelfSupPretrained',
     'check_finite',
     'convert_checkpoint',
+    'convert_detector',
     'describe_product',
     'latest_complete_checkpoint',
     'read_checkpoint',

@@ -13,6 +13,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 import mmdense
+from mmdense.models.utils.authors_names import authors_detr_names
 from mmdense.registry import MODELS
 from mmdense.utils.errors import CheckpointError, InputError
 from mmdense.utils.files import atomic_write, report_write_errors
@@ -162,6 +163,48 @@ def convert_checkpoint(
     else:
         save_backbone(tensors, path, **about)
     return f'{path}: {line}'
+
+
+def convert_detector(checkpoint: str, path: str, names: str = 'mmdet') -> str:
+    """Write the complete detector of a checkpoint, with its class head.
+
+    Args:
+        checkpoint (str): Path or URL: a run that pretrained a detector, its product, or a file of
+            the authors of UP-DETR or DETR. A class head of theirs for COCO's 91 category numbers
+            gets the rows of mmdet's 80 classes.
+        path (str): File to write: ``dict(meta, state_dict)``, see :func:`save_backbone`, in
+            mmdet's names; ``dict(model)`` in the authors'.
+        names (str): 'mmdet', or 'detr' for the names of the authors of DETR. Defaults to 'mmdet'.
+
+    Returns:
+        str: One line: what was written.
+
+    Raises:
+        CheckpointError: ``checkpoint`` cannot be read, holds no detector or numbers that are not
+            finite, or ``path`` is the same file.
+        InputError: ``names`` are no such names.
+    """
+    if names not in ('mmdet', 'detr'):
+        raise InputError(f"names must be 'mmdet' or 'detr', got {names!r}")
+    if os.path.exists(checkpoint) and os.path.exists(path) and os.path.samefile(checkpoint, path):
+        raise CheckpointError(f'{path} is the checkpoint itself: name another file to write')
+    content = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
+    found = recognise(content, name=checkpoint)
+    tensors = found.detector
+    if not tensors:
+        raise CheckpointError(f'{checkpoint} ({found}) holds no detector, nothing was written')
+    check_finite(tensors, checkpoint)
+    if names == 'mmdet':
+        save_backbone(tensors, path, writer=found.source)
+    else:
+        tensors = authors_detr_names(tensors)
+        buffer = io.BytesIO()
+        torch.save(dict(model={k: v.detach().cpu().clone() for k, v in tensors.items()}), buffer)
+        _write(buffer.getbuffer(), path)
+    return (
+        f'{path}: {len(tensors)} tensors of the detector written by {found.writer}, in the names '
+        f'of {names}'
+    )
 
 
 # Norms of a ConvNeXt's maps but the last, which only OpenMMLab's has.

@@ -41,6 +41,8 @@ class Recognised:
             'teacher'; '' where the file has only one.
         license (str): License of the weights that were released in this format, where it forbids
             commercial use.
+        detector (Dict[str, Tensor]): Tensors of the complete detector that the backbone is of,
+            named as in mmdet; {} without one.
     """
 
     source: str
@@ -51,6 +53,7 @@ class Recognised:
     algorithm_type: str = ''
     network: str = ''
     license: str = ''
+    detector: Dict[str, Tensor] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f'{architecture(self.backbone)} written by {self.writer}'
@@ -278,6 +281,11 @@ def _mmdense(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
     found = _split(
         f'mmdense {kind}'.strip(), tensors, f'{product}.' if product else '', meta, **whole
     )
+    if has_prefixes(found.backbone, 'backbone.', 'bbox_head.'):  # a complete detector
+        found.detector = found.backbone
+        inner = _split(found.source, found.detector, 'backbone.', meta)
+        found.backbone = inner.backbone
+        found.dropped += [f'{product}.{key}' if product else key for key in inner.dropped]
     return found if found.backbone else None
 
 
@@ -296,6 +304,9 @@ def _authors(tensors: Dict[str, Tensor], meta: dict) -> Optional[Recognised]:
             found.algorithm = kind.complete_authors_state(_rename(once, format.names))
             found.algorithm_type = kind.__name__
             found.network = format.network
+            found.detector = {
+                k[9:]: v for k, v in found.algorithm.items() if k.startswith('detector.')
+            }
             _without_projector(found, format)
             return found
     return None

@@ -10,6 +10,7 @@ import mmpretrain.registry
 from torch import nn
 
 import mmdense.registry
+from mmdense.models.detectors import SAFE_TYPES
 from mmdense.utils.errors import CheckpointError
 
 
@@ -33,9 +34,10 @@ def saved_model_config(
 
     Returns:
         dict or None: Types in it are modules of MMEngine, mmcv, mmpretrain and
-        mmdense. ``init_cfg`` and ``pretrained`` are left out at every level:
-        the weights are in the checkpoint, and these could fetch others. None
-        where there is no config, or ``model`` is not written out.
+        mmdense, and :data:`mmdense.models.detectors.SAFE_TYPES`. ``init_cfg`` and
+        ``pretrained`` are left out at every level: the weights are in the
+        checkpoint, and these could fetch others. None where there is no config,
+        or ``model`` is not written out.
 
     Raises:
         CheckpointError: When it asks for anything else to be built.
@@ -158,6 +160,8 @@ def _is_registered(
     if not isinstance(kind, str):
         return False
     scope, _, short = kind.rpartition('.')
+    if scope in ('', 'mmdet', 'mmdense') and short in SAFE_TYPES and 'MODELS' in registries:
+        return True
     if scope and scope not in _REGISTRIES:
         return False
     for module in [_REGISTRIES[scope]] if scope else _REGISTRIES.values():

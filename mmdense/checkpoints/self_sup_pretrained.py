@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mmdense.models.layers import MomentumEncoder
 from mmdense.registry import WEIGHT_INITIALIZERS
-from mmdense.utils.errors import CheckpointError
+from mmdense.utils.errors import CheckpointError, InputError
 from mmdense.utils.mmengine_patches import mark_initialized
 
 from .architectures import (
@@ -62,6 +62,15 @@ class SelfSupPretrained:
     a plain vision transformer fills all but the scales, the biases by relative position and the
     relative positions: these begin anew, and the log names them.
 
+    A complete detector is filled from the run that pretrained it, or from a file of that method's
+    authors, by ``part='detector'``::
+
+        model = dict(type='mmdense.PreNormDETR', init_cfg=dict(
+            type='mmdense.SelfSupPretrained', part='detector',
+            checkpoint='work_dirs/updetr_r50_in1k/epoch_60.pth'))
+
+    All of it but the class head is as strict; the class head begins anew.
+
     One of mmdense's algorithms is filled completely, momentum encoder, queues
     and heads included, as strictly; parts that the model does not have, such as
     PixPro's instance branch, are left out. The momentum schedule begins anew:
@@ -79,9 +88,11 @@ class SelfSupPretrained:
             images of another number of channels: 'sum', 'repeat' or 'mean', see
             :func:`~mmdense.checkpoints.input_channels.adapt_weight`. The log says so. Defaults to
             None: such a file is refused.
+        part (str): 'backbone', or 'detector' for a complete detector, see above. Defaults to
+            'backbone'.
 
     Raises:
-        InputError: ``in_channels`` is no such way.
+        InputError: ``in_channels`` is no such way, or ``part`` no such part.
     """
 
     def __init__(
@@ -91,8 +102,14 @@ class SelfSupPretrained:
         map_location: str = 'cpu',
         new: Sequence[str] = (),
         in_channels: Optional[str] = None,
+        part: str = 'backbone',
     ) -> None:
         check_way(in_channels)
+        if part not in ('backbone', DETECTOR):
+            raise InputError(
+                f"SelfSupPretrained: part must be 'backbone' or 'detector', got {part!r}"
+            )
+        self.part = part
         self.in_channels = in_channels
         self.checkpoint = checkpoint
         self.prefix = prefix
@@ -128,6 +145,7 @@ class SelfSupPretrained:
             map_location=self.map_location,
             new=self.new,
             in_channels=self.in_channels,
+            part=self.part,
         )
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=f'SelfSupPretrained: {self.checkpoint}')
@@ -161,6 +179,8 @@ class SelfSupPretrained:
             )
             found = recognise(checkpoint, name=self.checkpoint, prefix=self.prefix)
         wanted, new, resized = module.state_dict(), [], ''
+        if self.part == DETECTOR:
+            return self._match_detector(module, found)
         if hasattr(module, 'as_new_run'):  # an algorithm
             given = self._algorithm_tensors(module, found)
             offered = {k: v for k, v in given.items() if k in wanted or not _lacks_part(module, k)}
@@ -180,6 +200,40 @@ class SelfSupPretrained:
         left += [] if hasattr(module, 'as_new_run') else found.dropped
         match = Match(found, wanted, offered, left, new=new, resized=resized, adapted=adapted)
         match.problem = self._describe_problem(module, match)
+        return match
+
+    def _match_detector(self, module: nn.Module, found: Recognised) -> 'Match':
+        """Compare the file's detector with a detector, whose class head begins anew."""
+        given, name = found.detector, type(module).__name__
+        if not given:
+            raise CheckpointError(
+                f"{self.checkpoint} ({found}) holds no detector: part='detector' needs a run that "
+                'pretrains one, or a file of its authors. To fill the backbone alone, set init_cfg '
+                'of model.backbone, without part'
+            )
+        heads = [path for path, _ in module.named_modules() if _CLASS_HEAD.search(path)]
+        wanted = {k: v for k, v in module.state_dict().items() if not _is_below(k, heads)}
+        offered = {k: v for k, v in given.items() if not _CLASS_HEAD.search(k)}
+        left = [key for key in given if key not in offered] + [
+            key for key in found.algorithm or () if not key.startswith('detector.')
+        ]
+        match = Match(found, wanted, offered, left, new=heads)
+        norm = 'encoder.post_norm.weight'
+        fault = ''
+        if (norm in wanted) != (norm in offered):
+            file, kind = ('pre', 'PreNormDETR') if norm in offered else ('post', 'DETR')
+            fault = f"The file's transformer is {file}-norm: set type='mmdense.{kind}'."
+        elif not getattr(module, 'keeps_filled_weights', False) and hasattr(module, 'encoder'):
+            kind = 'PreNormDETR' if norm in offered else 'DETR'
+            fault = (
+                "mmdet's class initializes its transformer again after it is filled: set "
+                f"type='mmdense.{kind}', which is the same network."
+            )
+        match.problem = self._describe_problem(module, match)
+        if fault:
+            match.problem = (
+                f'{self.checkpoint} ({found}) does not fit {name}; nothing was loaded. {fault}'
+            )
         return match
 
     def _algorithm_tensors(self, module: nn.Module, found: Recognised) -> Dict[str, Tensor]:
@@ -227,6 +281,11 @@ class SelfSupPretrained:
         else:
             reason = _likely_reason(wanted, found.backbone)
         return f'{refusal} Tensors {"; ".join(problems)}.{reason}'
+
+
+DETECTOR = 'detector'
+# what classifies queries in the heads of DETR, Conditional DETR and Deformable DETR
+_CLASS_HEAD = re.compile(r'^bbox_head\.(fc_cls|cls_branches)\b')
 
 
 @dataclass

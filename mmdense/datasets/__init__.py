@@ -1,9 +1,10 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .coco_stuff27 import CocoStuff27
-from .collate import default_collate
+from .collate import default_collate, pad_collate
 from .sampler import ResumableSampler
 from .transforms import (
     ColorJitter,
+    CropProposal,
     GaussianBlur,
     JigsawPatches,
     LoadImage,
@@ -14,6 +15,7 @@ from .transforms import (
     RandomGrayscale,
     RandomResizedCrop,
     RandomSquareCrop,
+    ResizeShortSide,
     Solarize,
     UnreadableImageError,
     decode_image,
@@ -23,6 +25,7 @@ from .unlabeled import UnlabeledDataset
 __all__ = [
     'CocoStuff27',
     'ColorJitter',
+    'CropProposal',
     'GaussianBlur',
     'JigsawPatches',
     'LoadImage',
@@ -33,10 +36,12 @@ __all__ = [
     'RandomGrayscale',
     'RandomResizedCrop',
     'RandomSquareCrop',
+    'ResizeShortSide',
     'ResumableSampler',
     'Solarize',
     'UnlabeledDataset',
     'UnreadableImageError',
     'decode_image',
     'default_collate',
+    'pad_collate',
 ]

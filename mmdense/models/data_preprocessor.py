@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Tuple
 
 import torch
 from mmpretrain.models import SelfSupDataPreprocessor as _SelfSupDataPreprocessor
@@ -61,7 +61,8 @@ class SelfSupDataPreprocessor(_SelfSupDataPreprocessor):
             training (bool): Not used.
 
         Returns:
-            dict: ``inputs``, float32 and normalised; ``data_samples``.
+            dict: ``inputs``, float32 and normalised, with 0 where
+            :func:`~mmdense.datasets.pad_collate` padded; ``data_samples``.
         """
         data = self.cast_data(data)
         views, samples = data['inputs'], data.get('data_samples')
@@ -71,6 +72,8 @@ class SelfSupDataPreprocessor(_SelfSupDataPreprocessor):
             views = [apply_batch(view, todo) for view, todo in zip(views, operations)]
         single = isinstance(views, Tensor)
         finished = [self._normalise(view) for view in ([views] if single else views)]
+        if samples and 'view_shapes' in samples[0]:
+            _clear_padding(finished, [sample.view_shapes for sample in samples])
         return dict(inputs=finished[0] if single else finished, data_samples=samples)
 
     def _normalise(self, view: Tensor) -> Tensor:
@@ -79,3 +82,12 @@ class SelfSupDataPreprocessor(_SelfSupDataPreprocessor):
             view = view.flip(1)
         view = view.float()
         return (view - self.mean) / self.std if self._enable_normalize else view
+
+
+def _clear_padding(views: Sequence[Tensor], shapes: Sequence[Sequence[Tuple[int, int]]]) -> None:
+    """Set the padding of views, each N×C×H×W, to 0 in place; shapes are those of N × V images."""
+    for i, view in enumerate(views):
+        for image, (height, width) in zip(view, (one[i] for one in shapes)):
+            if (height, width) != tuple(image.shape[1:]):
+                image[:, height:] = 0
+                image[:, :height, width:] = 0

@@ -17,6 +17,7 @@ _FIGURES = {
         'match_views',
         'true_places',
     ),
+    'found_patches': ('FoundPatches', 'draw_found_patches', 'find_patches', 'paint_found'),
     'levels': ('Stage', 'draw_levels', 'pca_colours'),
     'searched_crops': ('SearchedCrop', 'draw_searched_crops', 'search_crops'),
     'noisy_boxes': ('draw_noisy_boxes', 'paint_copies', 'paint_run'),
@@ -25,6 +26,7 @@ _FIGURES = {
 }
 
 __all__ = [
+    'FoundPatches',
     'LocalVisBackend',
     'Matches',
     'MixedView',
@@ -34,6 +36,7 @@ __all__ = [
     'Visualizer',
     'cut_view',
     'draw_correspondence',
+    'draw_found_patches',
     'draw_groups',
     'draw_levels',
     'draw_mixed_views',
@@ -41,10 +44,12 @@ __all__ = [
     'draw_searched_crops',
     'draw_noisy_boxes',
     'draw_view_pair',
+    'find_patches',
     'match_errors',
     'match_views',
     'mix_views',
     'paint_copies',
+    'paint_found',
     'paint_groups',
     'paint_run',
     'pca_colours',

@@ -65,8 +65,7 @@ def train(name, folder, resume=None):
         }
     )
     runner = Runner.from_cfg(cfg)
-    # Without oneDNN: the gradient of its strided 1×1 convolution writes beyond its memory where
-    # channels are not a multiple of 8, in channels_last on a CPU with AVX2 (oneDNN 3.10).
+    # Without oneDNN: these networks have fewer than 8 channels (tests/conftest.py).
     with torch.backends.mkldnn.flags(enabled=False):
         runner.train()
     losses = {

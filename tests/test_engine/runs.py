@@ -33,7 +33,7 @@ def tiny_config(images, work_dir, algorithm=None, **options):
     )
     for unwanted in [key for key, hook in cfg.default_hooks.items() if hook is None]:
         del cfg.default_hooks[unwanted]
-    if 'in_channels' in cfg.model.neck:
+    if 'in_channels' in cfg.model.get('neck', {}):
         cfg.model.neck.in_channels = 64
     return cfg
 

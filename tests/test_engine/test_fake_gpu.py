@@ -72,6 +72,8 @@ def build(images, work_dir, algorithm):
 @each_algorithm(variants=True)
 def test_steps(algorithm, gpu, images, tmp_path):
     """With all hooks of the recipe: the second step has a line and a check."""
+    if algorithm_class(algorithm).matching_on_host:
+        pytest.skip('a step waits, as the algorithm declares')
     runner, batches = build(images, tmp_path, algorithm)
     model, half = runner.model, []
     model.train()

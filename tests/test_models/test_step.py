@@ -122,6 +122,7 @@ def delicate():
         scores=(grouping.scores, z),
         batch_info_nce=(L.batch_info_nce, rows, k.transpose(1, 2).flatten(0, 1)),
         cosine_distance=(L.cosine_distance, rows, rows.flip(0)),
+        feature_reconstruction=(L.feature_reconstruction, rows, rows.flip(0)),
         negative_cosine=(L.negative_cosine, z, t),
         nt_xent=(L.nt_xent, rows, rows.flip(0)),
         region_contrast=(L.region_contrast, *maps),
@@ -269,6 +270,9 @@ def test_no_step_waits(algorithm, reads):
     for number in range(3):
         losses = model(*batch, mode='loss')
         sum(losses.values()).backward()
+        if number and model.matching_on_host:
+            assert reads, 'it declares what it does not do'
+            return
         if number:
             assert reads == tiny_form(algorithm).reads
         reads.clear()
@@ -282,6 +286,8 @@ def test_no_step_waits(algorithm, reads):
 @each_algorithm(variants=True)
 def test_no_step_waits_on_a_gpu(algorithm, dtype, monkeypatch):
     model = tiny_model(algorithm, norm=BN).cuda()
+    if model.matching_on_host:
+        pytest.skip('a step waits, as the algorithm declares')
     views, samples = joined_batch(algorithm)
     views = [view.cuda() for view in views]
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -400,13 +406,15 @@ def test_checkpointed(algorithm, way):
     runs = []
     model.backbone.layer1[0].conv1.register_forward_hook(lambda *_: runs.append(None))
     close(step(model, batch), step(plain, batch), tolerance=1e-6)
-    assert len(runs) == 2 * trained_passes(algorithm, model)  # once more for each view
+    trained = any(p.requires_grad for p in model.backbone.parameters())
+    # once more for each view
+    assert len(runs) == (1 + trained) * trained_passes(algorithm, model)
 
     # The online network's statistics take each batch in twice; the momentum encoder's, once.
     name = 'layer1.0.bn1.running_mean'
     ours, theirs = (dict(m.backbone.named_buffers())[name] for m in (model, plain))
     twice = {1: (1 - 0.9**2) / 0.1}.get(len(runs) // 2)
-    if twice:
+    if twice and trained:
         torch.testing.assert_close(ours, theirs * twice)
     if has_momentum_encoder(algorithm):
         for a, b in zip(model.encoder_k.buffers(), plain.encoder_k.buffers()):

@@ -233,6 +233,7 @@ PUBLISHED = {
     'swav_resnet50_64xb64-mcrop-coslr-400e_in1k': [74.6],
     'swav_resnet50_64xb64-mcrop-coslr-800e_in1k': [75.3],
     'swav_resnet50_64xb64-coslr-400e_in1k': [70.1],
+    'updetr_resnet50_8xb32-steplr-60e_in1k': [43.1],
 }
 
 

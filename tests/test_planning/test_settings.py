@@ -155,7 +155,7 @@ def test_170_images():
 def test_coco_is_the_recipe(method):
     """Eight large GPUs and COCO's images: what the paper did, but for how it is written."""
     epochs = recipe_of(method).train_cfg.max_epochs
-    assert epochs in (200, 800)
+    assert epochs in (200, 300, 800)
     asked = None if epochs == 800 else epochs  # the rules' length, or a published one
     new = changes(derive(118_287, gpus=8, method=method, epochs=asked))
     incidental = {'randomness.seed'}
@@ -286,7 +286,8 @@ def test_config_is_the_settings(method, case):
     joined = ' '.join(line.strip().lstrip('# ') for line in text.splitlines())
     for row in rows:
         assert (f'{row.name}: {row.reason}' in joined) == bool(row.config), row
-    assert (cfg.model.type, cfg.model.neck.type) == (recipe.model.type, recipe.model.neck.type)
+    types = [(c.model.type, c.model.get('neck', {}).get('type')) for c in (cfg, recipe)]
+    assert types[0] == types[1]
 
 
 VITS = {

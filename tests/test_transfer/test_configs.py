@@ -34,6 +34,11 @@ DETECTORS = {
     'faster-rcnn_r50_c4_24k_voc0712': (24000, [18000, 22000], 0.02, C4),
     'faster-rcnn_r50_fpn_bccd': (3000, [2250, 2750], 0.005, ['neck', 'roi_head.bbox_head']),
 }
+# From a checkpoint of a complete detector: length, steps, learning rate
+DETRS = {
+    'detr_r50_pre-norm_300e_coco': (300, [200], 1e-4),
+    'detr_r50_pre-norm_bccd': (6000, [4000], 1e-4),
+}
 # length, steps (None: polynomial), learning rate, weight decay, side of the crops
 SEGMENTERS = {
     'fcn_r50_30k_voc12aug-513x513': (30000, [21000, 27000], 0.003, 1e-4, (513, 513)),
@@ -55,6 +60,9 @@ CAFFE = [
 NECK = ['model.neck.norm_cfg']
 BOX = [f'model.roi_head.bbox_head.{k}' for k in ('type', 'conv_out_channels', 'norm_cfg')]
 HEADS = [*NECK, *BOX, 'model.roi_head.mask_head.norm_cfg']
+DETR = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
+PRE_NORM = ['model.type', 'model.init_cfg', 'optim_wrapper.paramwise_cfg.custom_keys.backbone']
+STEPS = ['param_scheduler.0.end', 'param_scheduler.0.milestones']
 VOC_AP = ['val_evaluator.iou_thrs', 'test_evaluator.iou_thrs']
 PLAIN = ['model.pretrained', 'model.backbone.type', 'model.backbone.init_cfg', 'auto_scale_lr']
 MOCO = [
@@ -113,6 +121,17 @@ PARENTS = {
             *('train_dataloader.sampler.type', 'val_dataloader.dataset', 'test_dataloader.dataset'),
             *('val_evaluator.eval_mode', 'test_evaluator.eval_mode', 'train_cfg'),
             *('param_scheduler', 'optim_wrapper.optimizer.lr', 'auto_scale_lr.base_batch_size'),
+            *('default_hooks.checkpoint', 'log_processor.by_epoch'),
+        ],
+    ),
+    'detr_r50_pre-norm_300e_coco': (DETR, [*PRE_NORM, 'train_cfg.max_epochs', *STEPS]),
+    'detr_r50_pre-norm_bccd': (
+        DETR,
+        [  # the data and a schedule of its own
+            *(*PRE_NORM, 'model.bbox_head.num_classes', 'param_scheduler', 'train_cfg'),
+            *(f'train_dataloader.{k}' for k in ('dataset', 'batch_size', 'batch_sampler')),
+            *('train_dataloader.sampler.type', 'val_dataloader.dataset', 'test_dataloader.dataset'),
+            *('val_evaluator', 'test_evaluator', 'auto_scale_lr.base_batch_size'),
             *('default_hooks.checkpoint', 'log_processor.by_epoch'),
         ],
     ),
@@ -293,7 +312,7 @@ def flatten(node, path=''):
 
 
 def test_all_are_here():
-    for package, names in (('mmdet', DETECTORS), ('mmseg', SEGMENTERS)):
+    for package, names in (('mmdet', {**DETECTORS, **DETRS}), ('mmseg', SEGMENTERS)):
         found = {path.stem for path in (FOLDER / package).glob('*.py')}
         assert {name for name in found if '_vit-' not in name} == names.keys()  # test_vit.py
 
@@ -311,7 +330,7 @@ def test_differs_by_the_protocol_only(name, inherit, tmp_path):
         assert any(f'{k}.'.startswith(f'{prefix}.') for k in changed), prefix
 
 
-@pytest.mark.parametrize('name', [*DETECTORS, *SEGMENTERS])
+@pytest.mark.parametrize('name', [*DETECTORS, *DETRS, *SEGMENTERS])
 def test_one_variable_is_the_checkpoint(name, inherit, monkeypatch):
     monkeypatch.setenv('CHECKPOINT', '/my models/a-1.0.pth')
     config = inherit(name)
@@ -504,6 +523,22 @@ def test_trains_from_exactly_the_checkpoint(name, inherit, require, exported, co
     assert not torch.equal(model.backbone.bn1.running_mean, expected['bn1.running_mean'])
 
 
+@pytest.mark.parametrize('name', DETRS)
+def test_a_detr_is_as_pretrained(name, inherit):
+    """UP-DETR's protocol; tests/test_models/test_updetr.py fills the detector."""
+    config = inherit(name)
+    length, milestones, lr = DETRS[name]
+    (schedule,) = config.param_scheduler
+    assert (config.train_cfg.get('max_epochs') or config.train_cfg.max_iters) == length
+    assert (schedule.end, schedule.milestones) == (length, milestones)
+    wrapper = config.optim_wrapper
+    assert (wrapper.optimizer.lr, wrapper.optimizer.weight_decay) == (lr, 1e-4)
+    assert wrapper.paramwise_cfg.custom_keys.backbone.lr_mult == 0.5
+    assert wrapper.clip_grad == dict(max_norm=0.1, norm_type=2)
+    assert config.model.backbone.frozen_stages == 1 and config.model.backbone.norm_eval
+    assert config.model.num_queries == 100 and config.model.positional_encoding.normalize
+
+
 @pytest.mark.parametrize(
     'name, workers', [('faster-rcnn_r50_c4_24k_voc0712', 2), ('mask-rcnn_r50_c4_1x_coco', 0)]
 )
@@ -542,9 +577,10 @@ def test_precise_bn(name, workers, inherit, require, exported, coco, tmp_path):
     assert torch.equal(state['backbone.bn1.running_mean'], norm.running_mean)
 
 
-def test_boxes_to_learn_from_have_an_area(repo, data_root):
+@pytest.mark.parametrize('name', ['faster-rcnn_r50_fpn_bccd', 'detr_r50_pre-norm_bccd'])
+def test_boxes_to_learn_from_have_an_area(name, repo, data_root):
     """One of BCCD's has none."""
-    path = repo / 'configs' / 'transfer' / 'mmdet' / 'faster-rcnn_r50_fpn_bccd.py'
+    path = repo / 'configs' / 'transfer' / 'mmdet' / f'{name}.py'
     cfg = Config.fromfile(str(path)).train_dataloader.dataset
     with DefaultScope.overwrite_default_scope('mmdet'):
         dataset = DATASETS.build(dict(cfg, data_root=str(data_root / 'bccd'), pipeline=[]))

@@ -1,7 +1,11 @@
 # Faster R-CNN R50-FPN on the 364 photographs of blood cells of BCCD (Pascal VOC's layout),
 # tested on its test split: 3000 iterations of 4 images on one GPU. The data set and its schedule
 # are no paper's; the detector is under the papers' protocol.
-_base_ = ['mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py', '_base_/protocol.py']
+_base_ = [
+    'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py',
+    '_base_/protocol.py',
+    '_base_/bccd.py',
+]
 
 model = dict(
     backbone=_base_.backbone,
@@ -9,17 +13,6 @@ model = dict(
     roi_head=dict(bbox_head=dict(num_classes=3, **_base_.box_head)),
 )
 
-bccd = dict(
-    type='VOCDataset',
-    # keeps the type mmdet's where another project inherits this file as 'mmdense::…'
-    _scope_='mmdet',
-    data_root='data/bccd/',
-    data_prefix=dict(sub_data_root=''),
-    metainfo=dict(
-        classes=('RBC', 'WBC', 'Platelets'),
-        palette=[(220, 20, 60), (0, 0, 142), (119, 200, 32)],
-    ),
-)
 _base_.train_pipeline[2] = _base_.resize
 _base_.test_pipeline[1].scale = (1333, 800)
 train_dataloader = dict(
@@ -31,14 +24,14 @@ train_dataloader = dict(
         ann_file='ImageSets/Main/train.txt',
         filter_cfg=dict(bbox_min_size=1),  # one box has no area: its loss would be NaN
         pipeline=_base_.train_pipeline,
-        **bccd,
+        **_base_.bccd,
     ),
 )
 val_dataloader = dict(
-    dataset=dict(ann_file='ImageSets/Main/val.txt', pipeline=_base_.test_pipeline, **bccd)
+    dataset=dict(ann_file='ImageSets/Main/val.txt', pipeline=_base_.test_pipeline, **_base_.bccd)
 )
 test_dataloader = dict(
-    dataset=dict(ann_file='ImageSets/Main/test.txt', pipeline=_base_.test_pipeline, **bccd)
+    dataset=dict(ann_file='ImageSets/Main/test.txt', pipeline=_base_.test_pipeline, **_base_.bccd)
 )
 val_evaluator = dict(eval_mode='area', **_base_.voc_ap)
 test_evaluator = val_evaluator

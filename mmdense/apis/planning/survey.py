@@ -589,4 +589,6 @@ def _try_backbone(model: torch.nn.Module, size: int, stages: int) -> Tuple[float
     sum(map_.sum() for map_ in maps[-stages:]).backward()
     trained = [p for p in backbone.parameters() if p.requires_grad]
     unused = sum(p.numel() for p in trained if p.grad is None)
-    return sum(storages.values()) / images, unused / sum(p.numel() for p in trained)
+    # of a frozen backbone nothing is trained
+    share = unused / max(1, sum(p.numel() for p in trained))
+    return sum(storages.values()) / images, share

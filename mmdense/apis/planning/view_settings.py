@@ -49,6 +49,8 @@ class ViewGroup(NamedTuple):
     @property
     def crop_ratio_range(self) -> Tuple[float, float]:
         """Return the smallest and the largest share of an image that a view shows."""
+        if not self.crop.name.endswith('RandomResizedCrop'):
+            return 1.0, 1.0
         return tuple(self.crop.config.get('crop_ratio_range', (0.08, 1.0)))
 
     @property
@@ -128,7 +130,7 @@ def scale_views(groups: List[ViewGroup], size: int) -> List[Tuple[ViewGroup, int
     return scaled
 
 
-def size_config(groups: List[ViewGroup], size: int) -> Dict[str, int]:
+def size_config(groups: List[ViewGroup], size: int) -> Dict[str, Any]:
     """Return the settings that give views another size.
 
     Patches keep their ratio to the largest views and to the image that they are cut from; they
@@ -139,10 +141,12 @@ def size_config(groups: List[ViewGroup], size: int) -> Dict[str, int]:
         size (int): New side of the largest views in pixels.
 
     Returns:
-        dict[str, int]: Values by their places in the pipeline.
+        dict: Values by their places in the pipeline.
     """
     usual = largest_size(groups)
-    config = {f'{group.crop.place}.scale': side for group, side in scale_views(groups, size)}
+    config: Dict[str, Any] = {}
+    for group, side in scale_views(groups, size):
+        config.update(_scale_config(group, side))
     for group in groups:
         if group.patches is not None:
             patch = max(32, group.patch_size * size // usual)
@@ -150,6 +154,19 @@ def size_config(groups: List[ViewGroup], size: int) -> Dict[str, int]:
             config[f'{group.crop.place}.scale'] = group.grid * cell
             config[f'{group.patches.place}.patch_size'] = patch
     return config
+
+
+def _scale_config(group: ViewGroup, side: int) -> Dict[str, Any]:
+    """Return the settings of a group of views with another side; of several sides in the recipe
+    each in proportion."""
+    settings, place = group.crop.config, group.crop.place
+    if group.crop.name != 'ResizeShortSide':
+        return {f'{place}.scale': side}
+    usual = settings['scale']
+    sides = [usual] if isinstance(usual, int) else usual
+    scaled = [round(one * side / group.size) for one in sides]
+    longest = round(settings.get('max_size', 600) * side / group.size)
+    return {f'{place}.scale': scaled, f'{place}.max_size': longest}
 
 
 def blur_config(groups: List[ViewGroup], size: int) -> Tuple[Dict[str, tuple], float, float]:
@@ -210,9 +227,13 @@ def _walk_steps(node: Any, place: str) -> Iterator[Step]:
         yield from _walk_steps(node.get('transforms', ()), f'{place}.transforms')
 
 
+# Transforms that set the size of a view by their ``scale``.
+_SIZES = ('RandomResizedCrop', 'ResizeShortSide', 'CropProposal')
+
+
 def _read_group(views: int, pipeline: List[dict], place: str) -> ViewGroup:
     steps = list(_walk_steps(pipeline, place))
-    crops = [s for s in steps if s.name.endswith('RandomResizedCrop') and 'scale' in s.config]
+    crops = [s for s in steps if s.name.endswith(_SIZES) and 'scale' in s.config]
     if not crops:
         names = ', '.join(step.name for step in steps)
         raise InputError(f'the views of {place} need a RandomResizedCrop with a scale, got {names}')

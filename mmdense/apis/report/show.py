@@ -39,6 +39,7 @@ from mmdense.visualization.correspondence import (
     match_errors,
     match_views,
 )
+from mmdense.visualization.found_patches import draw_found_patches, find_patches
 from mmdense.visualization.levels import Stage, draw_levels, pca_colours
 from mmdense.visualization.noisy_boxes import draw_noisy_boxes, paint_run
 from mmdense.visualization.searched_crops import draw_searched_crops, search_crops
@@ -95,7 +96,12 @@ def show(
         )
     images, names, messages = load_images(paths, number, size, backbones.load)
     grouping = _load_groups(content, checkpoint, config, messages)
-    searching = _load_search(content, checkpoint, config, messages)
+    searching = _load_with(
+        'search_tensor', 'Where crops are found', content, checkpoint, config, messages
+    )
+    finding = _load_with(
+        'patch_tensor', 'Where patches are found', content, checkpoint, config, messages
+    )
     swap = _read_part('swap', RegionSwap, found.meta, checkpoint, config)
     curriculum = _read_part('curriculum', BoxCurriculum, found.meta, checkpoint, config)
     if swap is not None and len(images) < 2:
@@ -121,6 +127,10 @@ def show(
     if searching is not None:
         files.append(str(folder / 'search.png'))
         searched = _draw_search(searching, backbones, images, names, title, files[-1])
+    patches = None
+    if finding is not None:
+        files.append(str(folder / 'patches.png'))
+        patches = _draw_patches(finding, backbones, images, names, title, files[-1])
     copies = None
     if curriculum is not None:
         files.append(str(folder / 'copies.png'))
@@ -135,6 +145,7 @@ def show(
         groups=groups,
         regions=regions,
         searched=searched,
+        patches=patches,
         copies=copies,
         messages=messages,
         **_describe(measured, images, names),
@@ -186,22 +197,28 @@ def _load_groups(
         return None
 
 
-def _load_search(
-    content: Dict[str, Any], checkpoint: str, config: Optional[str], messages: List[str]
+def _load_with(
+    attribute: str,
+    what: str,
+    content: Dict[str, Any],
+    checkpoint: str,
+    config: Optional[str],
+    messages: List[str],
 ) -> Any:
-    """Return the model of a checkpoint that searches features, None without; a model that cannot be
-    built adds a message, and raises if its config was given."""
+    """Return the model of a checkpoint that holds the tensor which such an attribute of its class
+    names, None without; a model that cannot be built adds a message that begins with ``what``, and
+    raises if its config was given."""
     tensors = content.get('state_dict') if isinstance(content, dict) else None
-    kinds = [kind for kind in registered_algorithms() if hasattr(kind, 'search_tensor')]
-    kind = next((kind for kind in kinds if kind.search_tensor in (tensors or ())), None)
+    kinds = [kind for kind in registered_algorithms() if hasattr(kind, attribute)]
+    kind = next((kind for kind in kinds if getattr(kind, attribute) in (tensors or ())), None)
     if kind is None:
         return None
     try:
         return load_algorithm(checkpoint, config, kind)
-    except CheckpointError as error:
+    except (CheckpointError, InputError) as error:
         if config is not None:
             raise
-        messages.append(f'Where crops are found: {error}')
+        messages.append(f'{what}: {error}')
         return None
 
 
@@ -216,6 +233,20 @@ def _draw_search(
     """Draw where a crop of each image is found; return the picture."""
     found = search_crops(model, backbones.preprocessor, images)
     draw_searched_crops(images, found, names, f'Where crops are found: {title}', path)
+    return data_uri(np.asarray(Image.open(path).convert('RGB')), 85)
+
+
+def _draw_patches(
+    model: Any,
+    backbones: Backbones,
+    images: Sequence[np.ndarray],
+    names: Sequence[str],
+    title: str,
+    path: str,
+) -> str:
+    """Draw where patches of each image are found; return the picture."""
+    found = find_patches(model, backbones.preprocessor, images)
+    draw_found_patches(images, found, names, f'Where patches are found: {title}', path)
     return data_uri(np.asarray(Image.open(path).convert('RGB')), 85)
 
 

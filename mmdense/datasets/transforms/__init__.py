@@ -11,10 +11,12 @@ from .photometric import (
     apply_operation,
 )
 from .proposals import LoadProposals
+from .resize import CropProposal, ResizeShortSide
 from .views import MultiView, RandomFlip, RandomResizedCrop, RandomSquareCrop
 
 __all__ = [
     'ColorJitter',
+    'CropProposal',
     'GaussianBlur',
     'JigsawPatches',
     'LoadImage',
@@ -25,6 +27,7 @@ __all__ = [
     'RandomGrayscale',
     'RandomResizedCrop',
     'RandomSquareCrop',
+    'ResizeShortSide',
     'Solarize',
     'UnreadableImageError',
     'apply_batch',

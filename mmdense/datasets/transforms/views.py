@@ -62,6 +62,23 @@ _RESIZE = dict(
     bilinear=torch._C._nn._upsample_bilinear2d_aa, bicubic=torch._C._nn._upsample_bicubic2d_aa
 )
 
+
+def resize_pixels(
+    img: np.ndarray, scale: Sequence[int], interpolation: str = 'bilinear'
+) -> np.ndarray:
+    """Resize an image as Pillow does, which filters where it shrinks.
+
+    Args:
+        img (np.ndarray): H×W×C uint8.
+        scale (Sequence[int]): New height and width in pixels.
+        interpolation (str): 'bilinear' or 'bicubic'. Defaults to 'bilinear'.
+    """
+    # In few calls, and not by img[None], whose strides hide that it is channels_last.
+    planes = np.ascontiguousarray(img).reshape(1, *img.shape).transpose(0, 3, 1, 2)
+    view = _RESIZE[interpolation](torch.from_numpy(planes), scale, False)
+    return np.ascontiguousarray(view.numpy()[0].transpose(1, 2, 0))
+
+
 _rand_crop_params = vars(_RandomResizedCrop)['rand_crop_params'].func
 
 # types that no transform can change in place
@@ -157,10 +174,7 @@ class RandomResizedCrop(_RandomResizedCrop):
 
     def _resize(self, img: np.ndarray) -> np.ndarray:
         if self.backend == 'torch':
-            # In few calls, and not by img[None], whose strides hide that it is channels_last.
-            planes = np.ascontiguousarray(img).reshape(1, *img.shape).transpose(0, 3, 1, 2)
-            view = _RESIZE[self.interpolation](torch.from_numpy(planes), self.scale, False)
-            return np.ascontiguousarray(view.numpy()[0].transpose(1, 2, 0))
+            return resize_pixels(img, self.scale, self.interpolation)
         return mmcv.imresize(
             img, self.scale[::-1], interpolation=self.interpolation, backend=self.backend
         )

@@ -57,7 +57,7 @@ class BackboneExportHook(Hook):
             log_event(runner, 'snapshot_failed', f'{error}; training continues', 'ERROR', path=path)
 
     def after_train(self, runner) -> None:
-        """Write the backbone, if anything was trained."""
+        """Write the backbone, or what else is the product, if anything was trained."""
         if self.filename is None or runner.iter == 0:
             return
         path = osp.join(runner.work_dir, self.filename)
@@ -66,13 +66,16 @@ class BackboneExportHook(Hook):
         about = dict(backbone=backbone) if backbone else {}
         if not self._write(runner, path, runner.epoch, runner.iter, **about):
             return
-        log_event(
-            runner,
-            'backbone_exported',
+        text = (
             f'Backbone alone: {path}. In mmdet or mmseg: backbone=dict(init_cfg=dict('
-            f"type='mmdense.SelfSupPretrained', checkpoint='{path}'))",
-            path=path,
+            f"type='mmdense.SelfSupPretrained', checkpoint='{path}'))"
         )
+        if get_ori_model(runner.model).product == 'detector':
+            text = (
+                f'Detector alone: {path}. In mmdet: model=dict(init_cfg=dict('
+                f"type='mmdense.SelfSupPretrained', part='detector', checkpoint='{path}'))"
+            )
+        log_event(runner, 'backbone_exported', text, path=path)
 
     @staticmethod
     def _write(runner, path: str, epoch: int, step: int, half: bool = False, **more) -> bool:

@@ -3,6 +3,7 @@
 
 from .batch_info_nce import batch_info_nce
 from .cosine import cosine_distance
+from .feature_reconstruction import feature_reconstruction
 from .group_distillation import group_distillation
 from .info_nce import info_nce
 from .intra_image_margin import intra_image_margin
@@ -20,6 +21,7 @@ from .swapped_prediction import swapped_prediction
 __all__ = [
     'batch_info_nce',
     'cosine_distance',
+    'feature_reconstruction',
     'group_distillation',
     'info_nce',
     'multi_crop_distillation',

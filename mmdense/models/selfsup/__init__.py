@@ -12,6 +12,7 @@ from .base import (
     Views,
     registered_algorithms,
 )
+from .detector import DetectorSelfSupervisor
 from .local_contrast import LocalContrast
 from .momentum import MomentumSelfSupervisor
 
@@ -23,6 +24,7 @@ globals().update(_algorithms)
 
 __all__ = [
     'AuthorsFormat',
+    'DetectorSelfSupervisor',
     'LocalContrast',
     'MomentumSelfSupervisor',
     'RunFacts',

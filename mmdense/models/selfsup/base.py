@@ -155,6 +155,8 @@ class SelfSupervisor:
             `mmdense pretrain` adapts to the data, as a path (from the file of the class) or a
             name such as ``mmdense::densecl/densecl_r50_coco.py``; or a dict with ``_base_`` and
             what differs from it. Algorithms of mmdense name theirs in their metafile.
+        matching_on_host (bool): Whether a step reads tensors on the host to match predictions and
+            targets, and waits for the device there.
         AUTHORS (tuple[AuthorsFormat]): Checkpoints of other code that hold the algorithm.
         MMPRETRAIN_TYPES (dict[str, str]): Types of parts in a config of mmpretrain, and the types
             of ours that take their place, with the same arguments and state dict.
@@ -163,6 +165,7 @@ class SelfSupervisor:
     product: str = 'backbone'
     views: Views = Views()
     recipe: Union[None, str, dict] = None
+    matching_on_host: bool = False
     AUTHORS: Tuple[AuthorsFormat, ...] = ()
     MMPRETRAIN_TYPES: Dict[str, str] = {}
 
@@ -178,11 +181,7 @@ class SelfSupervisor:
         **kwargs,
     ) -> None:
         _check_arguments(type(self).__name__, super().__init__, kwargs)
-        if pretrained is not None:
-            if not isinstance(backbone, dict):
-                raise InputError('pretrained needs a backbone that is built here, from a dict')
-            fill = pretrained if isinstance(pretrained, dict) else dict(checkpoint=pretrained)
-            backbone = dict(backbone, init_cfg=dict(fill, type='mmdense.SelfSupPretrained'))
+        backbone = with_pretrained(backbone, pretrained)
         if data_preprocessor is None or isinstance(data_preprocessor, dict):
             # The complete name: the look-up must not depend on the default scope.
             data_preprocessor = dict(data_preprocessor or {})
@@ -442,6 +441,24 @@ class SelfSupervisor:
         self.rename_mmpretrain(state_dict, prefix)
         unflatten_queues(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def with_pretrained(backbone: Optional[dict], pretrained: Union[None, str, dict]) -> Optional[dict]:
+    """Return the config of a backbone that starts from a checkpoint.
+
+    Args:
+        backbone (dict, optional): The config.
+        pretrained (str | dict, optional): As for :class:`SelfSupervisor`; None leaves it as it is.
+
+    Raises:
+        InputError: There is no config to be filled.
+    """
+    if pretrained is None:
+        return backbone
+    if not isinstance(backbone, dict):
+        raise InputError('pretrained needs a backbone that is built here, from a dict')
+    fill = pretrained if isinstance(pretrained, dict) else dict(checkpoint=pretrained)
+    return dict(backbone, init_cfg=dict(fill, type='mmdense.SelfSupPretrained'))
 
 
 def registered_algorithms() -> List[type]:

@@ -42,6 +42,83 @@ def mlp_names(theirs: str, ours: str, layers: int = 3) -> Dict[str, str]:
     return names
 
 
+# A DETR's names in the authors' code and in mmdet.
+_DETR_PARTS = (
+    ('input_proj.', 'neck.convs.0.conv.'),
+    ('transformer.encoder.norm.', 'encoder.post_norm.'),
+    ('transformer.decoder.norm.', 'decoder.post_norm.'),
+    ('transformer.', ''),
+    ('query_embed.', 'query_embedding.'),
+    ('class_embed.', 'bbox_head.fc_cls.'),
+    ('bbox_embed.layers.0.', 'bbox_head.reg_ffn.layers.0.0.'),
+    ('bbox_embed.layers.1.', 'bbox_head.reg_ffn.layers.1.'),
+    ('bbox_embed.layers.2.', 'bbox_head.fc_reg.'),
+)
+_DETR_LAYERS = (
+    ('.self_attn.', '.self_attn.attn.'),
+    ('.multihead_attn.', '.cross_attn.attn.'),
+    ('.linear1.', '.ffn.layers.0.0.'),
+    ('.linear2.', '.ffn.layers.1.'),
+    ('.norm1.', '.norms.0.'),
+    ('.norm2.', '.norms.1.'),
+    ('.norm3.', '.norms.2.'),
+)
+
+
+def name_detr_layers(tensors: Dict[str, Tensor], prefix: str = 'detector.') -> Dict[str, Tensor]:
+    """Return the tensors of a DETR of the authors' code (DETR, UP-DETR, DETReg's variant of DETR)
+    with mmdet's names. The rows of a class head for COCO's 91 category numbers become those of
+    mmdet's 80 classes.
+
+    Args:
+        tensors (Dict[str, Tensor]): Those of the detector are below ``prefix``; others stay.
+        prefix (str): Beginning of the names. Defaults to 'detector.'.
+    """
+    named = {}
+    for name, value in tensors.items():
+        if name.startswith(prefix):
+            inner = _rename_detr(name[len(prefix) :], 0, 1)
+            if inner.startswith('bbox_head.fc_cls.') and len(value) in COCO_ROWS:
+                value = value[COCO_ROWS[len(value)]]
+            name = prefix + inner
+        named[name] = value
+    return named
+
+
+def authors_detr_names(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Return the tensors of mmdet's DETR with the names of the authors' code; the class head keeps
+    its rows, and BatchNorm's counters are left out, as in their files.
+
+    Args:
+        tensors (Dict[str, Tensor]): All tensors of the detector.
+    """
+    kept = {k: v for k, v in tensors.items() if not k.endswith('num_batches_tracked')}
+    return {_rename_detr(name, 1, 0): value for name, value in kept.items()}
+
+
+def _rename_detr(name: str, source: int, target: int) -> str:
+    """Return a name in the other column of the tables; a backbone's is ``backbone.0.body.``."""
+    authors = target == 0
+    if name.startswith('backbone.'):
+        return f'backbone.0.body.{name[9:]}' if authors else name
+    for pair in _DETR_PARTS:
+        if name.startswith(pair[source]) and (pair[source] or name.startswith(_CODERS)):
+            name = pair[target] + name[len(pair[source]) :]
+            break
+    if re.search(r'\b(encoder|decoder)\.layers\.\d', name):
+        for pair in _DETR_LAYERS:
+            if pair[source] in name:
+                return name.replace(pair[source], pair[target])
+    return name
+
+
+_CODERS = ('encoder.', 'decoder.')
+_UNUSED_IDS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+_COCO_IDS = [i for i in range(91) if i not in _UNUSED_IDS]  # 80 classes
+# by the number of outputs: softmax with no object last, and sigmoid
+COCO_ROWS = {92: [*_COCO_IDS, 91], 91: _COCO_IDS}
+
+
 def name_detectron2_layers(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """Return tensors of ResNets and of FPNs, whose layers have detectron2's names, with those of
     mmpretrain and mmdet. Other names stay."""
