@@ -47,8 +47,10 @@ def tiny():
             'train_dataloader.dataset.pipeline.1.transforms.1.0.scale=64',
             'train_dataloader.dataset.pipeline.1.transforms.2.0.scale=32',
             'model.neck.in_channels=512',
-            'model.neck.hid_channels=64',
-            'model.neck.num_prototypes=16',
+            # fewer, or a higher lr, and features that are alike at first stay so
+            'model.neck.hid_channels=512',
+            'model.neck.num_prototypes=4096',
+            'optim_wrapper.optimizer.lr=0.05',
         ],
         health=health_names(global_=PAIRS, prototypes=('used', 'dead')),
         losses=['loss'],
