@@ -15,6 +15,7 @@ model = dict(
     type='UPDETR',
     num_patches=10,
     mask_ratio=0.1,
+    pretrained=None,
     # frozen by the algorithm; a detector's fine-tuning trains layer2 to layer4
     backbone=dict(norm_cfg=dict(type='BN')),
     detector=dict(
