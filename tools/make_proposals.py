@@ -235,7 +235,7 @@ def join(paths):
     """Return the arrays of several files, one after the other."""
     parts = []
     for path in paths:
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             parts.append(dict(file))
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
