@@ -13,7 +13,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging.logger import FilterDuplicateWarning
 from mmengine.runner import Runner
 
-from mmdense.utils.log_level import FILE_CLIENT_MESSAGE
+from mmdense.utils.log_level import FILE_CLIENT_MESSAGE, FROZEN_MESSAGE
 
 EVENTS_FILE = 'events.jsonl'
 MESSAGE = 'message'  # the kind of a warning or an error of any logger call
@@ -67,9 +67,11 @@ def _append(runner: Runner, kind: str, text: str, level: str, data: Dict[str, An
 
 
 def keep_record(record: logging.LogRecord) -> bool:
-    """Return False for the messages of MMEngine on its own file client, which it builds at every
-    save and never uses: nobody who reads a log can do anything about them."""
-    return not FILE_CLIENT_MESSAGE.match(str(record.msg))
+    """Return False for messages of MMEngine that ask nothing of a reader: on its own file client,
+    which it builds at every save and never uses, and on each parameter without a gradient, such as
+    all of a momentum encoder."""
+    text = str(record.msg)
+    return not (FILE_CLIENT_MESSAGE.match(text) or text.endswith(FROZEN_MESSAGE))
 
 
 class WarningEvents(logging.Handler):

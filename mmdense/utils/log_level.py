@@ -8,6 +8,8 @@ from typing import Iterator
 # The start of MMEngine's messages on its own file client, which it builds at every save and never
 # uses: a reader of the log cannot change anything about them.
 FILE_CLIENT_MESSAGE = re.compile(r'"(FileClient|HardDiskBackend)" ')
+# The end of those on a parameter that the optimizer does not get.
+FROZEN_MESSAGE = 'is skipped since its requires_grad=False'
 
 # mmpretrain imports mmdet, if installed, and mmdet warns of missing compiled operators of mmcv.
 # Pretraining needs none of them.

@@ -137,7 +137,7 @@ def test_what_is_logged(algorithm, train):
         if name.endswith('_rank') or name.endswith('_used'):
             low, high = 1, 128
         assert all(low <= value <= high for value in series), name
-    assert not warnings(log)
+    assert not warnings(log) and 'requires_grad=False' not in log
 
 
 @pytest.mark.parametrize(

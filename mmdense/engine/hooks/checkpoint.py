@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmdense.registry import HOOKS
 from mmdense.utils.files import atomic_write, remove_parts
 
-from ..events import keep_record, log_event
+from ..events import log_event
 
 
 class _WholeFiles(LocalBackend):
@@ -66,7 +66,6 @@ class CheckpointHook(_CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Prepare the folder, and remove incomplete files of a killed run."""
-        runner.logger.addFilter(keep_record)
         super().before_train(runner)
         self.local = isinstance(self.file_backend, LocalBackend)
         if not self.local:

@@ -1,12 +1,13 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmdense.registry import HOOKS
 from mmdense.utils.mmengine_patches import find_resumed_file, is_resuming
 
-from ..events import WarningEvents, log_event
+from ..events import WarningEvents, keep_record, log_event
 
 
 @HOOKS.register_module()
@@ -18,6 +19,10 @@ class EventLogHook(Hook):
     """
 
     priority = 'LOWEST'  # the run is finished when all other hooks are
+
+    def __init__(self) -> None:
+        # of the runner that builds this hook, before the runner builds the optimizer
+        MMLogger.get_current_instance().addFilter(keep_record)
 
     def before_run(self, runner: Runner) -> None:
         """Listen to the logger."""
