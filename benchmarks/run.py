@@ -60,6 +60,7 @@ FULL = {
     **{f'step-{name}': f'step.py {name} --rounds 7 CLOCK' for name in METHODS},
     'step-compile': f'step.py compile --algorithms {" ".join(methods.shipped())} {SMALL} '
     '--size 112 --batch-size 8 --rounds 9 CLOCK',
+    'step-bfloat16': 'step.py bfloat16 --rounds 3 CLOCK',
     'storage': 'storage.py',
 }
 PRINTS = ('storage.py',)  # a table of its own

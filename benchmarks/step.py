@@ -5,6 +5,7 @@
     python benchmarks/step.py METHOD --device cuda --amp float16 --batch-size 64
     python benchmarks/step.py lars --rounds 21          # the optimiser's step alone
     python benchmarks/step.py compile --depth 18        # torch.compile, all algorithms
+    python benchmarks/step.py bfloat16                  # beside float32, all algorithms
 
 A step is the losses of a batch, with the updates of twin, queues and centers, and their gradients.
 The floor is the work that no implementation can leave out, each part timed alone in the same
@@ -59,30 +60,36 @@ def compare_steps(args):
     return rows
 
 
-# ------------------------------------------------------------------------------------ compilation
+# ------------------------------------------------------------------------------------ other ways
+
+WAYS = {  # name of the way and of the usual one, and what is set for each
+    'compile': (
+        ('torch.compile', {'cfg_options': {'model.compile': True}}),
+        ('without', {'cfg_options': {'model.compile': False}}),
+    ),
+    'bfloat16': (('bfloat16', dict(amp='bfloat16')), ('float32', dict(amp=None))),
+}
 
 
-def compare_compiled(args):
-    """Steps of several algorithms by torch.compile, when all is compiled, beside those without."""
+def compare_ways(args):
+    """Steps of several algorithms in another way, beside the usual one."""
     keep_freed_memory()
     rows = []
     for algorithm in args.algorithms:
         name = f'mmdense {algorithm}'
         batch = models.random_batch(name, args)
         steps = {}
-        for compiled in (True, False):
-            options = argparse.Namespace(**vars(args))
-            options.cfg_options = {**(args.cfg_options or {}), 'model.compile': compiled}
-            step = models.training_step(models.algorithm(name, options), batch, args)
+        for way, changes in WAYS[args.algorithm]:
+            options = argparse.Namespace(**{**vars(args), **changes})
+            options.cfg_options = {**(args.cfg_options or {}), **(options.cfg_options or {})}
+            step = models.training_step(models.algorithm(name, options), batch, options)
             step()  # compiles, and makes the twin a copy
-            steps['compiled' if compiled else 'without'] = step
-        times = common.measure(steps, args)
+            steps[way] = step
+        (way, ours), *usual = common.measure(steps, args).items()
         words = [f'R{args.depth}', f'batch {args.batch_size}', f'{args.size} px']
-        title = f'{models.title(algorithm)}, torch.compile'
-        ours = times['compiled']
-        against = {'without': times['without']}
+        title = f'{models.title(algorithm)}, {way}'
         unit = common.unit_of(ours)
-        rows += common.rows(title, common.setting(args, *words), unit, ours, against)
+        rows += common.rows(title, common.setting(args, *words), unit, ours, dict(usual))
     return rows
 
 
@@ -141,14 +148,18 @@ def compare_lars(args):
 
 def main():
     parser = common.parser(__doc__)
-    parser.add_argument('algorithm', choices=[*methods.names(), 'compile', 'lars'])
+    parser.add_argument('algorithm', choices=[*methods.names(), *WAYS, 'lars'])
     common.add_model_options(parser)
     parser.add_argument('--model', help="a variant: the beginning of a config's name")
     names = list(models.ALGORITHMS)
-    parser.add_argument('--algorithms', nargs='+', choices=names, default=names, help='of compile')
+    parser.add_argument(
+        '--algorithms', nargs='+', choices=names, default=names, help='of compile, bfloat16'
+    )
     args = parser.parse_args()
     common.prepare(args)
-    compare = dict(compile=compare_compiled, lars=compare_lars).get(args.algorithm, compare_steps)
+    compare = {**dict.fromkeys(WAYS, compare_ways), 'lars': compare_lars}.get(
+        args.algorithm, compare_steps
+    )
     common.finish(args, compare(args))
 
 

@@ -75,9 +75,12 @@ def test_steps_of_an_optimizer(bench):
 
 
 @pytest.mark.slow
-def test_compiled_steps(bench):
-    rows = bench('step', 'compile', '--algorithms', EXAMPLE.method, *TINY)
-    assert list(rows) == [(f'{EXAMPLE.algorithm}, torch.compile', 'without')]
+@pytest.mark.parametrize(
+    'way, names', [('compile', ('torch.compile', 'without')), ('bfloat16', ('bfloat16', 'float32'))]
+)
+def test_steps_in_another_way(bench, way, names):
+    rows = bench('step', way, '--algorithms', EXAMPLE.method, *TINY)
+    assert list(rows) == [(f'{EXAMPLE.algorithm}, {names[0]}', names[1])]
 
 
 def test_a_pipeline_is_that_of_the_config(bench, images):
