@@ -65,7 +65,11 @@ TARGETS = [
     Target('loss', 'Grouping', 'written out', 1.03),
     Target('loss', 'extra memory', 'written out', 1.0),
     *(Target('step', 'LARS', f'torch SGD{how}', 1.15) for how in ('', ', foreach')),
-    Target('step', 'bfloat16', 'float32', 0.6, setting='R50, 224 px, cpu'),
+    Target(
+        *('step', 'bfloat16', 'float32', 0.6),
+        setting='R50, 224 px, cpu',
+        reason='the losses, here with 65,536 keys, stay in float32',
+    ),
     Target('step', 'LARS, extra memory', 'torch SGD', 1.0),
     Target('step', 'LARS, extra memory', 'torch SGD, foreach', 1.0),
     *(_step(models.title(name), methods.load(name).TARGET) for name in methods.names()),

@@ -122,6 +122,7 @@ def test_a_renamed_file_of_the_authors_keeps_its_license(tmp_path, capsys):
     kinds = {
         kind.__name__ for kind in registered_algorithms() if any(f.license for f in kind.AUTHORS)
     }
+    kinds.remove('UPDETR')  # its weights are on Google Drive: no entry has them
     assert {name.rstrip('V12') for name in licenses} == {name.rstrip('V12') for name in kinds}
 
     resnet = {f'module.encoder_q.{k}': v for k, v in ResNet(18).state_dict().items()}

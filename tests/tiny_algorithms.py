@@ -300,8 +300,9 @@ def joined_batch(algorithm: str, number: int = 6):
         views += list(torch.randn(count, number, 3, *size, generator=rng))
     samples = [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
     for i, sample in enumerate(samples if declared.proposals else ()):
-        corner = 0.3 + 0.2 * torch.rand(tiny_form(algorithm).proposals(i), 2, generator=rng)
-        sample.set_field(torch.cat([corner, corner + 0.2], dim=1), 'proposals')
+        drawn = torch.rand(tiny_form(algorithm).proposals(i), 4, generator=rng)
+        corner, size = 0.3 + 0.2 * drawn[:, :2], 0.2 + 0.1 * drawn[:, 2:]  # not of one size
+        sample.set_field(torch.cat([corner, corner + size], dim=1), 'proposals')
     return views, samples
 
 

@@ -3,7 +3,6 @@
 _base_ = '../updetr/updetr_r50_coco.py'
 
 train_dataloader = dict(batch_size=256, dataset=dict(data_root='data/images', data_prefix=''))
-param_scheduler = [dict(_base_.param_scheduler[0], milestones=[533])]
 train_cfg = dict(max_epochs=800)
 default_hooks = dict(
     logger=dict(interval=7),  # an epoch has 7 steps

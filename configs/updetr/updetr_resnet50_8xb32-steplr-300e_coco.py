@@ -12,6 +12,5 @@ train_dataloader = dict(
     collate_fn=dict(type='mmdense.pad_collate'),
     dataset=dict(pipeline=_base_.train_pipeline),
 )
-param_scheduler = [dict(_base_.param_scheduler[0], milestones=[200])]
 train_cfg = dict(max_epochs=300)
 default_hooks = dict(checkpoint=dict(interval=19))

@@ -70,6 +70,8 @@ def tiny():
         multi_view=2,
         passes=2,
         proposals=lambda image: 10,
+        # the number of matches in each of two layers, and of patches
+        calls=lambda image, patches, seen: [('all_reduce', 4)] * 3,
     )
 
 
@@ -133,8 +135,8 @@ def draw_by_embedding(model):
     the queries of a new detector find different boxes: if all find one box, every match is as good.
     """
     with torch.no_grad():
-        model.detector.query_embedding.weight *= 8
-        model.detector.bbox_head.fc_reg.weight *= 4
+        model.detector.query_embedding.weight *= 3
+        model.detector.bbox_head.fc_reg.weight *= 2
 
     def draw(queries):
         return (queries.sum(2) * 5).sin().abs()

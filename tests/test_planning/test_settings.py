@@ -114,7 +114,7 @@ def test_rules(method, count, side, gpus, machine, init, epochs):
         else:
             assert not {'T_max', 'end'} & set(schedule)  # as long as the run
     size = shown(rows)['view size']
-    assert 64 <= int(size.split()[0]) <= 224
+    assert 64 <= int(size.split()[0]) <= (480 if method == 'updetr' else 224)
 
 
 @given(st.integers(1, 20_000))

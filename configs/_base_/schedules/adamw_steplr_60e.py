@@ -5,6 +5,6 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),
     clip_grad=dict(max_norm=0.1, norm_type=2),
 )
-param_scheduler = [dict(type='MultiStepLR', by_epoch=True, milestones=[40], gamma=0.1)]
+param_scheduler = [dict(type='MultiStepShareLR', by_epoch=True, shares=[2 / 3], gamma=0.1)]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=60)
 auto_scale_lr = dict(base_batch_size=256)
