@@ -339,7 +339,9 @@ def test_true_rows():
 def compiled_step(algorithm, backend):
     """Steps of a compiled model are those of the model as it is, and nothing of backbone, necks
     and losses goes back to Python: ``fullgraph`` makes that an error. PyTorch 2.1 goes back."""
-    batch = joined_batch(algorithm)
+    # of six images DINO's and SCFS's gradients change by 2e-3 with 1e-7 of the images: some values
+    # are next to a ReLU's zero
+    batch = joined_batch(algorithm, number=10)
     plain = tiny_model(algorithm, norm=BN)
     complete = digit_version(torch.__version__) >= digit_version('2.2')
     model = tiny_model(algorithm, norm=BN, compile=dict(backend=backend, fullgraph=complete))
