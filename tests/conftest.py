@@ -23,8 +23,10 @@ sys.path.insert(0, str(REPO / 'tests'))
 
 # Before torch is imported, here and in the subprocesses of tests: with a thread for each of many
 # cores the small tensors of tests are slower, and with several workers they fight for the cores.
-_THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else min(4, os.cpu_count() or 1)
-os.environ.setdefault('OMP_NUM_THREADS', str(_THREADS))
+# A worker has what the process that started it has set: setdefault() would leave that.
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.update(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1')
+os.environ.setdefault('OMP_NUM_THREADS', str(min(4, os.cpu_count() or 1)))
 os.environ.setdefault('MKL_NUM_THREADS', os.environ['OMP_NUM_THREADS'])
 # oneDNN 3.10 (PyTorch 2.11) writes beyond its memory in the gradient of a strided 1×1 convolution
 # in channels_last whose input has fewer channels than a vector of the CPU: 16 with AVX-512, 8 with
