@@ -67,8 +67,12 @@ def training_processes(process):
     """Of each rank, without its data loader's workers."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
-        parents = [p for p in child.parents() if 'train.py' in ' '.join(p.cmdline())]
-        if '--launcher' in child.cmdline() and 'torch.distributed.run' not in child.cmdline():
+        try:
+            words = child.cmdline()
+            parents = [p for p in child.parents() if 'train.py' in ' '.join(p.cmdline())]
+        except psutil.NoSuchProcess:  # a short-lived one, which has ended since
+            continue
+        if '--launcher' in words and 'torch.distributed.run' not in words:
             found.append((len(parents), child))
     depth = min(d for d, _ in found)
     return [child for d, child in found if d == depth]
