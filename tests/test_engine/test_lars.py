@@ -188,7 +188,7 @@ VARIANTS = [{}, dict(lr_in_buffer=True), dict(adapt_all=True), dict(maximize=Tru
 @pytest.mark.parametrize('decay', [0.0, 0.2])
 @pytest.mark.parametrize('options', VARIANTS, ids=str)
 def test_the_fused_step_is_the_same(monkeypatch, options, decay):
-    """Of each variant, as a map of channels_last too; other cases take the usual step."""
+    """Compare each variant, as a map of channels_last too; other cases take the usual step."""
     settings = dict(lr=0.5, weight_decay=decay, **options)
     fused, usual = make_params(), make_params()
     for params in (fused, usual):

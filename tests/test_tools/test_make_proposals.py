@@ -153,7 +153,7 @@ def test_a_stopped_run_continues(tool, folder, tmp_path, monkeypatch, capsys):
 
 
 def test_several_processes(repo, folder, tmp_path):
-    """As a program of its own, which needs neither mmdense nor PyTorch."""
+    """Run a program of its own, which needs neither mmdense nor PyTorch."""
     program = repo / 'tools/make_proposals.py'
     written = []
     for workers in ('1', '2'):

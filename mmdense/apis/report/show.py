@@ -3,7 +3,7 @@
 
 import base64
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import matplotlib
 import numpy as np
@@ -96,12 +96,7 @@ def show(
         )
     images, names, messages = load_images(paths, number, size, backbones.load)
     grouping = _load_groups(content, checkpoint, config, messages)
-    searching = _load_with(
-        'search_tensor', 'Where crops are found', content, checkpoint, config, messages
-    )
-    finding = _load_with(
-        'patch_tensor', 'Where patches are found', content, checkpoint, config, messages
-    )
+    models = [_load_search(kind, content, checkpoint, config, messages) for kind in _SEARCHES]
     swap = _read_part('swap', RegionSwap, found.meta, checkpoint, config)
     curriculum = _read_part('curriculum', BoxCurriculum, found.meta, checkpoint, config)
     if swap is not None and len(images) < 2:
@@ -123,14 +118,14 @@ def show(
     if swap is not None:
         files.append(str(folder / 'regions.png'))
         regions = _draw_regions(swap, measured.pairs, names, title, files[-1])
-    searched = None
-    if searching is not None:
-        files.append(str(folder / 'search.png'))
-        searched = _draw_search(searching, backbones, images, names, title, files[-1])
-    patches = None
-    if finding is not None:
-        files.append(str(folder / 'patches.png'))
-        patches = _draw_patches(finding, backbones, images, names, title, files[-1])
+    searches: Dict[str, Optional[str]] = {}
+    for kind, model in zip(_SEARCHES, models):
+        searches[kind.name] = None
+        if model is not None:
+            files.append(str(folder / kind.file))
+            result = kind.find(model, backbones.preprocessor, images)
+            kind.draw(images, result, names, f'{kind.title}: {title}', files[-1])
+            searches[kind.name] = data_uri(np.asarray(Image.open(files[-1]).convert('RGB')), 85)
     copies = None
     if curriculum is not None:
         files.append(str(folder / 'copies.png'))
@@ -144,10 +139,9 @@ def show(
         point=point,
         groups=groups,
         regions=regions,
-        searched=searched,
-        patches=patches,
         copies=copies,
         messages=messages,
+        **searches,
         **_describe(measured, images, names),
     )
     return files
@@ -197,20 +191,58 @@ def _load_groups(
         return None
 
 
-def _load_with(
-    attribute: str,
-    what: str,
+class _Search(NamedTuple):
+    """Define a picture of where an algorithm finds parts of an image.
+
+    Attributes:
+        name (str): Of the picture in the page's template.
+        file (str): Name of the file.
+        title (str): Of the picture, and of the message where it cannot be drawn.
+        tensor (str): Attribute of an algorithm's class, which names a tensor of its checkpoints.
+        find (Callable): Searches, from the model, its data preprocessor and the images.
+        draw (Callable): Draws the result, from the images, the result, names, title and path.
+    """
+
+    name: str
+    file: str
+    title: str
+    tensor: str
+    find: Callable
+    draw: Callable
+
+
+_SEARCHES = (
+    _Search(
+        'searched',
+        'search.png',
+        'Where crops are found',
+        'search_tensor',
+        search_crops,
+        draw_searched_crops,
+    ),
+    _Search(
+        'patches',
+        'patches.png',
+        'Where patches are found',
+        'patch_tensor',
+        find_patches,
+        draw_found_patches,
+    ),
+)
+
+
+def _load_search(
+    search: _Search,
     content: Dict[str, Any],
     checkpoint: str,
     config: Optional[str],
     messages: List[str],
 ) -> Any:
-    """Return the model of a checkpoint that holds the tensor which such an attribute of its class
-    names, None without; a model that cannot be built adds a message that begins with ``what``, and
-    raises if its config was given."""
+    """Return the model of a checkpoint that can search, None without; a model that cannot be built
+    adds a message, and raises if its config was given."""
     tensors = content.get('state_dict') if isinstance(content, dict) else None
-    kinds = [kind for kind in registered_algorithms() if hasattr(kind, attribute)]
-    kind = next((kind for kind in kinds if getattr(kind, attribute) in (tensors or ())), None)
+    kinds = [kind for kind in registered_algorithms() if hasattr(kind, search.tensor)]
+    kind = next((kind for kind in kinds if getattr(kind, search.tensor) in (tensors or ())), None)
     if kind is None:
         return None
     try:
@@ -218,36 +250,8 @@ def _load_with(
     except (CheckpointError, InputError) as error:
         if config is not None:
             raise
-        messages.append(f'{what}: {error}')
+        messages.append(f'{search.title}: {error}')
         return None
-
-
-def _draw_search(
-    model: Any,
-    backbones: Backbones,
-    images: Sequence[np.ndarray],
-    names: Sequence[str],
-    title: str,
-    path: str,
-) -> str:
-    """Draw where a crop of each image is found; return the picture."""
-    found = search_crops(model, backbones.preprocessor, images)
-    draw_searched_crops(images, found, names, f'Where crops are found: {title}', path)
-    return data_uri(np.asarray(Image.open(path).convert('RGB')), 85)
-
-
-def _draw_patches(
-    model: Any,
-    backbones: Backbones,
-    images: Sequence[np.ndarray],
-    names: Sequence[str],
-    title: str,
-    path: str,
-) -> str:
-    """Draw where patches of each image are found; return the picture."""
-    found = find_patches(model, backbones.preprocessor, images)
-    draw_found_patches(images, found, names, f'Where patches are found: {title}', path)
-    return data_uri(np.asarray(Image.open(path).convert('RGB')), 85)
 
 
 def _draw_pairs(folder: Path, pairs: Sequence['Pair'], names: Sequence[str]) -> List[str]:
