@@ -142,7 +142,8 @@ def same_draws(model, args):
             chances.append((part, name, getattr(part, name)))
 
     def draw(*size, device=None, **options):
-        return moved(rand(*size, **options), args)
+        drawn = rand(*size, **options)
+        return drawn if args.device == 'cpu' else moved(drawn, args)
 
     torch.manual_seed(1)
     np.random.seed(1)
@@ -501,7 +502,8 @@ def pretend(args):
         same = mock.patch.object(FakeTensor, '__deepcopy__', lambda tensor, memo: tensor)
         stack.enter_context(same)
         stack.enter_context(fake_gpu.fake_cuda())
-        args.reads = stack.enter_context(fake_gpu.Reads())
+        matching = models.ALGORITHMS[args.algorithm].matching_on_host
+        args.reads = stack.enter_context(fake_gpu.Reads(matching))
         yield
 
 
