@@ -116,8 +116,8 @@ class Reads(TorchDispatchMode):
     Attributes:
         seen (Counter): How often each kind was met: 'tolist' (one for a tensor), 'item' (also
             ``bool()``, ``int()`` and ``float()``), 'copy' (to or from the device, blocking; of
-            an index too), 'event' (``torch.cuda.Event.synchronize()``), 'rows' (``nonzero`` and
-            ``unique``, with ``matching``).
+            an index too), 'event' (``torch.cuda.Event.synchronize()``), 'rows' (``nonzero``,
+            ``unique`` and an index that is a mask of rows, with ``matching``).
     """
 
     def __init__(self, matching=False):
@@ -150,6 +150,13 @@ class Reads(TorchDispatchMode):
         if tensor.device.type != 'cpu':
             self.seen[kind] += 1
 
+    def _as_rows(self, index):
+        """Return an index that is a mask of rows as numbers of rows."""
+        if index is None or index.dtype != torch.bool:
+            return index
+        self._note('rows', index)
+        return index.new_empty(STAND_IN, dtype=torch.int64)
+
     def _tolist(self, tensor):
         self._note('tolist', tensor)
         return _nested(tensor.shape, _stand_in(tensor))
@@ -168,6 +175,8 @@ class Reads(TorchDispatchMode):
         if self.matching and func is torch.ops.aten._unique2.default:
             self._note('rows', args[0])
             return args[0].clone(), *(args[0].new_empty(0, dtype=torch.int64) for _ in range(2))
+        if self.matching and func is torch.ops.aten.index.Tensor:
+            args = [args[0], [self._as_rows(index) for index in args[1]]]
         if func.overloadpacket in _INDEXING:
             self.seen.update(
                 'copy' for i in args[1] if i is not None and i.device != args[0].device
