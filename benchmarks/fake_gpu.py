@@ -12,10 +12,12 @@ runs where there is a GPU; nothing is computed there either. Older versions of P
 :func:`is_supported`.
 """
 
+import importlib
 from collections import Counter, defaultdict
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
+import numpy as np
 import torch
 from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import BaseDataElement
@@ -107,15 +109,21 @@ class Reads(TorchDispatchMode):
     To be entered inside of :func:`fake_cuda`. Operations whose output's shape depends on values
     (``nonzero``, an index that is a mask) raise an error of PyTorch's by themselves.
 
+    Args:
+        matching (bool): Whether mmdet's detectors match on the host, by ``linear_sum_assignment``
+            and ``nonzero``: these have stand-ins then. Defaults to False.
+
     Attributes:
         seen (Counter): How often each kind was met: 'tolist' (one for a tensor), 'item' (also
             ``bool()``, ``int()`` and ``float()``), 'copy' (to or from the device, blocking; of
-            an index too), 'event' (``torch.cuda.Event.synchronize()``).
+            an index too), 'event' (``torch.cuda.Event.synchronize()``), 'rows' (``nonzero``,
+            ``unique`` and an index that is a mask of rows, with ``matching``).
     """
 
-    def __init__(self):
+    def __init__(self, matching=False):
         super().__init__()
         self.seen = Counter()
+        self.matching = matching
 
     def __enter__(self):
         event = mock.Mock(synchronize=lambda: self.seen.update(['event']))
@@ -123,6 +131,12 @@ class Reads(TorchDispatchMode):
             mock.patch.object(FakeTensor, 'tolist', lambda tensor: self._tolist(tensor)),
             mock.patch.object(torch.cuda, 'Event', lambda *_, **__: event),
         ]
+        if self.matching:
+            assigner = 'mmdet.models.task_modules.assigners.hungarian_assigner'
+            self._patches += [
+                mock.patch(f'{assigner}.linear_sum_assignment', _assign),
+                mock.patch.object(torch, 'from_numpy', _indices),
+            ]
         for patch in self._patches:
             patch.start()
         return super().__enter__()
@@ -136,15 +150,33 @@ class Reads(TorchDispatchMode):
         if tensor.device.type != 'cpu':
             self.seen[kind] += 1
 
+    def _as_rows(self, index):
+        """Return an index that is a mask of rows as numbers of rows."""
+        if index is None or index.dtype != torch.bool:
+            return index
+        self._note('rows', index)
+        return index.new_empty(STAND_IN, dtype=torch.int64)
+
     def _tolist(self, tensor):
         self._note('tolist', tensor)
         return _nested(tensor.shape, _stand_in(tensor))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.matching:  # the weights of mmdet's classes are a tensor, but no buffer
+            real = [isinstance(x, Tensor) and not isinstance(x, FakeTensor) for x in args]
+            args = [to_fake(x, 'cpu') if one else x for x, one in zip(args, real)]
         if func is torch.ops.aten._local_scalar_dense.default:
             self._note('item', args[0])
             return _stand_in(args[0])
+        if self.matching and func is torch.ops.aten.nonzero.default:
+            self._note('rows', args[0])
+            return args[0].new_empty((STAND_IN, args[0].dim()), dtype=torch.int64)
+        if self.matching and func is torch.ops.aten._unique2.default:
+            self._note('rows', args[0])
+            return args[0].clone(), *(args[0].new_empty(0, dtype=torch.int64) for _ in range(2))
+        if self.matching and func is torch.ops.aten.index.Tensor:
+            args = [args[0], [self._as_rows(index) for index in args[1]]]
         if func.overloadpacket in _INDEXING:
             self.seen.update(
                 'copy' for i in args[1] if i is not None and i.device != args[0].device
@@ -156,6 +188,24 @@ class Reads(TorchDispatchMode):
             if waits and source.device != target.device:
                 self.seen['copy'] += 1
         return result
+
+
+class _Matched(np.ndarray):
+    """Rows or columns of a matching that nobody has computed."""
+
+
+def _assign(costs):
+    """Return a matching of fake costs, any: as many as SciPy matches. Of others, SciPy's."""
+    if isinstance(costs, FakeTensor):
+        return [np.arange(min(costs.shape)).view(_Matched)] * 2
+    return importlib.import_module('scipy.optimize').linear_sum_assignment(costs)
+
+
+def _indices(array, convert=torch.from_numpy):
+    """Return a fake tensor on the CPU for a matching of fake costs."""
+    if isinstance(array, _Matched):
+        return torch.empty(array.shape, dtype=torch.int64)
+    return convert(array)
 
 
 def _stand_in(tensor):

@@ -34,6 +34,7 @@ from mmengine.dataset import default_collate
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -111,10 +112,13 @@ def check_algorithm(args):
     with real_tensors(args):
         reference, batch = models.algorithm(mine, host), models.random_batch(mine, host)
         weights = copy.deepcopy(reference.state_dict())
-        expected = step_results(reference, batch)
+        with same_draws(reference, host):
+            expected = step_results(reference, batch)
     model, batch = models.algorithm(mine, args), moved(batch, args)
     load(model, weights, args)
-    found, rows = step_results(model, batch), []
+    rows = []
+    with same_draws(model, args):
+        found = step_results(model, batch)
     for kind, values in found.items():
         what = f'{title}, {kind} in float32 against the CPU'
         limits = TOLERANCES[kind], LEAST[kind]
@@ -123,7 +127,34 @@ def check_algorithm(args):
         load(model, weights, args)
         halved = changed(args, amp=dtype)
         rows.append(check_precision(title, model, batch, expected['losses'], halved))
-    return [*rows, check_waits(title, model, args)]
+    if not model.matching_on_host:  # how often that waits is not ours
+        rows.append(check_waits(title, model, args))
+    return rows
+
+
+@contextmanager
+def same_draws(model, args):
+    """Let a step draw the same numbers on every device: on the host, from one seed, no dropout."""
+    rand, chances = torch.rand, []
+    for part in model.modules():
+        name = {nn.Dropout: 'p', nn.MultiheadAttention: 'dropout'}.get(type(part))
+        if name is not None:
+            chances.append((part, name, getattr(part, name)))
+
+    def draw(*size, device=None, **options):
+        drawn = rand(*size, **options)
+        return drawn if args.device == 'cpu' else moved(drawn, args)
+
+    torch.manual_seed(1)
+    np.random.seed(1)
+    for part, name, _ in chances:
+        setattr(part, name, 0.0)
+    try:
+        with mock.patch.object(torch, 'rand', draw):
+            yield
+    finally:
+        for part, name, chance in chances:
+            setattr(part, name, chance)
 
 
 def step_results(model, batch):
@@ -139,7 +170,7 @@ def step_results(model, batch):
 def check_precision(title, model, batch, exact, args):
     """Check the losses in half precision, and that all gradients are float32 and finite."""
     model.zero_grad()
-    with common.autocast(args):
+    with same_draws(model, args), common.autocast(args):
         losses = model(*batch, mode='loss')
     sum(losses.values()).backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -471,7 +502,8 @@ def pretend(args):
         same = mock.patch.object(FakeTensor, '__deepcopy__', lambda tensor, memo: tensor)
         stack.enter_context(same)
         stack.enter_context(fake_gpu.fake_cuda())
-        args.reads = stack.enter_context(fake_gpu.Reads())
+        matching = models.ALGORITHMS[args.algorithm].matching_on_host
+        args.reads = stack.enter_context(fake_gpu.Reads(matching))
         yield
 
 

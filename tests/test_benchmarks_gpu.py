@@ -2,6 +2,7 @@
 """The script for a GPU runs here: every part on the CPU, and its GPU code on fake tensors."""
 
 import argparse
+import copy
 import importlib
 import json
 import os
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from tiny_algorithms import algorithms, tiny_form
+from tiny_algorithms import algorithms, joined_batch, tiny_form, tiny_model
 
 EXAMPLE = tiny_form()
 
@@ -73,6 +74,31 @@ def test_every_part_runs_on_a_cpu(long, gpu, capfd, images):
     if long:
         expected = {title, f'{title}, a run', f'{title}, compiled', 'Tests that need a GPU'}
     assert expected <= found
+
+
+@pytest.mark.slow
+def test_every_algorithm_passes_its_check_on_a_cpu(gpu, capfd, images):
+    """Both sides are the CPU: a step that draws other numbers would differ."""
+    options = ['--device', 'cpu', '--data-root', images, '--budget', 2000, '--only', 'check']
+    found = check_all(*gpu(*options), capfd.readouterr().out)
+    titles = {what.split(',')[0] for what in found if 'gradients' in what}
+    assert len(titles) == len({tiny_form(algorithm).method for algorithm in algorithms()})
+
+
+@pytest.mark.parametrize('algorithm', algorithms())
+def test_two_steps_draw_the_same(algorithm, gpu):
+    parts = importlib.import_module('gpu_parts')
+    model, batch = tiny_model(algorithm), joined_batch(algorithm, number=2)
+    args, other = argparse.Namespace(fake=False, device='cpu'), copy.deepcopy(model)
+    chances = [part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)]
+    results = []
+    for one in (model, other):
+        with parts.same_draws(one, args):
+            results.append(parts.step_results(one, batch))
+    for kind, values in results[0].items():
+        for name, value in values.items():
+            assert torch.equal(value, results[1][kind][name]), (kind, name)
+    assert chances == [part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)]
 
 
 @pytest.mark.skipif(
