@@ -62,9 +62,8 @@ def tiny():
             'model.detector.decoder.num_layers=2',
             'model.detector.encoder.layer_cfg.ffn_cfg.feedforward_channels=64',
             'model.detector.decoder.layer_cfg.ffn_cfg.feedforward_channels=64',
-            'train_dataloader.dataset.pipeline.2.transforms.0.1.scale=72',
-            'train_dataloader.dataset.pipeline.2.transforms.0.1.size_range=(64,72)',
-            'train_dataloader.dataset.pipeline.2.transforms.0.2.scale=64',
+            'train_dataloader.dataset.pipeline.2.transforms.0.0.size_range=(48,64)',
+            'train_dataloader.dataset.pipeline.2.transforms.0.1.scale=64',
             'train_dataloader.dataset.pipeline.2.transforms.1.0.scale=32',
         ],
         health=health_names(global_=PAIRS),
@@ -84,8 +83,9 @@ def spread_boxes(model):
     as good."""
     with torch.no_grad():
         model.detector.query_embedding.weight *= 3
-        if hasattr(model.detector.bbox_head, 'fc_reg'):
-            model.detector.bbox_head.fc_reg.weight *= 2
+        head = model.detector.bbox_head
+        last = head.fc_reg if hasattr(head, 'fc_reg') else head.reg_branches[0][-1]
+        last.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
 
 
 def deformable(

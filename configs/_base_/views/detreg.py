@@ -1,11 +1,10 @@
-# DETReg's views (arXiv 2106.04550): the image, flipped, and half of the time a region of
-# it; and the crops of up to thirty proposals, which are never flipped. Proposals are windows of a
+# DETReg's views (arXiv 2106.04550): the image, or half of the time a region of
+# it, flipped; and the crops of up to thirty proposals, which are never flipped. Proposals are windows of a
 # grid, which needs no file; the published ones are selective search's: train_pipeline[1]['source']
 # = 'proposals.npz' of tools/make_proposals.py --method selective-search-128 (docs/data.md). Images
 # of a batch have different sizes: the train_dataloader of a recipe takes
 # collate_fn=dict(type='mmdense.pad_collate').
 view_pipeline_image = [
-    dict(type='RandomFlip', prob=0.5),
     dict(
         type='RandomSizeCrop',
         scale=[400, 500, 600],
@@ -18,6 +17,7 @@ view_pipeline_image = [
         scale=[320, 336, 352, 368, 400, 416, 432, 448, 464, 480],
         max_size=600,
     ),
+    dict(type='RandomFlip', prob=0.5),
 ]
 view_pipeline_crop = [
     dict(type='CropProposal', scale=128, fewer=True),

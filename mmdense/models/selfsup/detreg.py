@@ -107,8 +107,12 @@ class DETReg(DetectorSelfSupervisor):
         return self
 
     def trained_parts(self) -> list:
-        """Return the networks that ``torch.compile`` compiles."""
-        return [*super().trained_parts(), self.object_encoder]
+        """Return the networks that ``torch.compile`` compiles: not a transformer with deformable
+        attention, which reads the sizes of maps from a tensor."""
+        detector = self.detector
+        deformable = hasattr(detector, 'level_embed')
+        parts = [detector.backbone, detector.neck] if deformable else super().trained_parts()
+        return [*parts, self.object_encoder]
 
     def loss(
         self, inputs: List[Tensor], data_samples: Optional[list] = None, **kwargs
