@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/detreg_detr_r50.py',
     '../_base_/datasets/in1k.py',
     '../_base_/views/detreg.py',
-    '../_base_/schedules/adamw_steplr_50e_detreg.py',
+    '../_base_/schedules/adamw_constantlr_5e_detreg.py',
     '../_base_/default_runtime.py',
 ]
 
@@ -13,5 +13,4 @@ train_dataloader = dict(
     dataset=dict(pipeline=_base_.train_pipeline),
 )
 train_cfg = dict(max_epochs=60)
-param_scheduler = []
 optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=None)

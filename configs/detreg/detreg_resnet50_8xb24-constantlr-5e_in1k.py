@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/detreg_r50.py',
     '../_base_/datasets/in1k.py',
     '../_base_/views/detreg.py',
-    '../_base_/schedules/adamw_steplr_50e_detreg.py',
+    '../_base_/schedules/adamw_constantlr_5e_detreg.py',
     '../_base_/default_runtime.py',
 ]
 
@@ -13,6 +13,4 @@ train_dataloader = dict(
     collate_fn=dict(type='mmdense.pad_collate'),
     dataset=dict(pipeline=_base_.train_pipeline),
 )
-train_cfg = dict(max_epochs=5)
-param_scheduler = []
 default_hooks = dict(checkpoint=dict(interval=1))

@@ -12,3 +12,4 @@ train_dataloader = dict(
     collate_fn=dict(type='mmdense.pad_collate'),
     dataset=dict(pipeline=_base_.train_pipeline),
 )
+default_hooks = dict(checkpoint=dict(interval=3))

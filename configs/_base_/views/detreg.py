@@ -1,8 +1,8 @@
-# DETReg's views (arXiv 2106.04550): the image, or half of the time a region of
-# it, flipped; and the crops of up to thirty proposals, which are never flipped. Proposals are windows of a
-# grid, which needs no file; the published ones are selective search's: train_pipeline[1]['source']
-# = 'proposals.npz' of tools/make_proposals.py --method selective-search-128 (docs/data.md). Images
-# of a batch have different sizes: the train_dataloader of a recipe takes
+# DETReg's views (arXiv 2106.04550): the image, or half of the time a region of it, flipped or not;
+# and the crops of up to thirty proposals, which are never flipped. Proposals are windows of a grid,
+# which needs no file; the published ones are selective search's: train_pipeline[1]['source'] =
+# 'proposals.npz' of tools/make_proposals.py --method selective-search-128 (docs/data.md). Images of
+# a batch have different sizes: the train_dataloader of a recipe takes
 # collate_fn=dict(type='mmdense.pad_collate').
 view_pipeline_image = [
     dict(

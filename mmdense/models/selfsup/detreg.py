@@ -184,23 +184,32 @@ class DETReg(DetectorSelfSupervisor):
         return (maps[-1] if isinstance(maps, (list, tuple)) else maps).mean(dim=(2, 3))
 
     @torch.no_grad()
-    def detect(self, images: Tensor) -> Tuple[Tensor, Tensor]:
-        """Detect objects in images without padding, in eval mode.
+    def find(self, images: Tensor, boxes: Sequence[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+        """Find objects in images without padding, and match them with boxes, in eval mode.
 
         Args:
             images (Tensor): N×3×H×W.
+            boxes (Sequence[Tensor]): N, each R×4, (x0, y0, x1, y1) in fractions of the image.
 
         Returns:
-            tuple[Tensor, Tensor]: Scores N×Q in [0, 1], and boxes N×Q×4, (x0, y0, x1, y1) in
-            fractions of the image.
+            tuple[Tensor, Tensor, Tensor]: Scores N×Q in [0, 1], boxes N×Q×4 as the arguments, and
+            N×Q int64, the number of the box that a query is matched with, -1 for none.
         """
+        head, sizes = self.detector.bbox_head, image_sizes(images)
         neck = self.detector.neck(self.frozen_maps(images))
-        state = self.detector.forward_transformer(neck, image_sizes(images))
-        logits, found = (out[-1] for out in self.detector.bbox_head(**state))
-        head = self.detector.bbox_head
-        scores = logits.sigmoid() if head.loss_cls.use_sigmoid else logits.softmax(dim=2)
+        logits, found = (out[-1] for out in head(**self.detector.forward_transformer(neck, sizes)))
         center, half = found[..., :2], found[..., 2:] / 2
-        return scores[..., self.label], torch.cat([center - half, center + half], dim=2)
+        found = torch.cat([center - half, center + half], dim=2)
+        pixels = box_targets(found, self.label, sizes)
+        for one, scores, target, size in zip(
+            pixels, logits, box_targets(boxes, self.label, sizes), sizes
+        ):
+            one.scores = scores
+            del one.labels
+            head.assigner.assign(pred_instances=one, gt_instances=target, img_meta=size.metainfo)
+        sigmoid = head.loss_cls.use_sigmoid
+        scores = (logits.sigmoid() if sigmoid else logits.softmax(dim=2))[..., self.label]
+        return scores, found, self.matches.take(len(images))[0]
 
     def trained_maps(self, images: Tensor) -> Tuple[Tensor, ...]:
         """Return the outputs of the decoder's layers for N×3×H×W images."""
