@@ -3,7 +3,9 @@
 # checkpoint: --cfg-options model.pretrained=FILE
 _base_ = './r50.py'
 
-sampled = dict(embed_dims=256, num_heads=8, num_levels=4, num_points=4, dropout=0.1, batch_first=True)
+sampled = dict(
+    embed_dims=256, num_heads=8, num_levels=4, num_points=4, dropout=0.1, batch_first=True
+)
 attention = dict(embed_dims=256, num_heads=8, dropout=0.1, batch_first=True)
 feedforward = dict(embed_dims=256, feedforward_channels=1024, ffn_drop=0.1)
 

@@ -129,9 +129,7 @@ def show(
             result = kind.find(model, backbones.preprocessor, images)
             if kind.over_training:
                 run = [load_algorithm(path, config, type(model)) for path in more]
-                result = [
-                    result, *(kind.find(one, backbones.preprocessor, images) for one in run)
-                ]
+                result = [result, *(kind.find(one, backbones.preprocessor, images) for one in run)]
                 names_of_run = [Path(path).stem for path in (checkpoint, *more)]
                 kind.draw(images, result, names, names_of_run, f'{kind.title}: {title}', files[-1])
             else:

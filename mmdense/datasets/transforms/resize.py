@@ -136,7 +136,8 @@ class RandomSizeCrop(BaseTransform):
     def _check(self, results: dict) -> None:
         boxes, view = results['proposals'], results['view_box']
         sides = [
-            np.clip(boxes[:, i + 2], *sorted(view[i::2])) - np.clip(boxes[:, i], *sorted(view[i::2]))
+            np.clip(boxes[:, i + 2], *sorted(view[i::2]))
+            - np.clip(boxes[:, i], *sorted(view[i::2]))
             for i in (0, 1)
         ]
         shown = int(((sides[0] > 0) & (sides[1] > 0)).sum())

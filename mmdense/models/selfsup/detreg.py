@@ -132,7 +132,9 @@ class DETReg(DetectorSelfSupervisor):
         targets = find_targets(data_samples or (), len(crops))
         embeddings = self.embed(crops, targets.crops)  # M×C
         sizes = image_sizes(images, data_samples)
-        state = self.detector.forward_transformer(self.detector.neck(self.frozen_maps(images)), sizes)
+        state = self.detector.forward_transformer(
+            self.detector.neck(self.frozen_maps(images)), sizes
+        )
         return self.losses(state, targets, embeddings, sizes)
 
     def losses(
@@ -233,7 +235,11 @@ class DETReg(DetectorSelfSupervisor):
         tensors = name_detr_layers(tensors, coco_rows=cls.object_tensor not in tensors)
         first = 'detector.backbone.'
         stages = tuple(f'{first}{part}.' for part in ('conv1', 'bn1', 'layer1', 'layer2'))
-        encoder = {k.replace(first, 'object_encoder.'): v for k, v in tensors.items() if k.startswith(stages)}
+        encoder = {
+            k.replace(first, 'object_encoder.'): v
+            for k, v in tensors.items()
+            if k.startswith(stages)
+        }
         return {**tensors, **encoder} if cls.object_tensor in tensors else tensors
 
 

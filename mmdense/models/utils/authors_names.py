@@ -109,7 +109,9 @@ def authors_detr_names(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
 def _rename_deformable(tensors: Dict[str, Tensor], source: int, target: int) -> Dict[str, Tensor]:
     """Return the tensors of a Deformable DETR with the names in the other column of its table."""
     level = re.compile((r'input_proj\.\d+\.0\.weight', r'neck\.convs\.\d+\.conv\.weight')[source])
-    own = sum(bool(level.fullmatch(name)) and value.size(-1) == 1 for name, value in tensors.items())
+    own = sum(
+        bool(level.fullmatch(name)) and value.size(-1) == 1 for name, value in tensors.items()
+    )
     table, renamed = _deformable_table(own), {}
     for name, value in tensors.items():
         if re.match(r'transformer\.decoder\.(bbox|class)_embed\.', name):
