@@ -480,7 +480,7 @@ def authors_file(name, path):
     for key, shape in zip(keys, shapes):
         value = 0.02 * torch.randn(*map(int, shape.split()))
         shared = next((k for k in model if k[:5] == key[:5] and k[13:] == key[13:]), None)
-        if key.startswith(('class_embed.', 'bbox_embed.')) and shared and 'detr' not in name:
+        if key.startswith(('class_embed.', 'bbox_embed.')) and shared and name == 'detreg':
             value = model[shared]  # one tensor for all layers
         model[key] = value.abs() + 0.5 if key.endswith('running_var') else value
     torch.save(dict(model=model, epoch=4, args=Namespace(lr=2e-4)), path)
@@ -542,6 +542,23 @@ def test_files_of_the_authors(name, number, tmp_path, monkeypatch):
     assert (
         read_checkpoint(str(tmp_path / 'mmdet.pth'))['state_dict'].keys() == found.detector.keys()
     )
+
+
+def test_transfer_config(tmp_path, monkeypatch):
+    """The checkpoint alone fills it, whatever weights mmdet's config names for the backbone."""
+    path = tmp_path / 'authors.pth'
+    authors_file('detreg', path)
+    monkeypatch.setenv('CHECKPOINT', str(path))
+    config = Config.fromfile(str(REPO / 'configs/transfer/mmdet/deformable-detr_r50_bccd.py')).model
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        detector = MODELS.build(config)
+        detector.init_weights()
+    state = detector.state_dict()
+    for name, value in recognise(read_checkpoint(str(path))).detector.items():
+        assert name.startswith('bbox_head.cls_branches.') or torch.equal(state[name], value), name
+    assert detector.bbox_head.cls_branches[0].out_features == 3
+    trained = {n.split('.')[0] for n, p in detector.backbone.named_parameters() if p.requires_grad}
+    assert trained == {'layer2', 'layer3', 'layer4'}
 
 
 def test_wrong_detectors_are_refused(tmp_path):

@@ -19,8 +19,8 @@ class ResizeShortSide(BaseTransform):
     """Resize an image to a random length of its shorter side; the aspect ratio stays.
 
     As DETR's and UP-DETR's code: the longer side is rounded down, and where it were longer than
-    ``max_size`` the shorter side is shorter instead. A view's box stays. Images of a batch have different sizes:
-    :func:`~mmdense.datasets.pad_collate` pads them.
+    ``max_size`` the shorter side is shorter instead. A view's box stays. Images of a batch have
+    different sizes: :func:`~mmdense.datasets.pad_collate` pads them.
 
     **Required Keys:** ``img`` (np.ndarray): H×W×C
 
