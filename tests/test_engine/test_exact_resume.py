@@ -142,7 +142,10 @@ def test_two_processes(algorithm, run_forked, tiny, tmp_path):
     whole = train('whole')
     resumed = train('resumed', '--resume', str(tmp_path / 'whole' / 'iter_3.pth'))
     for part in (*STATE, 'process_buffers'):
-        assert_same(whole[part], resumed[part], part)
+        assert_same(whole.get(part), resumed.get(part), part)
+    if tiny_form(algorithm).family == 'detector':  # its BatchNorm is frozen
+        assert 'process_buffers' not in whole
+        return
     means = whole['process_buffers']['backbone.bn1.running_mean']
     assert len(means) == 2 and not torch.equal(*means)
     queues = whole['process_buffers'].get('queue.features')
