@@ -137,9 +137,12 @@ def random_batch(name, args):
         shapes += [(n, 3, *shape)] * ours.views.groups[-1]
     views = [torch.randn(shape, device=args.device) for shape in shapes]
     boxes = torch.stack(random_boxes(n, 'cpu'), dim=1)
+    if ours is not None and ours.views.boxes and ours.views.count > 2:
+        boxes = torch.cat([boxes, boxes[:, 1:].expand(-1, ours.views.count - 2, -1)], dim=1)
     samples = [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
     for sample in samples if ours is not None and ours.views.proposals else ():
-        corner = 0.2 + 0.4 * torch.rand(10, 2, device=args.device)
+        number = ours.views.groups[-1] if len(ours.views.groups) > 1 else 10
+        corner = 0.2 + 0.4 * torch.rand(number, 2, device=args.device)
         sample.set_field(torch.cat([corner, corner + 0.2], dim=1), 'proposals')
     return views, samples
 

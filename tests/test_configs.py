@@ -77,8 +77,10 @@ def test_pretraining_configs_build(path):
     assert all(s.param_name == 'weight_decay' and not {'T_max', 'end'} & set(s) for s in decays)
     if schedules and schedules[0].type == 'LinearWarmupLR':  # multiplies the others
         assert schedules.pop(0).end < config.train_cfg.max_epochs
-    # one; the published learning rate of DenseSiam's segmentation is constant
-    assert len(schedules) == ('densesiam_unsup-seg' not in path)
+    # one; the published learning rates of DenseSiam's segmentation and of DETReg on ImageNet are
+    # constant
+    constant = 'densesiam_unsup-seg' in path or 'constantlr' in path
+    assert len(schedules) == (not constant)
     for schedule in schedules:  # as long as the run
         assert schedule.type in ('CosineAnnealingLR', 'WarmupCosineLR', 'MultiStepShareLR')
         assert not {'T_max', 'end', 'milestones'} & set(schedule)

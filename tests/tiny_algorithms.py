@@ -298,6 +298,8 @@ def joined_batch(algorithm: str, number: int = 6):
         patches = declared.patches and i == len(declared.groups)
         size = (32, 288) if patches else (96 // i, 96 // i)
         views += list(torch.randn(count, number, 3, *size, generator=rng))
+    if declared.boxes and declared.count > 2:
+        boxes = torch.cat([boxes, boxes[:, 1:].expand(-1, declared.count - 2, -1)], dim=1)
     samples = [DataSample(metainfo=dict(view_boxes=box)) for box in boxes]
     for i, sample in enumerate(samples if declared.proposals else ()):
         drawn = torch.rand(tiny_form(algorithm).proposals(i), 4, generator=rng)

@@ -8,6 +8,7 @@ in an environment of its own (requirements/proposals.txt).
 """
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ import numpy as np
 
 ENDINGS = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff', '.ppm', '.pgm')
 PART = 512  # images of a file that a stopped run keeps
+SIDE = 128  # of the images of selective-search-128
 SCALES = (150, 300, 450)  # k of graph segmentation, as in selective search's fast setting
 
 
@@ -71,11 +73,21 @@ def selective_search(image, strategy):
     return search.process()
 
 
+def selective_search_128(image, seed):
+    """Return the boxes of selective search in an image of 128×128 pixels, whose channels are in
+    RGB order, in the random order of a seed: DETReg's (arXiv 2106.04550)."""
+    # OpenCV draws the order by the C library, and by nothing else
+    ctypes.CDLL(None).srand(seed)
+    small = cv2.resize(image[..., ::-1], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return selective_search(small, 'SelectiveSearchFast')
+
+
 METHODS = {
     'grid': grid,
     'felzenszwalb': felzenszwalb,
     'selective-search-fast': partial(selective_search, strategy='SelectiveSearchFast'),
     'single': partial(selective_search, strategy='SingleStrategy'),
+    'selective-search-128': partial(selective_search_128, seed=0),
 }
 
 
@@ -108,6 +120,8 @@ def propose(image, name, method, draws, keep):
     Scores are random, seeded by the image's name: another machine draws the same. OpenCV gives the
     same set of boxes in every run, but not the same order: it is sorted first.
     """
+    if method == 'selective-search-128':
+        return propose_in_order(image, name, draws, keep)
     found = np.asarray(METHODS[method](image)).reshape(-1, 4).astype(np.int64)
     shaped = np.unique(select_shapes(found), axis=0)
     lists, left = [], 0
@@ -119,6 +133,17 @@ def propose(image, name, method, draws, keep):
         rects = shaped[kept[:keep]]
         lists.append(np.hstack([rects[:, :2], rects[:, :2] + rects[:, 2:]]))
     return lists, (len(found), len(shaped), left)
+
+
+def propose_in_order(image, name, draws, keep):
+    """Return the first boxes of each draw's selective search as :func:`propose` does, in pixels of
+    an image of 128×128; nothing is selected or suppressed."""
+    lists = []
+    for draw in range(draws):
+        seed = zlib.crc32(f'{draw} {name}'.encode('utf-8', 'surrogateescape'))
+        rects = np.asarray(selective_search_128(image, seed)).reshape(-1, 4).astype(np.int64)
+        lists.append(np.hstack([rects[:, :2], rects[:, :2] + rects[:, 2:]])[:keep])
+    return lists, (len(rects),) * 3
 
 
 # ---------------------------------------------------------------- images
@@ -189,7 +214,8 @@ class Worker:
         if image is None:
             return (name,)
         lists, numbers = propose(image, name, **self.settings)
-        return name, image.shape[1::-1], lists, numbers
+        small = self.settings['method'] == 'selective-search-128'
+        return name, (SIDE, SIDE) if small else image.shape[1::-1], lists, numbers
 
     @staticmethod
     def start(images, settings):

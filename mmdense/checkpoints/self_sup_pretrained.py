@@ -218,13 +218,19 @@ class SelfSupPretrained:
             key for key in found.algorithm or () if not key.startswith('detector.')
         ]
         match = Match(found, wanted, offered, left, new=heads)
-        norm = 'encoder.post_norm.weight'
-        fault = ''
-        if (norm in wanted) != (norm in offered):
+        norm, bias = 'encoder.post_norm.weight', 'neck.convs.0.conv.bias'
+        deformable, fault = 'level_embed' in offered, ''
+        if deformable != ('level_embed' in wanted):
+            kind = 'DeformableDETR' if deformable else 'PreNormDETR or mmdense.DETR'
+            fault = f'The file holds another detector: set type to mmdense.{kind}.'
+        elif deformable and (bias in wanted) != (bias in offered):
+            fault = f"Set bias={bias in offered} of the detector's neck, as in the file."
+        elif (norm in wanted) != (norm in offered):
             file, kind = ('pre', 'PreNormDETR') if norm in offered else ('post', 'DETR')
             fault = f"The file's transformer is {file}-norm: set type='mmdense.{kind}'."
         elif not getattr(module, 'keeps_filled_weights', False) and hasattr(module, 'encoder'):
             kind = 'PreNormDETR' if norm in offered else 'DETR'
+            kind = 'DeformableDETR' if deformable else kind
             fault = (
                 "mmdet's class initializes its transformer again after it is filled: set "
                 f"type='mmdense.{kind}', which is the same network."

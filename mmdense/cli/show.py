@@ -7,7 +7,9 @@ from argparse import Namespace
 def add_show(command) -> None:
     """Declare the arguments."""
     command.add_argument('checkpoint', help='of a training run, exported, or published')
-    command.add_argument('images', nargs='+', help='folders or files of images')
+    command.add_argument(
+        'images', nargs='+', help='folders or files of images; further checkpoints'
+    )
     command.add_argument(
         '--out', default='work_dirs/show', metavar='DIR', help='folder to write to'
     )

@@ -490,7 +490,7 @@ _SPELLINGS: Tuple[Callable[[str], str], ...] = (
 _ZIP_OWN = ('__MACOSX', 'work_dirs')
 # What `mmdense show` writes beside its page.
 _PICTURES = re.compile(
-    r'(features|similarity|groups|regions|search|copies|patches|correspondence_\d+)\.png'
+    r'(features|similarity|groups|regions|search|copies|patches|objects|correspondence_\d+)\.png'
 )
 # Image formats that are not read.
 _UNREAD = frozenset(

@@ -17,6 +17,7 @@ _FIGURES = {
         'match_views',
         'true_places',
     ),
+    'found_objects': ('FoundObjects', 'draw_found_objects', 'find_objects', 'paint_objects'),
     'found_patches': ('FoundPatches', 'draw_found_patches', 'find_patches', 'paint_found'),
     'levels': ('Stage', 'draw_levels', 'pca_colours'),
     'searched_crops': ('SearchedCrop', 'draw_searched_crops', 'search_crops'),
@@ -26,6 +27,7 @@ _FIGURES = {
 }
 
 __all__ = [
+    'FoundObjects',
     'FoundPatches',
     'LocalVisBackend',
     'Matches',
@@ -36,6 +38,7 @@ __all__ = [
     'Visualizer',
     'cut_view',
     'draw_correspondence',
+    'draw_found_objects',
     'draw_found_patches',
     'draw_groups',
     'draw_levels',
@@ -44,6 +47,7 @@ __all__ = [
     'draw_searched_crops',
     'draw_noisy_boxes',
     'draw_view_pair',
+    'find_objects',
     'find_patches',
     'match_errors',
     'match_views',
@@ -51,6 +55,7 @@ __all__ = [
     'paint_copies',
     'paint_found',
     'paint_groups',
+    'paint_objects',
     'paint_run',
     'pca_colours',
     'prototype_colours',

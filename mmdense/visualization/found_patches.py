@@ -1,7 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 """Draw where the queries of a detector that searches patches find them."""
 
-from typing import Any, List, NamedTuple, Optional, Sequence
+from typing import Any, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from mmdense.utils.randomness import seeded
 from .slots import _grid, _saved, _short_name
 
 _SHOWN = 4  # patches of an image
-_TRUE, _FOUND, _BEST = (255, 255, 255), (0, 170, 255), (255, 200, 0)
+TRUE, FOUND, BEST = (255, 255, 255), (0, 170, 255), (255, 200, 0)
 
 
 class FoundPatches(NamedTuple):
@@ -86,14 +86,31 @@ def paint_found(image: np.ndarray, one: FoundPatches, patch: int) -> np.ndarray:
     painted = image // 3 + 20
     x0, y0, x1, y1 = np.rint(one.boxes[patch] * size).astype(int)
     painted[y0:y1, x0:x1] = image[y0:y1, x0:x1]
-    thin = max(1, max(image.shape) // 300)
     order = one.scores[patch].argsort()
-    drawn = [(one.found[patch, query], _FOUND, thin) for query in order[:-1]]
-    drawn += [(one.boxes[patch], _TRUE, 2 * thin), (one.found[patch, order[-1]], _BEST, 2 * thin)]
-    for box, color, width in drawn:
+    drawn = [(one.found[patch, query], FOUND, 1) for query in order[:-1]]
+    drawn += [(one.boxes[patch], TRUE, 2), (one.found[patch, order[-1]], BEST, 2)]
+    return paint_boxes(painted, drawn)
+
+
+def paint_boxes(
+    image: np.ndarray, boxes: Iterable[Tuple[np.ndarray, Tuple[int, int, int], int]]
+) -> np.ndarray:
+    """Paint the frames of boxes over an image, in place.
+
+    Args:
+        image (np.ndarray): H×W×3 uint8.
+        boxes (Iterable): Each (x0, y0, x1, y1) in fractions of the image, the color, and the
+            width in three-hundredths of the image's longer side.
+
+    Returns:
+        np.ndarray: The image.
+    """
+    size = np.array([image.shape[1], image.shape[0]] * 2)
+    thin = max(1, max(image.shape) // 300)
+    for box, color, width in boxes:
         x0, y0, x1, y1 = np.rint(box * size).astype(int).tolist()
-        cv2.rectangle(painted, (x0, y0), (x1, y1), color, width)
-    return painted
+        cv2.rectangle(image, (x0, y0), (x1, y1), color, width * thin)
+    return image
 
 
 def draw_found_patches(
@@ -131,7 +148,11 @@ def draw_found_patches(
 
 def box_overlap(one: FoundPatches, patch: int) -> float:
     """Return the IoU of a patch and the box of the query with the highest score."""
-    a, b = one.boxes[patch], one.found[patch, one.scores[patch].argmax()]
+    return iou(one.boxes[patch], one.found[patch, one.scores[patch].argmax()])
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the IoU of two boxes (x0, y0, x1, y1)."""
     sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
     shared = sides.clip(0).prod()
     return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared))

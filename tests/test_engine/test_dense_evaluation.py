@@ -178,18 +178,21 @@ def test_training_is_the_same_to_the_last_bit(algorithm, train, labelled):
         assert a.grad is None or torch.equal(a.grad, b.grad)
 
 
-def test_it_evaluates_the_product(train, labelled):
-    """A product that is not the backbone, such as a teacher's, is evaluated as
-    tools/evaluate_features.py would evaluate it."""
+@pytest.mark.parametrize('detector', [False, True])
+def test_it_evaluates_the_product(detector, train, labelled):
+    """A product that is not the backbone, such as a teacher's, or the backbone of a detector, is
+    evaluated as tools/evaluate_features.py would evaluate it."""
     from mmdense.evaluation import LabelledMaps, evaluate_features
 
     hook = dict(type='DenseEvaluationHook', data=labelled, interval=5)
-    algorithm = first_where(lambda kind: kind.product != 'backbone')
+    others = ('backbone',) if detector else ('backbone', 'detector')
+    algorithm = first_where(lambda kind: kind.product not in others)
     runner, log = train(algorithm, **{'default_hooks.evaluation': hook})
     assert re.findall(r'Features after (\d+)', log) == ['0', '8']
     data = LabelledMaps(**{k: v for k, v in labelled.items() if k != 'type'})
     model = runner.model
-    found = evaluate_features(model.get_product(), model.data_preprocessor, data)
+    product = model.get_product().backbone if detector else model.get_product()
+    found = evaluate_features(product, model.data_preprocessor, data)
     hub = runner.message_hub
     assert {f'eval/{k}': v for k, v in found.items()} == {
         name: hub.get_scalar(name).current() for name in NAMES

@@ -129,10 +129,11 @@ def test_two_processes(algorithm, run_forked, tiny, tmp_path):
             'default_hooks.checkpoint.interval=3',
             'model.backbone.stem_channels=8',
             'model.backbone.base_channels=8',
-            'model.neck.in_channels=64',
             'train_dataloader.batch_size=2',
             'train_dataloader.num_workers=1',
         ]
+        if tiny_form(algorithm).family != 'detector':  # whose neck asks the backbone
+            options.append('model.neck.in_channels=64')
         arguments = tiny(*options, flags=flags, algorithm=algorithm)
         done = run_forked('tools/train.py', *arguments, '--launcher', 'pytorch', number=2)
         assert done.returncode == 0, done.stdout[-3000:]
@@ -141,7 +142,10 @@ def test_two_processes(algorithm, run_forked, tiny, tmp_path):
     whole = train('whole')
     resumed = train('resumed', '--resume', str(tmp_path / 'whole' / 'iter_3.pth'))
     for part in (*STATE, 'process_buffers'):
-        assert_same(whole[part], resumed[part], part)
+        assert_same(whole.get(part), resumed.get(part), part)
+    if tiny_form(algorithm).family == 'detector':  # its BatchNorm is frozen
+        assert 'process_buffers' not in whole
+        return
     means = whole['process_buffers']['backbone.bn1.running_mean']
     assert len(means) == 2 and not torch.equal(*means)
     queues = whole['process_buffers'].get('queue.features')

@@ -127,6 +127,7 @@ def delicate():
         feature_reconstruction=(L.feature_reconstruction, rows, rows.flip(0)),
         negative_cosine=(L.negative_cosine, z, t),
         nt_xent=(L.nt_xent, rows, rows.flip(0)),
+        object_embedding=(L.object_embedding, rows, rows.flip(0)),
         region_contrast=(L.region_contrast, *maps),
         region_embeddings=(L.region_embeddings, z, t),
         self_labelling=(L.self_labelling, z, torch.rand(8)),

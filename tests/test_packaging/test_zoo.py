@@ -130,7 +130,7 @@ def test_entry(model):
     about = model['Metadata']
     assert about['Epochs'] == config.train_cfg.max_epochs
     assert about['Batch Size'] == config.auto_scale_lr.base_batch_size
-    assert ('ImageNet' in about['Training Data']) == model['Name'].endswith('in1k')
+    assert ('ImageNet' in about['Training Data']) == model['Name'].endswith(('in1k', 'in100'))
     for result in model.get('Results', []):
         assert set(result) == {'Task', 'Dataset', 'Metrics'}
         assert all(15 < value < 100 for value in result['Metrics'].values())
@@ -152,6 +152,7 @@ def test_entry(model):
 
 # What downloads, and is no page that links to it.
 HOSTS = {
+    'github.com': r'/[\w.-]+/[\w.-]+/releases/download/[\w.-]+/[\w.-]+\.pth\?',
     'huggingface.co': r'/[\w.-]+/[\w.-]+/resolve/main/[\w.-]+\.pth\?',
     'drive.usercontent.google.com': r'/download\?export=download&confirm=t&id=[\w-]{33}',
     'dl.fbaipublicfiles.com': r'/[\w./-]+\.pth(\.tar)?\?',
@@ -233,6 +234,7 @@ PUBLISHED = {
     'swav_resnet50_64xb64-mcrop-coslr-400e_in1k': [74.6],
     'swav_resnet50_64xb64-mcrop-coslr-800e_in1k': [75.3],
     'swav_resnet50_64xb64-coslr-400e_in1k': [70.1],
+    'detreg_resnet50_8xb24-constantlr-5e_in1k': [45.5],
     'updetr_resnet50_8xb32-steplr-60e_in1k': [43.1],
 }
 

@@ -192,6 +192,43 @@ def test_selective_search_is_asked_for_its_setting(tool, monkeypatch):
         assert lists[0].tolist() == [[1, 2, 31, 42]] and numbers == (1, 1, 1)
 
 
+def test_selective_search_of_small_images(tool, folder, tmp_path, monkeypatch):
+    """DETReg's: the first boxes in the order that the C library's seed gives, of 128×128 pixels."""
+    seen, seeds = [], []
+
+    class Search:
+        def setBaseImage(self, image):
+            seen.append(image)
+
+        def switchToSelectiveSearchFast(self):
+            pass
+
+        def process(self):
+            start = seeds[-1] % 50
+            return np.array([[start + i, 2, 30, 40] for i in range(40)], np.int32)
+
+    module = types.SimpleNamespace(
+        segmentation=types.SimpleNamespace(createSelectiveSearchSegmentation=Search)
+    )
+    monkeypatch.setattr(cv2, 'ximgproc', module, raising=False)
+    library = types.SimpleNamespace(srand=seeds.append)
+    monkeypatch.setattr(tool.ctypes, 'CDLL', lambda _: library)
+    out = str(tmp_path / 'out.npz')
+    settings = ['--method', 'selective-search-128', '--keep', '30', '--draws', '2']
+    assert tool.main([str(folder), out, *settings, '--workers', '1']) == 0
+    assert len(set(seeds)) == len(seeds) == 6 and {x.shape for x in seen} == {(128, 128, 3)}
+    image = cv2.imread(str(folder / 'a/2.png'))  # RGB, though OpenCV takes BGR
+    small = cv2.resize(image[..., ::-1], (128, 128), interpolation=cv2.INTER_AREA)
+    assert any(np.array_equal(small, x) for x in seen)
+    with np.load(out) as file:
+        assert file['counts'].tolist() == [30] * 6 and (file['sizes'] == 128).all()
+        starts = file['boxes'].reshape(6, 30, 4)[:, 0].tolist()
+    assert starts == [[s % 50, 2, s % 50 + 30, 42] for s in seeds]
+    load = LoadProposals(out, data_root=str(folder), max_num=30)
+    found = load.transform(dict(img_path=str(folder / 'a/2.png')))['proposals']
+    assert found[0, 1] * 128 == 2 and found[0, 3] * 128 == 42
+
+
 def test_felzenszwalb(tool):
     """Two rectangles on a ground: their boxes are among the segments'."""
     pytest.importorskip('skimage')

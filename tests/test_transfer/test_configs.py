@@ -34,10 +34,13 @@ DETECTORS = {
     'faster-rcnn_r50_c4_24k_voc0712': (24000, [18000, 22000], 0.02, C4),
     'faster-rcnn_r50_fpn_bccd': (3000, [2250, 2750], 0.005, ['neck', 'roi_head.bbox_head']),
 }
-# From a checkpoint of a complete detector: length, steps, learning rate
+# From a checkpoint of a complete detector: length, steps, learning rate, the backbone's share of
+# it, queries
 DETRS = {
-    'detr_r50_pre-norm_300e_coco': (300, [200], 1e-4),
-    'detr_r50_pre-norm_bccd': (6000, [4000], 1e-4),
+    'detr_r50_pre-norm_300e_coco': (300, [200], 1e-4, 0.5, 100),
+    'detr_r50_pre-norm_bccd': (6000, [4000], 1e-4, 0.5, 100),
+    'deformable-detr_r50_50e_coco': (50, [40], 2e-4, 0.1, 300),
+    'deformable-detr_r50_bccd': (6000, [4800], 2.5e-5, 0.1, 300),
 }
 # length, steps (None: polynomial), learning rate, weight decay, side of the crops
 SEGMENTERS = {
@@ -61,6 +64,8 @@ NECK = ['model.neck.norm_cfg']
 BOX = [f'model.roi_head.bbox_head.{k}' for k in ('type', 'conv_out_channels', 'norm_cfg')]
 HEADS = [*NECK, *BOX, 'model.roi_head.mask_head.norm_cfg']
 DETR = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
+DEFORMABLE = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
+FILLED = ['model.type', 'model.init_cfg', 'model.neck.bias']
 PRE_NORM = ['model.type', 'model.init_cfg', 'optim_wrapper.paramwise_cfg.custom_keys.backbone']
 STEPS = ['param_scheduler.0.end', 'param_scheduler.0.milestones']
 VOC_AP = ['val_evaluator.iou_thrs', 'test_evaluator.iou_thrs']
@@ -133,6 +138,17 @@ PARENTS = {
             *('train_dataloader.sampler.type', 'val_dataloader.dataset', 'test_dataloader.dataset'),
             *('val_evaluator', 'test_evaluator', 'auto_scale_lr.base_batch_size'),
             *('default_hooks.checkpoint', 'log_processor.by_epoch'),
+        ],
+    ),
+    'deformable-detr_r50_50e_coco': (DEFORMABLE, [*FILLED, 'train_dataloader.batch_size']),
+    'deformable-detr_r50_bccd': (
+        DEFORMABLE,
+        [  # the data and a schedule of its own
+            *(*FILLED, 'model.bbox_head.num_classes', 'param_scheduler', 'train_cfg'),
+            *(f'train_dataloader.{k}' for k in ('dataset', 'batch_size', 'batch_sampler')),
+            *('train_dataloader.sampler.type', 'val_dataloader.dataset', 'test_dataloader.dataset'),
+            *('val_evaluator', 'test_evaluator', 'auto_scale_lr.base_batch_size'),
+            *('optim_wrapper.optimizer.lr', 'default_hooks.checkpoint', 'log_processor.by_epoch'),
         ],
     ),
     'fcn_r50_30k_voc12aug-513x513': (
@@ -525,18 +541,18 @@ def test_trains_from_exactly_the_checkpoint(name, inherit, require, exported, co
 
 @pytest.mark.parametrize('name', DETRS)
 def test_a_detr_is_as_pretrained(name, inherit):
-    """UP-DETR's protocol; tests/test_models/test_updetr.py fills the detector."""
+    """The protocols of UP-DETR and DETReg; their tests in tests/test_models fill the detectors."""
     config = inherit(name)
-    length, milestones, lr = DETRS[name]
+    length, milestones, lr, share, queries = DETRS[name]
     (schedule,) = config.param_scheduler
     assert (config.train_cfg.get('max_epochs') or config.train_cfg.max_iters) == length
     assert (schedule.end, schedule.milestones) == (length, milestones)
     wrapper = config.optim_wrapper
     assert (wrapper.optimizer.lr, wrapper.optimizer.weight_decay) == (lr, 1e-4)
-    assert wrapper.paramwise_cfg.custom_keys.backbone.lr_mult == 0.5
+    assert wrapper.paramwise_cfg.custom_keys.backbone.lr_mult == share
     assert wrapper.clip_grad == dict(max_norm=0.1, norm_type=2)
     assert config.model.backbone.frozen_stages == 1 and config.model.backbone.norm_eval
-    assert config.model.num_queries == 100 and config.model.positional_encoding.normalize
+    assert config.model.num_queries == queries and config.model.positional_encoding.normalize
 
 
 @pytest.mark.parametrize(
@@ -577,7 +593,9 @@ def test_precise_bn(name, workers, inherit, require, exported, coco, tmp_path):
     assert torch.equal(state['backbone.bn1.running_mean'], norm.running_mean)
 
 
-@pytest.mark.parametrize('name', ['faster-rcnn_r50_fpn_bccd', 'detr_r50_pre-norm_bccd'])
+@pytest.mark.parametrize(
+    'name', ['faster-rcnn_r50_fpn_bccd', 'detr_r50_pre-norm_bccd', 'deformable-detr_r50_bccd']
+)
 def test_boxes_to_learn_from_have_an_area(name, repo, data_root):
     """One of BCCD's has none."""
     path = repo / 'configs' / 'transfer' / 'mmdet' / f'{name}.py'

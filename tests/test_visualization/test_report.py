@@ -396,7 +396,8 @@ def test_views_of_the_recipes(images, algorithm, device_augment):
         assert len(sample.views) == algorithm_class(algorithm).views.count
         shown = [Image.open(io.BytesIO(base64.b64decode(v.split(',')[1]))) for v in sample.views]
         sides = shown[0].size
-        assert sides == (224, 224) or algorithm == 'UPDETR' and 320 <= min(sides) <= 480
+        detects = form.family == 'detector'
+        assert sides == (224, 224) or detects and 320 <= min(sides) <= 480
         for x, y, w, h in sample.boxes:
             assert 0 <= x <= x + w <= sample.width + 1e-6 and 0 <= y <= y + h <= 288 + 1e-6
 

@@ -88,7 +88,7 @@ def choose_size(side: int, usual: int) -> int:
 
 
 def choose_batch(images: int, gpus: int, usual: int, fits: int, device: str) -> Tuple[int, str]:
-    """Return the images a process and step, a power of two, and the reason.
+    """Return the images a process and step, the recipe's or a power of two, and the reason.
 
     Args:
         images (int): Number of images in the data set, at least 8 for each of ``gpus``.
@@ -105,6 +105,8 @@ def choose_batch(images: int, gpus: int, usual: int, fits: int, device: str) -> 
     if device == 'cpu':
         limits.append((32, 'a CPU takes a second or more for each'))
     limit, reason = min(limits, key=lambda item: item[0])
+    if limit == usual // gpus:  # as many as in the recipe, whatever their number
+        return max(2, usual // gpus), reason
     return max(2, power_of_two(limit)), reason
 
 

@@ -39,6 +39,7 @@ from mmdense.visualization.correspondence import (
     match_errors,
     match_views,
 )
+from mmdense.visualization.found_objects import draw_found_objects, find_objects
 from mmdense.visualization.found_patches import draw_found_patches, find_patches
 from mmdense.visualization.levels import Stage, draw_levels, pca_colours
 from mmdense.visualization.noisy_boxes import draw_noisy_boxes, paint_run
@@ -67,7 +68,7 @@ def show(
     Args:
         checkpoint (str): Any checkpoint that :func:`mmdense.checkpoints.recognise` knows.
         paths (Sequence[str]): Image files, all of which are shown, and folders or archives of
-            them.
+            them; also further checkpoints (``.pth``) of the same run, for pictures over training.
         out (str): The folder to write to; made if there is none.
         point (tuple[float, float]): The point that the other grid cells of an image are compared
             with at first, in fractions of width and height.
@@ -94,6 +95,8 @@ def show(
             f'{checkpoint} takes images of {backbones.load.channels} channels: pictures are drawn '
             'of images with 3 alone; `mmdense check FILE --images FOLDER` measures its features'
         )
+    more = [path for path in map(str, paths) if path.endswith('.pth')]
+    paths = [path for path in map(str, paths) if not path.endswith('.pth')]
     images, names, messages = load_images(paths, number, size, backbones.load)
     grouping = _load_groups(content, checkpoint, config, messages)
     models = [_load_search(kind, content, checkpoint, config, messages) for kind in _SEARCHES]
@@ -124,7 +127,13 @@ def show(
         if model is not None:
             files.append(str(folder / kind.file))
             result = kind.find(model, backbones.preprocessor, images)
-            kind.draw(images, result, names, f'{kind.title}: {title}', files[-1])
+            if kind.over_training:
+                run = [load_algorithm(path, config, type(model)) for path in more]
+                result = [result, *(kind.find(one, backbones.preprocessor, images) for one in run)]
+                names_of_run = [Path(path).stem for path in (checkpoint, *more)]
+                kind.draw(images, result, names, names_of_run, f'{kind.title}: {title}', files[-1])
+            else:
+                kind.draw(images, result, names, f'{kind.title}: {title}', files[-1])
             searches[kind.name] = data_uri(np.asarray(Image.open(files[-1]).convert('RGB')), 85)
     copies = None
     if curriculum is not None:
@@ -200,7 +209,9 @@ class _Search(NamedTuple):
         title (str): Of the picture, and of the message where it cannot be drawn.
         tensor (str): Attribute of an algorithm's class, which names a tensor of its checkpoints.
         find (Callable): Searches, from the model, its data preprocessor and the images.
-        draw (Callable): Draws the result, from the images, the result, names, title and path.
+        draw (Callable): Draws the result, from the images, the result, names, title and path;
+            with ``over_training`` from a list of results, and the names of their checkpoints.
+        over_training (bool): Whether several checkpoints are drawn next to each other.
     """
 
     name: str
@@ -209,6 +220,7 @@ class _Search(NamedTuple):
     tensor: str
     find: Callable
     draw: Callable
+    over_training: bool = False
 
 
 _SEARCHES = (
@@ -227,6 +239,15 @@ _SEARCHES = (
         'patch_tensor',
         find_patches,
         draw_found_patches,
+    ),
+    _Search(
+        'objects',
+        'objects.png',
+        'Proposals and matched queries',
+        'object_tensor',
+        find_objects,
+        draw_found_objects,
+        over_training=True,
     ),
 )
 

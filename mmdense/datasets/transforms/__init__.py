@@ -11,7 +11,7 @@ from .photometric import (
     apply_operation,
 )
 from .proposals import LoadProposals
-from .resize import CropProposal, ResizeShortSide
+from .resize import CropProposal, RandomSizeCrop, ResizeShortSide
 from .views import MultiView, RandomFlip, RandomResizedCrop, RandomSquareCrop
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     'RandomFlip',
     'RandomGrayscale',
     'RandomResizedCrop',
+    'RandomSizeCrop',
     'RandomSquareCrop',
     'ResizeShortSide',
     'Solarize',

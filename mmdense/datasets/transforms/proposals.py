@@ -18,7 +18,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmdense.registry import TRANSFORMS
-from mmdense.utils.checks import check_counts
+from mmdense.utils.checks import check_counts, check_whole
 from mmdense.utils.errors import DataError, InputError
 
 from .loading import UnreadableImageError
@@ -95,6 +95,8 @@ class LoadProposals(BaseTransform):
         shuffle (bool): Whether ``max_num`` takes a random choice, in the order of the file, instead
             of the first ones. Defaults to False.
         min_size (int): Least side of random boxes, in pixels. Defaults to 8.
+        min_num (int): The smallest number of boxes of an image; the data set takes another image
+            in place of one with fewer. Defaults to 0.
 
     Raises:
         InputError: An argument that is not as above.
@@ -112,15 +114,18 @@ class LoadProposals(BaseTransform):
         max_num: Optional[int] = None,
         shuffle: bool = False,
         min_size: int = 8,
+        min_num: int = 0,
     ) -> None:
         if max_num is not None or source == RANDOM:
             check_counts(max_num=max_num)
         check_counts(min_size=min_size)
+        check_whole(0, min_num=min_num)
         self.source = source
         self.data_root = data_root
         self.max_num = max_num
         self.shuffle = shuffle
         self.min_size = min_size
+        self.min_num = min_num
         self._table = None if source in (RANDOM, GRID) else ProposalTable.read(source)
 
     def transform(self, results: dict) -> dict:
@@ -128,8 +133,8 @@ class LoadProposals(BaseTransform):
 
         Raises:
             DataError: The file does not name the image.
-            UnreadableImageError: The image is too small for random boxes; the data set takes
-                another one.
+            UnreadableImageError: The image is too small for random boxes, or has too few boxes; the
+                data set takes another one.
         """
         if self.source == RANDOM:
             found = self._draw(results)
@@ -137,6 +142,9 @@ class LoadProposals(BaseTransform):
             found = self._select(Proposals(_GRID, None, np.arange(len(_GRID))))
         else:
             found = self._select(self._table.find(self._name(results['img_path'])))
+        if len(found.boxes) < self.min_num:
+            reason = f'it has {len(found.boxes)} proposals, at least {self.min_num} are needed'
+            raise UnreadableImageError(results['img_path'], reason)
         results['proposals'] = found.boxes
         results['proposal_ids'] = found.ids
         if found.scores is not None:
@@ -188,7 +196,8 @@ class LoadProposals(BaseTransform):
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(source={self.source!r}, data_root={self.data_root!r}, '
-            f'max_num={self.max_num}, shuffle={self.shuffle}, min_size={self.min_size})'
+            f'max_num={self.max_num}, shuffle={self.shuffle}, min_size={self.min_size}, '
+            f'min_num={self.min_num})'
         )
 
 

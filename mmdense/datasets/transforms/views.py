@@ -39,9 +39,9 @@ with redirect_stdout(io.StringIO()):  # it prints that an optional package is mi
 
 Box = Tuple[float, float, float, float]
 
-_WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 _FLIPPED: Dict[Optional[str], Box] = {
-    None: _WHOLE,
+    None: WHOLE,
     'horizontal': (1.0, 0.0, 0.0, 1.0),
     'vertical': (0.0, 1.0, 1.0, 0.0),
     'diagonal': (1.0, 1.0, 0.0, 0.0),
@@ -127,6 +127,7 @@ class RandomResizedCrop(_RandomResizedCrop):
     """
 
     keeps_view_box = True
+    keeps_pixels = True  # of the image
 
     def __init__(
         self,
@@ -148,7 +149,7 @@ class RandomResizedCrop(_RandomResizedCrop):
 
     def transform(self, results: dict) -> dict:
         """Crop and resize ``img`` and add ``view_box``."""
-        img, outer = results['img'], results.get('view_box', _WHOLE)
+        img, outer = results['img'], results.get('view_box', WHOLE)
         earlier = results.get('earlier_boxes', ())
         if self.min_overlap and len(earlier):
             top, left, h, w = self._place_near(img, outer, earlier[0])
@@ -156,7 +157,7 @@ class RandomResizedCrop(_RandomResizedCrop):
             top, left, h, w = self._place_on_proposals(img, outer, results)
         else:
             top, left, h, w = self.rand_crop_params(img)
-        results['view_box'] = _inside(outer, _part(img, top, left, h, w))
+        results['view_box'] = view_inside(outer, part_of(img, top, left, h, w))
         results['img'] = self._resize(img[top : top + h, left : left + w])
         results['img_shape'] = results['img'].shape[:2]
         return results
@@ -192,7 +193,7 @@ class RandomResizedCrop(_RandomResizedCrop):
                 continue
             top = np.random.randint(0, height - h + 1)
             left = np.random.randint(0, width - w + 1)
-            overlap = _intersection(_inside(outer, _part(img, top, left, h, w)), first)
+            overlap = _intersection(view_inside(outer, part_of(img, top, left, h, w)), first)
             if overlap >= self.min_overlap * share * _intersection(outer, outer):
                 return top, left, h, w
         return self.rand_crop_params(img)
@@ -209,7 +210,7 @@ class RandomResizedCrop(_RandomResizedCrop):
         boxes = results['proposals'].astype(np.float64)
         for _ in range(self.max_attempts):
             top, left, h, w = self.rand_crop_params(img)
-            view = _inside(outer, _part(img, top, left, h, w))
+            view = view_inside(outer, part_of(img, top, left, h, w))
             shown = [np.clip(boxes[:, i::2], *sorted(view[i::2])) for i in (0, 1)]
             inside, area = (
                 np.prod([x[:, 1] - x[:, 0] for x in sides], axis=0)
@@ -261,7 +262,7 @@ class RandomFlip(_RandomFlip):
         """Flip ``img`` and ``view_box``, or neither."""
         results = super().transform(results)
         flipped = _FLIPPED[results['flip_direction']]
-        results['view_box'] = _inside(results.get('view_box', _WHOLE), flipped)
+        results['view_box'] = view_inside(results.get('view_box', WHOLE), flipped)
         return results
 
 
@@ -310,8 +311,8 @@ class RandomSquareCrop(BaseTransform):
             int(round((size - side) * place))
             for size, place in zip((height, width), self.draw_place())
         )
-        part = _part(img, top, left, side, side)
-        results['view_box'] = _inside(results.get('view_box', _WHOLE), part)
+        part = part_of(img, top, left, side, side)
+        results['view_box'] = view_inside(results.get('view_box', WHOLE), part)
         cut = np.ascontiguousarray(img[top : top + side, left : left + side])
         view = cv2.resize(cut, (self.scale, self.scale), interpolation=cv2.INTER_LINEAR)
         # OpenCV drops a single channel
@@ -402,28 +403,28 @@ class MultiView(_MultiView):
         for pipeline in self.transforms:
             view = {k: v if isinstance(v, _CONSTANT) else copy.deepcopy(v) for k, v in rest.items()}
             view['earlier_boxes'] = tuple(boxes)
-            # Transforms may write to the pixels, but those that start with a crop.
-            crops = isinstance(next(iter(pipeline), None), RandomResizedCrop)
+            # Transforms may write to the pixels, but not behind a crop.
+            crops = getattr(next(iter(pipeline), None), 'keeps_pixels', False)
             view['img'] = img if crops else img.copy()
             if self.device_augment:
                 view['deferred'] = []
             view = pipeline(view)
             deferred = view.get('deferred')
             views.append(view['img'] if deferred is None else DeferredView(view['img'], deferred))
-            boxes.append(view.get('view_box', _WHOLE))
+            boxes.append(view.get('view_box', WHOLE))
         results['img'] = views
         if self.with_boxes:
             results['view_boxes'] = np.array(boxes, np.float64)
         return results
 
 
-def _part(img: np.ndarray, top: int, left: int, h: int, w: int) -> Box:
+def part_of(img: np.ndarray, top: int, left: int, h: int, w: int) -> Box:
     """Return a crop's box in the frame of the image that it is cut from."""
     height, width = img.shape[:2]
     return left / width, top / height, (left + w) / width, (top + h) / height
 
 
-def _inside(outer: Sequence[float], inner: Sequence[float]) -> Box:
+def view_inside(outer: Sequence[float], inner: Sequence[float]) -> Box:
     """Map the box ``inner`` from the frame of the view ``outer`` to that of the image.
 
     Edges at 0 and 1, such as those of flips, are exact.

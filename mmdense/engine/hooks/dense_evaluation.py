@@ -22,9 +22,9 @@ class DenseEvaluationHook(Hook):
     """Evaluate the frozen dense features during training.
 
     :func:`~mmdense.evaluation.evaluate_features` measures nearest-neighbour label propagation
-    and a linear probe on the algorithm's product, in eval mode: before the first iteration (the
-    weights that the run starts from), every ``interval`` epochs, and at the end. Every log
-    backend of the visualizer gets ``eval/knn_mIoU`` and ``eval/linear_mIoU``, or
+    and a linear probe on the algorithm's product (a detector's backbone), in eval mode: before the
+    first iteration (the weights that the run starts from), every ``interval`` epochs, and at the
+    end. Every log backend of the visualizer gets ``eval/knn_mIoU`` and ``eval/linear_mIoU``, or
     ``eval/knn_accuracy`` and so on with boxes, in per cent, at the step of the losses of that
     iteration; the log gets a line.
 
@@ -101,6 +101,8 @@ class DenseEvaluationHook(Hook):
         model = get_ori_model(runner.model)
         # mmpretrain's algorithms have no other product
         backbone = model.get_product() if hasattr(model, 'get_product') else model.backbone
+        if getattr(model, 'product', '') == 'detector':
+            backbone = backbone.backbone
         first, self.tried = not self.tried, True
         start = time.perf_counter()
         try:

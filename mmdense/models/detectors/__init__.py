@@ -7,6 +7,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Callable, Iterator
 
+import torch
 from torch import nn
 
 from mmdense.registry import MODELS
@@ -17,6 +18,7 @@ from mmdense.utils.errors import InputError
 SAFE_TYPES = (
     *('DETR', 'PreNormDETR', 'ChannelMapper', 'DETRHead', 'HungarianAssigner'),
     *('ClassificationCost', 'BBoxL1Cost', 'IoUCost', 'CrossEntropyLoss', 'L1Loss', 'GIoULoss'),
+    *('DeformableDETR', 'DeformableDETRHead', 'FocalLossCost', 'FocalLoss'),
 )
 _OPS = 'mmcv._ext'
 
@@ -44,22 +46,29 @@ def import_mmdet(user: str, module: str = 'mmdet.models') -> ModuleType:
         ) from None
 
 
-@contextmanager
-def _operators() -> Iterator[None]:
-    """Let mmdet be imported in the context without mmcv's compiled operators."""
+def has_operators() -> bool:
+    """Return whether mmcv has its compiled operators."""
     try:
         import_module(_OPS)
     except ImportError:
-        known = _OPS in sys.modules  # as None
-        sys.modules[_OPS] = _MissingOperators(_OPS)
-        try:
-            yield
-        finally:
-            del sys.modules[_OPS]
-            if known:
-                sys.modules[_OPS] = None
-    else:
+        return False
+    return True
+
+
+@contextmanager
+def _operators() -> Iterator[None]:
+    """Let mmdet be imported in the context without mmcv's compiled operators."""
+    if has_operators():
         yield
+        return
+    known = _OPS in sys.modules  # as None
+    sys.modules[_OPS] = _MissingOperators(_OPS)
+    try:
+        yield
+    finally:
+        del sys.modules[_OPS]
+        if known:
+            sys.modules[_OPS] = None
 
 
 class _MissingOperators(ModuleType):
@@ -108,3 +117,26 @@ def PreNormDETR(**kwargs) -> nn.Module:
         InputError: mmdet is not installed.
     """
     return import_mmdet('PreNormDETR', f'{__name__}.detr').PreNormDETR(**kwargs)
+
+
+@MODELS.register_module()
+def DeformableDETR(**kwargs) -> nn.Module:
+    """Build mmdet's Deformable DETR, which keeps the weights that ``init_cfg`` fills in.
+
+    Args:
+        kwargs: Arguments of ``mmdet.DeformableDETR``.
+
+    Returns:
+        nn.Module: :class:`mmdense.models.detectors.deformable_detr.DeformableDETR`.
+
+    Raises:
+        InputError: mmdet is not installed; or mmcv has no compiled operators, which its attention
+            needs on a GPU.
+    """
+    module = import_mmdet('DeformableDETR', f'{__name__}.deformable_detr')
+    if torch.cuda.is_available() and not has_operators():
+        raise InputError(
+            'DeformableDETR needs mmcv with compiled operators on a GPU, which is not installed: '
+            'see "Installation" in docs/get_started.md'
+        )
+    return module.DeformableDETR(**kwargs)

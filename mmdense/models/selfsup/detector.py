@@ -5,7 +5,7 @@ mmdet is imported only when such an algorithm is built.
 """
 
 import copy
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.dist import all_reduce
@@ -125,24 +125,27 @@ def image_sizes(
     return [BaseDataElement(metainfo=one) for one in about]
 
 
-def box_targets(boxes: Tensor, label: int, sizes: Sequence[Any]) -> List[InstanceData]:
+def box_targets(boxes: Iterable[Tensor], label: int, sizes: Sequence[Any]) -> List[InstanceData]:
     """Return boxes as mmdet's heads take targets.
 
     Args:
-        boxes (Tensor): N×R×4, (x0, y0, x1, y1) in [0, 1] of the image without padding.
+        boxes (Iterable[Tensor]): N, each R×4, (x0, y0, x1, y1) in [0, 1] of the image without
+            padding.
         label (int): Label of every box.
         sizes (Sequence): N, of :func:`image_sizes`.
 
     Returns:
         list[InstanceData]: N, with ``bboxes`` R×4 in pixels and ``labels`` R.
     """
-    labels = torch.full(boxes.shape[1:2], label, device=boxes.device)
     # as numbers, not as a tensor: no copy to the device
     scaled = [
         torch.stack([one[:, 0] * w, one[:, 1] * h, one[:, 2] * w, one[:, 3] * h], dim=1)
         for one, (h, w) in zip(boxes, (size.img_shape for size in sizes))
     ]
-    return [InstanceData(bboxes=one, labels=labels) for one in scaled]
+    return [
+        InstanceData(bboxes=one, labels=torch.full(one.shape[:1], label, device=one.device))
+        for one in scaled
+    ]
 
 
 def average_count(count: int, like: Tensor) -> Tensor:

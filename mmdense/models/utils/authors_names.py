@@ -1,6 +1,6 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import re
-from typing import Dict
+from typing import Dict, List, Tuple
 
 from torch import Tensor
 
@@ -65,35 +65,102 @@ _DETR_LAYERS = (
 )
 
 
-def name_detr_layers(tensors: Dict[str, Tensor], prefix: str = 'detector.') -> Dict[str, Tensor]:
-    """Return the tensors of a DETR of the authors' code (DETR, UP-DETR, DETReg's variant of DETR)
-    with mmdet's names. The rows of a class head for COCO's 91 category numbers become those of
-    mmdet's 80 classes.
+def name_detr_layers(
+    tensors: Dict[str, Tensor], prefix: str = 'detector.', coco_rows: bool = True
+) -> Dict[str, Tensor]:
+    """Return the tensors of a detector of the authors' code (DETR, UP-DETR, DETReg, Deformable
+    DETR) with mmdet's names.
 
     Args:
         tensors (Dict[str, Tensor]): Those of the detector are below ``prefix``; others stay.
         prefix (str): Beginning of the names. Defaults to 'detector.'.
+        coco_rows (bool): Whether the rows of a class head for COCO's 91 category numbers become
+            those of mmdet's 80 classes. Defaults to True.
     """
-    named = {}
-    for name, value in tensors.items():
-        if name.startswith(prefix):
-            inner = _rename_detr(name[len(prefix) :], 0, 1)
-            if inner.startswith('bbox_head.fc_cls.') and len(value) in COCO_ROWS:
-                value = value[COCO_ROWS[len(value)]]
-            name = prefix + inner
-        named[name] = value
+    inner = {name[len(prefix) :]: v for name, v in tensors.items() if name.startswith(prefix)}
+    named = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+    if 'transformer.level_embed' in inner:
+        inner = _rename_deformable(inner, 0, 1)
+    else:
+        inner = {_rename_detr(name, 0, 1): value for name, value in inner.items()}
+    for name, value in inner.items():
+        if coco_rows and _CLASSES.match(name) and len(value) in COCO_ROWS:
+            value = value[COCO_ROWS[len(value)]]
+        named[prefix + name] = value
     return named
 
 
+_CLASSES = re.compile(r'bbox_head\.(fc_cls|cls_branches\.\d+)\.')
+
+
 def authors_detr_names(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Return the tensors of mmdet's DETR with the names of the authors' code; the class head keeps
-    its rows, and BatchNorm's counters are left out, as in their files.
+    """Return the tensors of mmdet's DETR or Deformable DETR with the names of the authors' code;
+    the class head keeps its rows, and BatchNorm's counters are left out, as in their files.
 
     Args:
         tensors (Dict[str, Tensor]): All tensors of the detector.
     """
     kept = {k: v for k, v in tensors.items() if not k.endswith('num_batches_tracked')}
+    if 'level_embed' in kept:
+        return _rename_deformable(kept, 1, 0)
     return {_rename_detr(name, 1, 0): value for name, value in kept.items()}
+
+
+def _rename_deformable(tensors: Dict[str, Tensor], source: int, target: int) -> Dict[str, Tensor]:
+    """Return the tensors of a Deformable DETR with the names in the other column of its table."""
+    level = re.compile((r'input_proj\.\d+\.0\.weight', r'neck\.convs\.\d+\.conv\.weight')[source])
+    own = sum(
+        bool(level.fullmatch(name)) and value.size(-1) == 1 for name, value in tensors.items()
+    )
+    table, renamed = _deformable_table(own), {}
+    for name, value in tensors.items():
+        if re.match(r'transformer\.decoder\.(bbox|class)_embed\.', name):
+            continue  # box refinement: a second name of the head's tensors
+        pairs = (pair for pair in table if name.startswith(pair[source]))
+        pair = next(pairs, ('', ''))
+        if source or not name.startswith('backbone.'):
+            name = pair[target] + name[len(pair[source]) :]
+        renamed[name] = value
+    return renamed
+
+
+def _deformable_table(own: int, layers: int = 13, levels: int = 8) -> List[Tuple[str, str]]:
+    """Return the beginnings of a Deformable DETR's names in the authors' code and in mmdet; the
+    first that fits counts.
+
+    Args:
+        own (int): Number of levels that are the backbone's.
+        layers (int): Largest number of layers.
+        levels (int): Largest number of levels.
+    """
+    table = [('backbone.0.body.', 'backbone.')]
+    for i in range(levels):
+        ours = f'neck.convs.{i}' if i < own else f'neck.extra_convs.{i - own}'
+        table += [(f'input_proj.{i}.0.', f'{ours}.conv.'), (f'input_proj.{i}.1.', f'{ours}.gn.')]
+    for i in range(layers):
+        table.append((f'class_embed.{i}.', f'bbox_head.cls_branches.{i}.'))
+        table += [
+            (f'bbox_embed.{i}.layers.{j}.', f'bbox_head.reg_branches.{i}.{2 * j}.')
+            for j in range(3)
+        ]
+        # the authors number norms by their definition, mmdet by their use
+        for coder, norms in (('encoder', (1, 2)), ('decoder', (2, 1, 3))):
+            layer = f'{coder}.layers.{i}.'
+            inside = [('linear1.', 'ffn.layers.0.0.'), ('linear2.', 'ffn.layers.1.')]
+            inside += [(f'norm{norm}.', f'norms.{place}.') for place, norm in enumerate(norms)]
+            inside += [('self_attn.', 'self_attn.attn.')] if coder == 'decoder' else []
+            table += [(f'transformer.{layer}{theirs}', layer + ours) for theirs, ours in inside]
+    return table + [
+        ('transformer.reference_points.', 'reference_points_fc.'),
+        ('transformer.enc_output.', 'memory_trans_fc.'),
+        ('transformer.enc_output_norm.', 'memory_trans_norm.'),
+        ('transformer.pos_trans.', 'pos_trans_fc.'),
+        ('transformer.pos_trans_norm.', 'pos_trans_norm.'),
+        ('transformer.level_embed', 'level_embed'),
+        ('transformer.encoder.', 'encoder.'),
+        ('transformer.decoder.', 'decoder.'),
+        ('query_embed.', 'query_embedding.'),
+    ]
 
 
 def _rename_detr(name: str, source: int, target: int) -> str:
