@@ -10,6 +10,7 @@ from .intra_image_margin import intra_image_margin
 from .multi_crop_distillation import multi_crop_distillation
 from .negative_cosine import negative_cosine
 from .nt_xent import nt_xent
+from .pair_contrast import pair_contrast
 from .pixel_consistency import pixel_consistency
 from .pixel_contrast import pixel_contrast
 from .region_contrast import region_contrast, region_embeddings
@@ -28,6 +29,7 @@ __all__ = [
     'intra_image_margin',
     'negative_cosine',
     'nt_xent',
+    'pair_contrast',
     'pixel_consistency',
     'pixel_contrast',
     'region_contrast',

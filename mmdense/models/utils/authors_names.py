@@ -62,12 +62,18 @@ _DETR_LAYERS = (
     ('.norm1.', '.norms.0.'),
     ('.norm2.', '.norms.1.'),
     ('.norm3.', '.norms.2.'),
+    # Conditional DETR's decoder has a projection for each part of a query and of a key
+    *(
+        (f'.{short}_{part}_proj.', f'.{attention}.{part}_proj.')
+        for short, attention in (('sa', 'self_attn'), ('ca', 'cross_attn'))
+        for part in ('qcontent', 'qpos', 'kcontent', 'kpos', 'v', 'qpos_sine')
+    ),
 )
 
 
 def name_detr_layers(tensors: Dict[str, Tensor], prefix: str = 'detector.') -> Dict[str, Tensor]:
-    """Return the tensors of a DETR of the authors' code (DETR, UP-DETR, DETReg's variant of DETR)
-    with mmdet's names. The rows of a class head for COCO's 91 category numbers become those of
+    """Return the tensors of a DETR of the authors' code (DETR, UP-DETR, DETReg's variant of DETR,
+    Conditional DETR) with mmdet's names. The rows of a class head for COCO's 91 category numbers become those of
     mmdet's 80 classes.
 
     Args:
@@ -82,6 +88,10 @@ def name_detr_layers(tensors: Dict[str, Tensor], prefix: str = 'detector.') -> D
                 value = value[COCO_ROWS[len(value)]]
             name = prefix + inner
         named[name] = value
+    if any(name.startswith(f'{prefix}decoder.ref_point_head.') for name in named):
+        # Conditional DETR's attention is no nn.MultiheadAttention
+        theirs, ours = r'(decoder\.layers\.\d+\.self_attn)\.attn\.', r'\1.'
+        named = {re.sub(theirs, ours, name): value for name, value in named.items()}
     return named
 
 
