@@ -155,9 +155,9 @@ class SelfSupervisor:
             `mmdense pretrain` adapts to the data, as a path (from the file of the class) or a
             name such as ``mmdense::densecl/densecl_r50_coco.py``; or a dict with ``_base_`` and
             what differs from it. Algorithms of mmdense name theirs in their metafile.
-        needs_labels (bool): Whether images need labelled boxes (``data_samples[i].gt_instances``, as
-            mmdet's pipelines give them): a folder of images is not enough, and `mmdense pretrain`
-            and `mmdense plan` do not take the algorithm.
+        needs_labels (bool): Whether images need labelled boxes (``data_samples[i].gt_instances``,
+            as mmdet's pipelines give them): a folder of images is not enough, and `mmdense
+            pretrain` does not take the algorithm.
         matching_on_host (bool): Whether a step reads tensors on the host to match predictions and
             targets, and waits for the device there.
         AUTHORS (tuple[AuthorsFormat]): Checkpoints of other code that hold the algorithm.

@@ -73,8 +73,8 @@ _DETR_LAYERS = (
 
 def name_detr_layers(tensors: Dict[str, Tensor], prefix: str = 'detector.') -> Dict[str, Tensor]:
     """Return the tensors of a DETR of the authors' code (DETR, UP-DETR, DETReg's variant of DETR,
-    Conditional DETR) with mmdet's names. The rows of a class head for COCO's 91 category numbers become those of
-    mmdet's 80 classes.
+    Conditional DETR) with mmdet's names. The rows of a class head for COCO's 91 category numbers
+    become those of mmdet's 80 classes.
 
     Args:
         tensors (Dict[str, Tensor]): Those of the detector are below ``prefix``; others stay.
