@@ -37,7 +37,7 @@ def load(path):
 
 
 def test_there_are_some():
-    for algorithm in algorithms():
+    for algorithm in algorithms(labelled=True):
         form = tiny_form(algorithm)
         assert f'configs/{form.recipe}.py' in ALL, f'{algorithm} has no recipe {form.recipe}'
         assert load(f'configs/{form.recipe}.py').model.type == algorithm

@@ -218,13 +218,14 @@ class SelfSupPretrained:
             key for key in found.algorithm or () if not key.startswith('detector.')
         ]
         match = Match(found, wanted, offered, left, new=heads)
-        norm = 'encoder.post_norm.weight'
+        norm, kind = 'encoder.post_norm.weight', _detector_class(offered)
         fault = ''
         if (norm in wanted) != (norm in offered):
-            file, kind = ('pre', 'PreNormDETR') if norm in offered else ('post', 'DETR')
+            file = 'pre' if norm in offered else 'post'
             fault = f"The file's transformer is {file}-norm: set type='mmdense.{kind}'."
+        elif hasattr(module, 'encoder') and kind != _detector_class(wanted):
+            fault = f"The file holds another detector: set type='mmdense.{kind}'."
         elif not getattr(module, 'keeps_filled_weights', False) and hasattr(module, 'encoder'):
-            kind = 'PreNormDETR' if norm in offered else 'DETR'
             fault = (
                 "mmdet's class initializes its transformer again after it is filled: set "
                 f"type='mmdense.{kind}', which is the same network."
@@ -281,6 +282,14 @@ class SelfSupPretrained:
         else:
             reason = _likely_reason(wanted, found.backbone)
         return f'{refusal} Tensors {"; ".join(problems)}.{reason}'
+
+
+def _detector_class(tensors: Dict[str, Tensor]) -> str:
+    """Return the class of mmdense.models.detectors that a DETR's tensors belong to."""
+    if 'encoder.post_norm.weight' in tensors:
+        return 'PreNormDETR'
+    conditional = any(name.startswith('decoder.ref_point_head.') for name in tensors)
+    return 'ConditionalDETR' if conditional else 'DETR'
 
 
 DETECTOR = 'detector'

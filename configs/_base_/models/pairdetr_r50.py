@@ -1,6 +1,7 @@
-# Pair DETR: a Conditional DETR as its authors train it, and a second decoder of the same form. What
-# is in mmdet's own config of Conditional DETR is the same, but for the dropout after an attention's
-# last projection, which mmdet does not have.
+# Pair DETR: a Conditional DETR as its authors train it, and a second decoder of the same form. The
+# detector is that of mmdet's config, with two things that the authors have and mmdet has not:
+# dropout after an attention's last projection, and a class loss that is divided by the number of
+# objects of all processes.
 _base_ = './r50.py'
 
 encoder_attention = dict(embed_dims=256, num_heads=8, dropout=0.1, batch_first=True)
@@ -63,6 +64,7 @@ model = dict(
             type='ConditionalDETRHead',
             num_classes=80,
             embed_dims=256,
+            sync_cls_avg_factor=True,
             loss_cls=dict(
                 type='FocalLoss',
                 use_sigmoid=True,

@@ -1,5 +1,5 @@
-# Conditional DETR's schedule: AdamW, a tenth of the learning rate for the backbone, weight decay for
-# all parameters, gradients clipped to a length of 0.1, a tenth after four fifths. No warm-up.
+# Conditional DETR's schedule: AdamW, a tenth of the learning rate for the backbone, weight decay
+# for all parameters, gradients clipped to a length of 0.1, a tenth after four fifths. No warm-up.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),

@@ -7,14 +7,14 @@ _base_ = [
     '_base_/bccd.py',
 ]
 
-dropout = dict(proj_drop=0.1)  # as the authors; mmdet has none there
+dropout = dict(proj_drop=0.1)  # as the authors, and sync_cls_avg_factor; mmdet has neither
 model = dict(
     type='mmdense.ConditionalDETR',
     num_queries=100,
     backbone=dict(init_cfg=_base_.init_cfg),
     encoder=dict(num_layers=2),
     decoder=dict(num_layers=2, layer_cfg=dict(self_attn_cfg=dropout, cross_attn_cfg=dropout)),
-    bbox_head=dict(num_classes=3),
+    bbox_head=dict(num_classes=3, sync_cls_avg_factor=True),
 )
 
 train_dataloader = dict(

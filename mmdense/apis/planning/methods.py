@@ -102,8 +102,8 @@ def find_method(
     labelled = {k.__name__.lower(): k for k in registered_algorithms() if k.needs_labels}
     if name in labelled:
         raise InputError(
-            f'method {name}: {labelled[name].__name__} needs labelled boxes, not a folder of images: '
-            f'train it by a config, such as those of configs/{name}'
+            f'method {name}: {labelled[name].__name__} needs labelled boxes, not a folder of '
+            f'images: train it by a config, such as those of configs/{name}'
         )
     classes = {k.__name__.lower(): k for k in registered_algorithms() if k.recipe is not None}
     if name in plugins:
