@@ -1,7 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from mmdense.models.utils import in_float32
 from mmdense.utils.errors import InputError
@@ -27,9 +27,11 @@ def pair_contrast(first: Tensor, second: Tensor, temperature: float = 0.1) -> Te
         raise InputError(
             f'pair_contrast takes N×Q×C twice, got {tuple(first.shape)} and {tuple(second.shape)}'
         )
-    z = normalize(torch.cat([first, second], dim=1), dim=2)  # N×2Q×C
-    rows = torch.arange(z.size(1), device=z.device)
-    logits = z @ z.transpose(1, 2) / temperature  # N×2Q×2Q
-    logits = logits.masked_fill(rows[:, None] == rows, -torch.inf)
-    pair = rows.roll(first.size(1))
-    return cross_entropy(logits.flatten(0, 1), pair.repeat(len(z)))
+    first, second = (normalize(x, dim=2) / temperature**0.5 for x in (first, second))
+    across = first @ second.transpose(1, 2)  # N×Q×Q
+    itself = torch.eye(across.size(1), dtype=torch.bool, device=across.device)
+    loss = 0
+    for own, others in ((first, across), (second, across.transpose(1, 2))):
+        inside = (own @ own.transpose(1, 2)).masked_fill(itself, -torch.inf)
+        loss = loss + torch.cat([others, inside], dim=2).logsumexp(2).mean() / 2
+    return loss - across.diagonal(dim1=1, dim2=2).mean()
