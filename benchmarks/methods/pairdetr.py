@@ -2,8 +2,8 @@
 """Pair DETR.
 
 Losses: the contrast of the queries of both decoders. Those of the boxes are mmdet's.
-Floor: Conditional DETR's own step by mmdet, the backbone and the rest of it timed apart, forward and
-backward; the second decoder, forward and backward.
+Floor: Conditional DETR's own step by mmdet, forward and backward, the backbone apart; the second
+decoder, forward and backward.
 """
 
 import models
