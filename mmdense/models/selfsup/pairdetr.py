@@ -69,8 +69,10 @@ class PairDETR(DetectorSelfSupervisor):
         check_above_zero(temperature=temperature)
         if contrastive_weight < 0:
             raise InputError(f'contrastive_weight must be at least 0, got {contrastive_weight}')
-        preprocessor = data_preprocessor or detector.get('data_preprocessor')
-        super().__init__(detector, data_preprocessor=copy.deepcopy(preprocessor), **kwargs)
+        if data_preprocessor is None and detector.get('data_preprocessor'):
+            # as the detector's other parts, of mmdet
+            data_preprocessor = {'_scope_': 'mmdet', **detector['data_preprocessor']}
+        super().__init__(detector, data_preprocessor=data_preprocessor, **kwargs)
         self.temperature = temperature
         self.contrastive_weight = contrastive_weight
         decoder = self.detector.decoder
