@@ -74,7 +74,7 @@ def count_tiny(algorithm, world, norm=NORM):
         return exchange.count_step(config, joined_batch(algorithm, number=2))
 
 
-@each_algorithm(variants=True, labelled=True)
+@each_algorithm(variants=True)
 def test_flat_in_the_number_of_processes(algorithm):
     """What a process gives is the same on 8 and on 512 GPUs but for what the algorithm declares;
     what it receives grows by keys and slots alone, which are gathered."""
