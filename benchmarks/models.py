@@ -11,12 +11,13 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData
 from mmpretrain.structures import DataSample
 
 from mmdense.models import registered_algorithms
 from mmdense.utils import model_index
 
-TITLES = {entry['Method']: entry['Name'] for entry in model_index.collections()}
+TITLES = {e.get('Method', e['Name'].lower()): e['Name'] for e in model_index.collections()}
 
 
 def title(algorithm):
@@ -30,8 +31,9 @@ def class_of(algorithm):
     return max(kinds, key=lambda kind: len(kind.__name__))
 
 
-# Ours, by the names that commands take.
-ALGORITHMS = {method: class_of(method) for method in TITLES}
+# Ours, by the names that commands take; and without those that need labels.
+CLASSES = {method: class_of(method) for method in TITLES}
+ALGORITHMS = {method: kind for method, kind in CLASSES.items() if not kind.needs_labels}
 
 
 def both(algorithm):
@@ -94,7 +96,7 @@ def ours(algorithm, args):
     """An algorithm of mmdense, from configs/_base_/models."""
     cfg = Config.fromfile(str(config_path(getattr(args, 'model', None) or algorithm)))
     shrink(cfg.model, args)
-    cfg.model.backbone.update(ALGORITHMS[algorithm].size_settings(args.size))
+    cfg.model.backbone.update(CLASSES[algorithm].size_settings(args.size))
     cfg.merge_from_dict(args.cfg_options or {})
     return build(cfg.model, 'mmdense', args)
 
@@ -129,7 +131,7 @@ def random_boxes(n, device):
 def random_batch(name, args):
     """Views as the algorithm takes them, and their data samples."""
     n, size, patch = args.batch_size, args.size, args.patch_size
-    ours = ALGORITHMS.get(name.partition(' ')[2].lower())
+    ours = CLASSES.get(name.partition(' ')[2].lower())
     shapes = [(n, 3, size, size)] * (ours.views.groups[0] if ours else 2)
     if ours is not None and len(ours.views.groups) > 1:
         small = max(32, size * 96 // 224 // 32 * 32)  # multi-crop
@@ -144,6 +146,12 @@ def random_batch(name, args):
         number = ours.views.groups[-1] if len(ours.views.groups) > 1 else 10
         corner = 0.2 + 0.4 * torch.rand(number, 2, device=args.device)
         sample.set_field(torch.cat([corner, corner + 0.2], dim=1), 'proposals')
+    for sample in samples if ours is not None and ours.needs_labels else ():
+        corner = size * torch.rand(5, 2, device=args.device) / 2
+        found = dict(bboxes=torch.cat([corner, corner + size / 4], dim=1))
+        found['labels'] = torch.arange(5, device=args.device)
+        sample.set_metainfo(dict(img_shape=(size, size), batch_input_shape=(size, size)))
+        sample.set_field(InstanceData(**found), 'gt_instances')
     return views, samples
 
 

@@ -36,8 +36,14 @@ def load(path):
     return Config.fromfile(str(REPO / path))
 
 
+def images_of(config):
+    """Return the config of a recipe's images, also of those in a wrapper."""
+    dataset = config.train_dataloader.dataset
+    return dataset.get('dataset', dataset)
+
+
 def test_there_are_some():
-    for algorithm in algorithms():
+    for algorithm in algorithms(labelled=True):
         form = tiny_form(algorithm)
         assert f'configs/{form.recipe}.py' in ALL, f'{algorithm} has no recipe {form.recipe}'
         assert load(f'configs/{form.recipe}.py').model.type == algorithm
@@ -65,7 +71,7 @@ def test_pretraining_configs_build(path):
     with DefaultScope.overwrite_default_scope('mmdense'):
         with torch.device(device):
             model = MODELS.build(config.model)
-        for transform in config.train_dataloader.dataset.pipeline:
+        for transform in images_of(config).pipeline:
             TRANSFORMS.build(transform)
         for hook in config.default_hooks.values():
             HOOKS.build(hook)
@@ -105,10 +111,10 @@ def test_inherited_recipes_mean_the_same_under_other_scopes(recipe, scope, tmp_p
     )
     config = Config.fromfile(str(child))
     with DefaultScope.overwrite_default_scope('mmdense'):
-        own = DATASETS.build(dict(load(f'configs/{recipe}').train_dataloader.dataset, **lazy))
+        own = DATASETS.build(dict(images_of(load(f'configs/{recipe}')), **lazy))
     with DefaultScope.overwrite_default_scope(scope):
         wrapper = build_optim_wrapper(nn.Linear(2, 2), config.optim_wrapper)
-        inherited = DATASETS.build(dict(config.train_dataloader.dataset, **lazy))
+        inherited = DATASETS.build(dict(images_of(config), **lazy))
     assert type(inherited) is type(own) and repr(inherited.pipeline) == repr(own.pipeline)
     kinds = [[type(t) for t in dataset.pipeline.transforms] for dataset in (inherited, own)]
     assert kinds[0] == kinds[1]

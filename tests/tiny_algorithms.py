@@ -153,13 +153,16 @@ def tiny_forms() -> Dict[str, Tiny]:
     return dict(sorted(forms.items()))
 
 
-def algorithms(variants: bool = False) -> List[str]:
-    """Return the names of all algorithms.
+def algorithms(variants: bool = False, labelled: bool = False) -> List[str]:
+    """Return the names of all algorithms that train on a folder of images.
 
     Args:
         variants (bool): Also the names of their variants, which :func:`tiny_model` takes.
+        labelled (bool): Also those that declare that they need labels, of which
+            :func:`joined_batch` gives some.
     """
-    forms = tiny_forms().values()
+    kinds = {name: algorithm_class(name) for name in tiny_forms()}
+    forms = [f for n, f in tiny_forms().items() if labelled or not kinds[n].needs_labels]
     return [form.algorithm for form in forms] + [
         name for form in forms for name in form.variants if variants
     ]
@@ -181,7 +184,10 @@ def one_a_family() -> List[str]:
 
 
 def each_algorithm(
-    quick: Optional[List[str]] = None, variants: bool = False, resnets: bool = False
+    quick: Optional[List[str]] = None,
+    variants: bool = False,
+    resnets: bool = False,
+    labelled: bool = False,
 ):
     """Parametrise a test over ``algorithm``.
 
@@ -190,10 +196,11 @@ def each_algorithm(
             test that takes long or starts processes. Defaults to all.
         variants (bool): Whether variants are tested too.
         resnets (bool): Whether only those are tested whose backbone is a ResNet.
+        labelled (bool): Whether those are tested too that need labels.
     """
     import pytest
 
-    names = [n for n in algorithms(variants) if tiny_form(n).is_resnet or not resnets]
+    names = [n for n in algorithms(variants, labelled) if tiny_form(n).is_resnet or not resnets]
     slow = [name for name in names if quick is not None and name not in quick]
     slow = [pytest.param(name, marks=pytest.mark.slow) for name in slow]
     return pytest.mark.parametrize('algorithm', [*(quick or names), *slow])
@@ -286,6 +293,7 @@ def joined_batch(algorithm: str, number: int = 6):
     positives.
     """
     import torch
+    from mmengine.structures import InstanceData
     from mmpretrain.structures import DataSample
 
     declared = algorithm_class(algorithm).views
@@ -305,6 +313,13 @@ def joined_batch(algorithm: str, number: int = 6):
         drawn = torch.rand(tiny_form(algorithm).proposals(i), 4, generator=rng)
         corner, size = 0.3 + 0.2 * drawn[:, :2], 0.2 + 0.1 * drawn[:, 2:]  # not of one size
         sample.set_field(torch.cat([corner, corner + size], dim=1), 'proposals')
+    for i, sample in enumerate(samples if algorithm_class(algorithm).needs_labels else ()):
+        number = (2 + i) % 4  # 0 too
+        corner, size = 96 * torch.rand(2, number, 2, generator=rng) / 2
+        boxes = torch.cat([corner, corner + 4 + size / 2], dim=1)
+        labels = torch.arange(number) % 3
+        sample.set_metainfo(dict(img_shape=(96, 96), batch_input_shape=(96, 96)))
+        sample.set_field(InstanceData(bboxes=boxes, labels=labels), 'gt_instances')
     return views, samples
 
 

@@ -170,8 +170,8 @@ def convert_detector(checkpoint: str, path: str, names: str = 'mmdet') -> str:
 
     Args:
         checkpoint (str): Path or URL: a run that pretrained a detector, its product, or a file of
-            the authors of UP-DETR or DETR. A class head of theirs for COCO's 91 category numbers
-            gets the rows of mmdet's 80 classes.
+            the authors of UP-DETR, DETR or Conditional DETR. A class head of theirs for COCO's 91
+            category numbers gets the rows of mmdet's 80 classes.
         path (str): File to write: ``dict(meta, state_dict)``, see :func:`save_backbone`, in
             mmdet's names; ``dict(model)`` in the authors'.
         names (str): 'mmdet', or 'detr' for the names of the authors of DETR. Defaults to 'mmdet'.

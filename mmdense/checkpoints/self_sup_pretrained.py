@@ -218,19 +218,16 @@ class SelfSupPretrained:
             key for key in found.algorithm or () if not key.startswith('detector.')
         ]
         match = Match(found, wanted, offered, left, new=heads)
-        norm, bias = 'encoder.post_norm.weight', 'neck.convs.0.conv.bias'
-        deformable, fault = 'level_embed' in offered, ''
-        if deformable != ('level_embed' in wanted):
-            kind = 'DeformableDETR' if deformable else 'PreNormDETR or mmdense.DETR'
-            fault = f'The file holds another detector: set type to mmdense.{kind}.'
-        elif deformable and (bias in wanted) != (bias in offered):
+        kind, own = _detector_class(offered), _detector_class(wanted)
+        bias, fault = 'neck.convs.0.conv.bias', ''
+        if {kind, own} == {'PreNormDETR', 'DETR'}:
+            norm = 'pre' if kind == 'PreNormDETR' else 'post'
+            fault = f"The file's transformer is {norm}-norm: set type='mmdense.{kind}'."
+        elif kind != own:
+            fault = f"The file holds another detector: set type='mmdense.{kind}'."
+        elif kind == 'DeformableDETR' and (bias in wanted) != (bias in offered):
             fault = f"Set bias={bias in offered} of the detector's neck, as in the file."
-        elif (norm in wanted) != (norm in offered):
-            file, kind = ('pre', 'PreNormDETR') if norm in offered else ('post', 'DETR')
-            fault = f"The file's transformer is {file}-norm: set type='mmdense.{kind}'."
         elif not getattr(module, 'keeps_filled_weights', False) and hasattr(module, 'encoder'):
-            kind = 'PreNormDETR' if norm in offered else 'DETR'
-            kind = 'DeformableDETR' if deformable else kind
             fault = (
                 "mmdet's class initializes its transformer again after it is filled: set "
                 f"type='mmdense.{kind}', which is the same network."
@@ -287,6 +284,16 @@ class SelfSupPretrained:
         else:
             reason = _likely_reason(wanted, found.backbone)
         return f'{refusal} Tensors {"; ".join(problems)}.{reason}'
+
+
+def _detector_class(tensors: Dict[str, Tensor]) -> str:
+    """Return the class of mmdense.models.detectors that a DETR's tensors belong to."""
+    if 'level_embed' in tensors:
+        return 'DeformableDETR'
+    if 'encoder.post_norm.weight' in tensors:
+        return 'PreNormDETR'
+    conditional = any(name.startswith('decoder.ref_point_head.') for name in tensors)
+    return 'ConditionalDETR' if conditional else 'DETR'
 
 
 DETECTOR = 'detector'

@@ -2,6 +2,7 @@
 from .coco_stuff27 import CocoStuff27
 from .collate import default_collate, pad_collate
 from .sampler import ResumableSampler
+from .seeded import SeededDataset
 from .transforms import (
     ColorJitter,
     CropProposal,
@@ -40,6 +41,7 @@ __all__ = [
     'RandomSquareCrop',
     'ResizeShortSide',
     'ResumableSampler',
+    'SeededDataset',
     'Solarize',
     'UnlabeledDataset',
     'UnreadableImageError',

@@ -12,7 +12,8 @@ class ResumableSampler(DefaultSampler):
 
     The number is ``(seed · 2³² + epoch + 1) · len(dataset) + index``. :class:`UnlabeledDataset`
     takes the image of that index, and seeds its randomness from the number: the views of a run
-    depend neither on the number of workers nor on interruptions. Other data sets get plain indices.
+    depend neither on the number of workers nor on interruptions. So does :class:`SeededDataset`;
+    other data sets get plain indices.
 
     Args:
         *args: Arguments of MMEngine's class.

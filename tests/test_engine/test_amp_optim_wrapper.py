@@ -126,7 +126,7 @@ def test_a_scale_on_request():
     assert wrapper(loss_scale=dict(init_scale=8.0)).loss_scaler.get_scale() == 8
 
 
-@each_algorithm()
+@each_algorithm(labelled=True)
 def test_what_stays_is_float32(algorithm):
     """The network computes in bfloat16; parameters, gradients, buffers, losses, the optimizer's
     state do not."""

@@ -194,7 +194,7 @@ def test_what_waits_for_nothing(gpu):
     assert not reads.seen
 
 
-@each_algorithm(variants=True)
+@each_algorithm(variants=True, labelled=True)
 def test_backward_is_that_of_the_engine(algorithm, module):
     model, batch = tiny_model(algorithm), joined_batch(algorithm, number=2)
     loss = sum(model(*batch, mode='loss').values())

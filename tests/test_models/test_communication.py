@@ -49,7 +49,7 @@ def one_step(algorithm):
 
 
 def all_algorithms(rank):
-    return [one_step(algorithm) for algorithm in algorithms()]
+    return [one_step(algorithm) for algorithm in algorithms(labelled=True)]
 
 
 @pytest.mark.parametrize('number', [2, 4])
@@ -57,7 +57,7 @@ def test_calls_and_bytes(in_processes, number):
     """Nothing grows with the processes but what each receives of an all-gather."""
     image, patches = 3 * 96 * 96, 3 * 32 * 288
     for outcome in in_processes(all_algorithms, number=number):
-        for algorithm, (calls, gradient, seen) in zip(algorithms(), outcome):
+        for algorithm, (calls, gradient, seen) in zip(algorithms(labelled=True), outcome):
             expected = tiny_form(algorithm).calls(image, patches, seen)
             calls, buckets = calls[: len(expected)], calls[len(expected) :]
             assert [tuple(call) for call in calls] == expected
@@ -125,7 +125,7 @@ def test_the_table_of_the_docs(monkeypatch, capsys):
 
 
 def test_one_process_exchanges_nothing():
-    for algorithm in algorithms():
+    for algorithm in algorithms(labelled=True):
         model, batch = tiny_model(algorithm), joined_batch(algorithm, number=2)
         with Record() as record:
             sum(model(*batch, mode='loss').values()).backward()

@@ -97,11 +97,11 @@ def test_every_algorithm_has_a_tiny_form():
         f'{", ".join(sorted(missing))}: no file of tests/test_models defines tiny() for it; see '
         'Tiny in tests/tiny_algorithms.py'
     )
-    assert algorithms() == sorted(kind.__name__ for kind in ours)
+    assert algorithms(labelled=True) == sorted(kind.__name__ for kind in ours)
     assert sum(form.example for form in tiny_forms().values()) == 1
 
 
-@each_algorithm()
+@each_algorithm(labelled=True)
 def test_building_reads_no_file(algorithm):
     """Weights to start from are read when the weights are initialized."""
     model = tiny_model(algorithm, pretrained='no_such_file.pth')

@@ -174,7 +174,7 @@ def halves():
 
     def call(in_processes, algorithm):
         if not found:
-            names = algorithms(variants=True)
+            names = algorithms(variants=True, labelled=True)
             found.update(zip(names, zip(*(rank.values() for rank in in_processes(share, *names)))))
         return found[algorithm]
 
@@ -199,12 +199,12 @@ def compare_with_joined_batch(algorithm, ranks):
         assert all(torch.equal(other[name], states[0][name]) for other in states), name
 
 
-@each_algorithm(variants=True)
+@each_algorithm(variants=True, labelled=True)
 def test_two_processes_equal_one_with_the_joined_batch(in_processes, halves, algorithm):
     compare_with_joined_batch(algorithm, halves(in_processes, algorithm))
 
 
-@each_algorithm(quick=one_a_family(), variants=True)
+@each_algorithm(quick=one_a_family(), variants=True, labelled=True)
 def test_four_processes_equal_one_with_the_joined_batch(in_processes, algorithm):
     ranks = in_processes(share, algorithm, number=4)
     compare_with_joined_batch(algorithm, [rank[algorithm] for rank in ranks])

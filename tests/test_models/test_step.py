@@ -61,7 +61,7 @@ def close(ours, theirs, tolerance=1e-5):
 # mixed precision
 
 
-@each_algorithm(variants=True)
+@each_algorithm(variants=True, labelled=True)
 def test_autocast(algorithm):
     model, batch = tiny_model(algorithm), joined_batch(algorithm)
     other = copy.deepcopy(model)
@@ -126,6 +126,7 @@ def delicate():
         cosine_distance=(L.cosine_distance, rows, rows.flip(0)),
         feature_reconstruction=(L.feature_reconstruction, rows, rows.flip(0)),
         negative_cosine=(L.negative_cosine, z, t),
+        pair_contrast=(L.pair_contrast, q, k),
         nt_xent=(L.nt_xent, rows, rows.flip(0)),
         object_embedding=(L.object_embedding, rows, rows.flip(0)),
         region_contrast=(L.region_contrast, *maps),
@@ -161,7 +162,7 @@ def test_losses_are_the_same_under_autocast(name):
 # memory format
 
 
-@each_algorithm(variants=True)
+@each_algorithm(variants=True, labelled=True)
 def test_channels_last(algorithm, tmp_path):
     batch = joined_batch(algorithm)
     plain = tiny_model(algorithm, norm=BN, channels_last=False)
@@ -268,7 +269,7 @@ def test_waiting_is_noticed(bad):
         bad(torch.randn(3))
 
 
-@each_algorithm(variants=True)
+@each_algorithm(variants=True, labelled=True)
 def test_no_step_waits(algorithm, reads):
     """Except for what an algorithm declares."""
     model, batch = tiny_model(algorithm, norm=BN), joined_batch(algorithm)
@@ -288,7 +289,7 @@ def test_no_step_waits(algorithm, reads):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
-@each_algorithm(variants=True)
+@each_algorithm(variants=True, labelled=True)
 def test_no_step_waits_on_a_gpu(algorithm, dtype, monkeypatch):
     model = tiny_model(algorithm, norm=BN).cuda()
     if model.matching_on_host:
@@ -371,7 +372,7 @@ needs_dynamo = pytest.mark.skipif(
 
 
 @needs_dynamo
-@each_algorithm(quick=one_a_family())
+@each_algorithm(quick=one_a_family(), labelled=True)
 def test_compiled(algorithm):
     """By the compiler's front end and its autograd, without generated code."""
     compiled_step(algorithm, 'aot_eager')
@@ -403,7 +404,7 @@ def test_compile_is_checked(monkeypatch):
 
 @pytest.mark.filterwarnings('ignore:.*use_reentrant')
 @pytest.mark.parametrize('way', ['with_cp', 'activation_checkpointing'])
-@each_algorithm(resnets=True)
+@each_algorithm(resnets=True, labelled=True)
 def test_checkpointed(algorithm, way):
     batch = joined_batch(algorithm)
     plain = tiny_model(algorithm, norm=BN)

@@ -84,6 +84,9 @@ def test_collections(file):
 def test_method_is_the_algorithm_of_its_configs(file):
     """`mmdense pretrain --method` finds its configs by these keys."""
     (collection,) = CONTENT[file]['Collections']
+    if 'Method' not in collection:  # its algorithm needs labels: test_pairdetr.py holds it
+        assert not {'Recipe', 'Small', 'ViT'} & set(collection)
+        return
     method, recipe, small = (collection[key] for key in ('Method', 'Recipe', 'Small'))
     assert method == Path(file).parent.name == collection['Name'].lower()
     recipe_config, small_config = (
@@ -100,7 +103,7 @@ def test_recipes_for_vision_transformers():
     usual, vit = model_index.methods(), model_index.methods(vit=True)
     others = {method: vit[method] for method in usual if vit[method] != usual[method]}
     named = [content['Collections'][0] for content in CONTENT.values()]
-    named = {c['Method']: (c['ViT']['Recipe'], c['ViT']['Small']) for c in named if 'ViT' in c}
+    named = {c.get('Method'): (c['ViT']['Recipe'], c['ViT']['Small']) for c in named if 'ViT' in c}
     assert others == named and others and usual.keys() == vit.keys()
     for method, (recipe, small) in others.items():
         kinds = {
@@ -119,7 +122,7 @@ def test_modelindex_reads_all():
     found = {collection.name: collection.data for collection in index.collections}
     for (collection,) in (content['Collections'] for content in CONTENT.values()):
         for key in ('Method', 'Recipe', 'Small'):
-            assert found[collection['Name']][key] == collection[key]
+            assert found[collection['Name']].get(key) == collection.get(key)
     assert {model.name for model in index.models} == {model['Name'] for model in MODELS}
 
 

@@ -16,6 +16,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 from torch import nn
 
 FOLDER = Path(__file__).resolve().parents[2] / 'configs' / 'transfer'
@@ -42,6 +43,8 @@ DETRS = {
     'deformable-detr_r50_50e_coco': (50, [40], 2e-4, 0.1, 300),
     'deformable-detr_r50_bccd': (6000, [4800], 2.5e-5, 0.1, 300),
 }
+# A Conditional DETR from a backbone, and Pair DETR on it
+PAIR = ['conditional-detr_r50_2-layers_bccd', 'pairdetr_r50_2-layers_bccd']
 # length, steps (None: polynomial), learning rate, weight decay, side of the crops
 SEGMENTERS = {
     'fcn_r50_30k_voc12aug-513x513': (30000, [21000, 27000], 0.003, 1e-4, (513, 513)),
@@ -149,6 +152,19 @@ PARENTS = {
             *('train_dataloader.sampler.type', 'val_dataloader.dataset', 'test_dataloader.dataset'),
             *('val_evaluator', 'test_evaluator', 'auto_scale_lr.base_batch_size'),
             *('optim_wrapper.optimizer.lr', 'default_hooks.checkpoint', 'log_processor.by_epoch'),
+        ],
+    ),
+    'conditional-detr_r50_2-layers_bccd': (
+        'mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
+        [  # a small one, the data and a schedule of its own
+            *('model.type', 'model.num_queries', 'model.backbone.init_cfg'),
+            *('model.encoder.num_layers', 'model.decoder.num_layers'),
+            *(f'model.decoder.layer_cfg.{k}_attn_cfg.proj_drop' for k in ('self', 'cross')),
+            *(f'model.bbox_head.{k}' for k in ('num_classes', 'sync_cls_avg_factor')),
+            *(f'train_dataloader.{k}' for k in ('dataset', 'batch_size', 'batch_sampler')),
+            *('train_dataloader.sampler.type', 'val_dataloader.dataset', 'test_dataloader.dataset'),
+            *('val_evaluator', 'test_evaluator', 'auto_scale_lr.base_batch_size'),
+            *('default_hooks.checkpoint', 'log_processor.by_epoch', 'param_scheduler', 'train_cfg'),
         ],
     ),
     'fcn_r50_30k_voc12aug-513x513': (
@@ -328,9 +344,9 @@ def flatten(node, path=''):
 
 
 def test_all_are_here():
-    for package, names in (('mmdet', {**DETECTORS, **DETRS}), ('mmseg', SEGMENTERS)):
+    for package, names in (('mmdet', [*DETECTORS, *DETRS, *PAIR]), ('mmseg', SEGMENTERS)):
         found = {path.stem for path in (FOLDER / package).glob('*.py')}
-        assert {name for name in found if '_vit-' not in name} == names.keys()  # test_vit.py
+        assert {name for name in found if '_vit-' not in name} == set(names)  # test_vit.py
 
 
 @pytest.mark.parametrize('name', PARENTS)
@@ -346,7 +362,7 @@ def test_differs_by_the_protocol_only(name, inherit, tmp_path):
         assert any(f'{k}.'.startswith(f'{prefix}.') for k in changed), prefix
 
 
-@pytest.mark.parametrize('name', [*DETECTORS, *DETRS, *SEGMENTERS])
+@pytest.mark.parametrize('name', [*DETECTORS, *DETRS, *PAIR, *SEGMENTERS])
 def test_one_variable_is_the_checkpoint(name, inherit, monkeypatch):
     monkeypatch.setenv('CHECKPOINT', '/my models/a-1.0.pth')
     config = inherit(name)
@@ -553,6 +569,41 @@ def test_a_detr_is_as_pretrained(name, inherit):
     assert wrapper.clip_grad == dict(max_norm=0.1, norm_type=2)
     assert config.model.backbone.frozen_stages == 1 and config.model.backbone.norm_eval
     assert config.model.num_queries == queries and config.model.positional_encoding.normalize
+
+
+def test_pair_detr_and_what_it_is_compared_with(inherit, require):
+    """The second decoder is all that differs, and each takes a step of mmdet's data."""
+    require('mmdet')
+    conditional, pair = (inherit(name) for name in PAIR)
+    assert pair.model.type == 'mmdense.PairDETR'
+    assert flatten(dict(model=pair.model.detector.to_dict())) == flatten(
+        dict(model=conditional.model.to_dict())
+    )
+    assert pair.default_hooks.pop('backbone_export').type == 'mmdense.BackboneExportHook'
+    for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'):
+        assert pair[key] == conditional[key]
+    assert pair.default_hooks == conditional.default_hooks
+    model = conditional.model
+    assert (model.encoder.num_layers, model.decoder.num_layers, model.num_queries) == (2, 2, 100)
+    assert conditional.train_cfg.max_iters == conditional.param_scheduler[0].end == 6000
+    assert conditional.optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult == 0.1
+    images = torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8)
+    from mmdet.structures import DetDataSample
+
+    shape = dict(img_shape=(64, 96), ori_shape=(64, 96), scale_factor=(1.0, 1.0))
+    sample = DetDataSample(metainfo=shape)
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor([[10.0, 8, 60, 50]]), labels=torch.tensor([1])
+    )
+    for config, names in ((conditional, 6), (pair, 6)):
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            detector = MODELS.build(config.model)
+        data = detector.data_preprocessor(dict(inputs=[images], data_samples=[sample]), True)
+        losses = detector(**data, mode='loss')
+        sum(losses.values()).backward()
+        assert len(losses) == names
+        (found,) = detector.eval().test_step(dict(inputs=[images], data_samples=[sample]))
+        assert found.pred_instances.bboxes.shape == (100, 4)
 
 
 @pytest.mark.parametrize(

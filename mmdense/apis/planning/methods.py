@@ -99,6 +99,12 @@ def find_method(
         bases = known[name][1], known[name][0]
         return Method(name, recipe, find_algorithm(recipe), bases, imports=imports)
     plugins = find_plugins()
+    labelled = {k.__name__.lower(): k for k in registered_algorithms() if k.needs_labels}
+    if name in labelled:
+        raise InputError(
+            f'method {name}: {labelled[name].__name__} needs labelled boxes, not a folder of '
+            f'images: train it by a config, such as those of configs/{name}'
+        )
     classes = {k.__name__.lower(): k for k in registered_algorithms() if k.recipe is not None}
     if name in plugins:
         kind = load_plugin(plugins[name])

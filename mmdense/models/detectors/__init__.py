@@ -17,6 +17,7 @@ from mmdense.utils.errors import InputError
 # none fetches or runs anything.
 SAFE_TYPES = (
     *('DETR', 'PreNormDETR', 'ChannelMapper', 'DETRHead', 'HungarianAssigner'),
+    *('ConditionalDETR', 'ConditionalDETRHead', 'FocalLossCost', 'FocalLoss'),
     *('ClassificationCost', 'BBoxL1Cost', 'IoUCost', 'CrossEntropyLoss', 'L1Loss', 'GIoULoss'),
     *('DeformableDETR', 'DeformableDETRHead', 'FocalLossCost', 'FocalLoss'),
 )
@@ -101,6 +102,23 @@ def DETR(**kwargs) -> nn.Module:
         InputError: mmdet is not installed.
     """
     return import_mmdet('DETR', f'{__name__}.detr').DETR(**kwargs)
+
+
+@MODELS.register_module()
+def ConditionalDETR(**kwargs) -> nn.Module:
+    """Build mmdet's Conditional DETR, initialized as its authors do.
+
+    Args:
+        kwargs: Arguments of ``mmdet.ConditionalDETR``.
+
+    Returns:
+        nn.Module: :class:`mmdense.models.detectors.conditional_detr.ConditionalDETR`.
+
+    Raises:
+        InputError: mmdet is not installed.
+    """
+    module = import_mmdet('ConditionalDETR', f'{__name__}.conditional_detr')
+    return module.ConditionalDETR(**kwargs)
 
 
 @MODELS.register_module()

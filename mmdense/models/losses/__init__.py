@@ -11,6 +11,7 @@ from .multi_crop_distillation import multi_crop_distillation
 from .negative_cosine import negative_cosine
 from .nt_xent import nt_xent
 from .object_embedding import object_embedding
+from .pair_contrast import pair_contrast
 from .pixel_consistency import pixel_consistency
 from .pixel_contrast import pixel_contrast
 from .region_contrast import region_contrast, region_embeddings
@@ -30,6 +31,7 @@ __all__ = [
     'negative_cosine',
     'nt_xent',
     'object_embedding',
+    'pair_contrast',
     'pixel_consistency',
     'pixel_contrast',
     'region_contrast',

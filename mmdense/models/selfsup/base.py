@@ -155,6 +155,9 @@ class SelfSupervisor:
             `mmdense pretrain` adapts to the data, as a path (from the file of the class) or a
             name such as ``mmdense::densecl/densecl_r50_coco.py``; or a dict with ``_base_`` and
             what differs from it. Algorithms of mmdense name theirs in their metafile.
+        needs_labels (bool): Whether images need labelled boxes (``data_samples[i].gt_instances``,
+            as mmdet's pipelines give them): a folder of images is not enough, and `mmdense
+            pretrain` does not take the algorithm.
         matching_on_host (bool): Whether a step reads tensors on the host to match predictions and
             targets, and waits for the device there.
         AUTHORS (tuple[AuthorsFormat]): Checkpoints of other code that hold the algorithm.
@@ -165,6 +168,7 @@ class SelfSupervisor:
     product: str = 'backbone'
     views: Views = Views()
     recipe: Union[None, str, dict] = None
+    needs_labels: bool = False
     matching_on_host: bool = False
     AUTHORS: Tuple[AuthorsFormat, ...] = ()
     MMPRETRAIN_TYPES: Dict[str, str] = {}

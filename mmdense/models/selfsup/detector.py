@@ -23,10 +23,11 @@ from .base import SelfSupervisor, _use_format, with_pretrained
 
 
 class DetectorSelfSupervisor(SelfSupervisor, BaseModel):
-    """Hold a detector of mmdet, which is what the run is for, with a frozen backbone.
+    """Hold a detector of mmdet, which is what the run is for.
 
-    The backbone is frozen completely: no parameter has a gradient, and it stays in eval mode.
-    Building reads no file; ``init_weights()`` fills the backbone by its ``init_cfg``.
+    With ``frozen_backbone`` the backbone is frozen completely: no parameter has a gradient, and it
+    stays in eval mode. Building reads no file; ``init_weights()`` fills the backbone by its
+    ``init_cfg``.
 
     The detector's head matches predictions and targets on the host (SciPy's
     ``linear_sum_assignment``), as mmdet does: a step waits for the device there
@@ -44,10 +45,15 @@ class DetectorSelfSupervisor(SelfSupervisor, BaseModel):
 
     Raises:
         InputError: mmdet is not installed, or there is no backbone, or two.
+
+    Attributes:
+        frozen_backbone (bool): Whether nothing of the backbone trains. If not, its own config
+            says what trains.
     """
 
     product = 'detector'
     matching_on_host = True
+    frozen_backbone = True
 
     def __init__(
         self,
@@ -56,8 +62,8 @@ class DetectorSelfSupervisor(SelfSupervisor, BaseModel):
         pretrained: Union[None, str, dict] = None,
         **kwargs,
     ) -> None:
-        super().__init__(**kwargs)
         import_mmdet(type(self).__name__)
+        super().__init__(**kwargs)
         detector = copy.deepcopy(detector)  # mmdet's classes change theirs
         if (backbone is None) == (detector.get('backbone') is None):
             raise InputError(
@@ -70,7 +76,8 @@ class DetectorSelfSupervisor(SelfSupervisor, BaseModel):
                 channels = list(map_channels(MODELS.build(backbone)))
                 detector['neck'] = dict(detector['neck'], in_channels=channels)
             self.detector = MODELS.build(dict(detector, backbone=backbone))
-        self.detector.backbone.requires_grad_(False)
+        if self.frozen_backbone:
+            self.detector.backbone.requires_grad_(False)
         if self.channels_last:
             _use_format(self, torch.channels_last)
         self.matches = MatchRecorder.install(self.detector.bbox_head)
@@ -81,9 +88,10 @@ class DetectorSelfSupervisor(SelfSupervisor, BaseModel):
         return self.detector.backbone
 
     def train(self, mode: bool = True) -> 'DetectorSelfSupervisor':
-        """Set the mode of all parts but the frozen backbone, which stays in eval mode."""
+        """Set the mode of all parts but a frozen backbone, which stays in eval mode."""
         super().train(mode)
-        self.backbone.eval()
+        if self.frozen_backbone:
+            self.backbone.eval()
         return self
 
     def trained_parts(self) -> List[nn.Module]:

@@ -62,6 +62,12 @@ _DETR_LAYERS = (
     ('.norm1.', '.norms.0.'),
     ('.norm2.', '.norms.1.'),
     ('.norm3.', '.norms.2.'),
+    # Conditional DETR's decoder has a projection for each part of a query and of a key
+    *(
+        (f'.{short}_{part}_proj.', f'.{attention}.{part}_proj.')
+        for short, attention in (('sa', 'self_attn'), ('ca', 'cross_attn'))
+        for part in ('qcontent', 'qpos', 'kcontent', 'kpos', 'v', 'qpos_sine')
+    ),
 )
 
 
@@ -69,7 +75,7 @@ def name_detr_layers(
     tensors: Dict[str, Tensor], prefix: str = 'detector.', coco_rows: bool = True
 ) -> Dict[str, Tensor]:
     """Return the tensors of a detector of the authors' code (DETR, UP-DETR, DETReg, Deformable
-    DETR) with mmdet's names.
+    DETR, Conditional DETR) with mmdet's names.
 
     Args:
         tensors (Dict[str, Tensor]): Those of the detector are below ``prefix``; others stay.
@@ -83,6 +89,10 @@ def name_detr_layers(
         inner = _rename_deformable(inner, 0, 1)
     else:
         inner = {_rename_detr(name, 0, 1): value for name, value in inner.items()}
+    if any(name.startswith('decoder.ref_point_head.') for name in inner):
+        # Conditional DETR's attention is no nn.MultiheadAttention
+        theirs, ours = r'(decoder\.layers\.\d+\.self_attn)\.attn\.', r'\1.'
+        inner = {re.sub(theirs, ours, name): value for name, value in inner.items()}
     for name, value in inner.items():
         if coco_rows and _CLASSES.match(name) and len(value) in COCO_ROWS:
             value = value[COCO_ROWS[len(value)]]
