@@ -3,6 +3,7 @@
 mmseg's own by the protocol alone, its backbone is exactly the checkpoint's, nothing is frozen,
 and it trains."""
 
+import copy
 import inspect
 import json
 import random
@@ -196,7 +197,10 @@ PARENTS = {
     'faster-rcnn_r50_c4_bccd': (
         f'{OURS}/mmdet/faster-rcnn_r50_c4_24k_voc0712.py',
         [
-            *(*BCCD, 'model.roi_head.bbox_head.num_classes', 'optim_wrapper.optimizer.lr'),
+            *('train_dataloader.batch_size', 'train_dataloader.dataset', 'val_dataloader.dataset'),
+            *('test_dataloader.dataset', 'train_cfg', 'param_scheduler'),
+            *('auto_scale_lr.base_batch_size', 'default_hooks.checkpoint.interval'),
+            *('model.roi_head.bbox_head.num_classes', 'optim_wrapper.optimizer.lr'),
             *('val_evaluator.eval_mode', 'test_evaluator.eval_mode'),
             *('custom_hooks.0.interval', 'custom_hooks.0.num_samples'),
         ],
@@ -470,7 +474,8 @@ def test_differs_by_the_protocol_only(name, inherit, tmp_path):
 def test_one_variable_is_the_checkpoint(name, inherit, monkeypatch):
     monkeypatch.setenv('CHECKPOINT', '/my models/a-1.0.pth')
     config = inherit(name)
-    found = [part.init_cfg for part in find(config.model, 'init_cfg') if part.init_cfg]
+    found = [part.init_cfg for part in find(config.model, 'init_cfg')]
+    found = [part for part in found if isinstance(part, dict)]
     found = [part for part in found if part.get('type') == 'mmdense.SelfSupPretrained']
     assert len(found) == (2 if 'c4' in name or 'ccop' in name else 1)
     assert {part.checkpoint for part in found} == {'/my models/a-1.0.pth'}
@@ -487,7 +492,7 @@ def test_recipe(name, inherit):
     assert config.optim_wrapper.optimizer.lr == lr
     assert config.model.backbone.depth == 50
     pipeline = config.train_dataloader.dataset
-    if '2x' in name:
+    if '2x' in name and 'lvis' not in name:
         assert config.model == inherit(name.replace('2x', '1x')).model
     if 'c4' in name or 'dc5' in name:  # at the end
         assert config.custom_hooks[0].interval == length
@@ -555,7 +560,8 @@ def test_segmenters_recipe(name, inherit):
 
 def use_checkpoint(config, path):
     for part in find(config.model, 'init_cfg'):
-        if part.init_cfg and part.init_cfg.get('type') == 'mmdense.SelfSupPretrained':
+        cfg = part.init_cfg
+        if isinstance(cfg, dict) and cfg.get('type') == 'mmdense.SelfSupPretrained':
             part.init_cfg.checkpoint = path
     random.seed(0)
     np.random.seed(0)
@@ -707,6 +713,7 @@ def test_classifiers_train_from_exactly_the_checkpoint(name, inherit, exported, 
     assert config.auto_scale_lr.base_batch_size == images
     for dataset in find([loader, config.test_dataloader], 'data_root'):
         dataset.data_root = str(photographs)
+        dataset.metainfo = dict(classes=['a', 'b', 'c'])
     if 'percent' in name:
         loader.dataset.list_file = str(photographs / 'list.txt')
     path, expected = vit_file(photographs) if 'vit' in name else exported(50)
@@ -722,10 +729,12 @@ def test_classifiers_train_from_exactly_the_checkpoint(name, inherit, exported, 
     for key, value in expected.items():
         assert torch.equal(model.backbone.state_dict()[key], value), key
     model = revert_sync_batchnorm(model)
-    optimizer = build_optim_wrapper(model, dict(config.optim_wrapper, type='OptimWrapper'))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        optimizer = build_optim_wrapper(model, dict(config.optim_wrapper, type='OptimWrapper'))
     rates = {group['lr'] for group in optimizer.optimizer.param_groups}
     assert rates == ({0.01, 0.2} if 'percent' in name else {lr})
     model.train()
+    head = copy.deepcopy(model.head)
     model.train_step(batch, optimizer)
     moved = [
         key
@@ -733,7 +742,8 @@ def test_classifiers_train_from_exactly_the_checkpoint(name, inherit, exported, 
         if key in expected and not torch.equal(value, expected[key])
     ]
     assert not moved if frozen else len(moved) > len(expected) * 0.9
-    assert model.head.fc.weight.grad.abs().sum() > 0 if 'vit' not in name else True
+    pairs = list(zip(head.parameters(), model.head.parameters()))
+    assert pairs and all(not torch.equal(before, after) for before, after in pairs)
 
 
 def vit_file(folder):

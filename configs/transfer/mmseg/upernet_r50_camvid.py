@@ -8,7 +8,6 @@ head = dict(
     num_classes=11,
     ignore_index=_base_.void,
     align_corners=False,
-    norm_cfg=_base_.norm_cfg,
 )
 model = dict(
     backbone=dict(strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1)),
@@ -18,6 +17,7 @@ model = dict(
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
         channels=512,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
         dropout_ratio=0.1,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
         **head,
@@ -27,6 +27,7 @@ model = dict(
         type='FCNHead',
         in_index=2,
         channels=256,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
         num_convs=1,
         concat_input=False,
         dropout_ratio=0.1,
