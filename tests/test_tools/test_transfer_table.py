@@ -84,3 +84,21 @@ def test_published(entry):
         e for e in PUBLISHED if all(e[k] == entry[k] for k in ('method', 'task', 'pretraining'))
     ]
     assert same == [entry]
+
+
+def test_readme_has_each_task_and_figure(repo):
+    text = (repo / 'configs' / 'transfer' / 'README.md').read_text()
+    rows = dict(re.findall(r'^\| \[([^]]+)\].*\|([^|]*)\|$', text, re.MULTILINE))
+    assert rows.keys() == transfer.find_tasks().keys()
+    for entry in PUBLISHED:
+        if entry['method'] != 'random':
+            shown = [
+                f'{value:.1f}'
+                for key, value in entry['metrics'].items()
+                if not key.endswith(('AP50', 'AP75'))
+            ]
+            figure = f'{" / ".join(shown)} ({entry["pretraining"]})'
+            assert figure in rows[entry['task']], entry
+    for task, cell in rows.items():
+        wanted = [e for e in PUBLISHED if e['task'] == task and e['method'] != 'random']
+        assert cell.count('(') == len(wanted) or '– (ours' in cell
