@@ -37,7 +37,7 @@ DETECTORS = {
     'sparse-rcnn_r50_fpn_300-proposals_crop-ms-480-800-3x_coco': (36, [27, 33], 2.5e-5, ['neck']),
     'faster-rcnn_r50_c4_24k_voc0712': (24000, [18000, 22000], 0.02, C4),
     'faster-rcnn_r50_dc5_24k_voc0712': (24000, [18000, 22000], 0.02, []),
-    'mask-rcnn_r50_fpn_2x_lvis-v0.5': (24, [16, 22], 0.02, BOTH_HEADS),
+    'mask-rcnn_r50_fpn_2x_lvis-v05': (24, [16, 22], 0.02, BOTH_HEADS),
     'mask-rcnn_r50_fpn_1x_lvis-v1': (12, [8, 11], 0.02, BOTH_HEADS),
     'mask-rcnn_r50_fpn_64e_cityscapes': (8, [7], 0.01, BOTH_HEADS),  # each 8 times the images
     'mask-rcnn_r50_fpn_detco-2x_coco': (24, [16, 22], 0.02, ['neck']),
@@ -174,7 +174,7 @@ PARENTS = {
             'model.roi_head.bbox_head',
         ],
     ),
-    'mask-rcnn_r50_fpn_2x_lvis-v0.5': (
+    'mask-rcnn_r50_fpn_2x_lvis-v05': (
         'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-2x_lvis-v0.5.py',
         [*RESNET, *HEADS],
     ),
