@@ -1,5 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
-"""Run pretrained backbones × tasks of configs/transfer, under mmdet's and mmseg's own tools.
+"""Run pretrained backbones × tasks of configs/transfer × seeds, under the packages' own tools.
 
 A run's folder has ``config.py``, whole, from its start, and ``result.json`` from its end; what is
 between the two is an interrupted run.
@@ -12,10 +12,13 @@ import json
 import os
 import os.path as osp
 import re
+import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -24,7 +27,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader
 
 import mmdense
@@ -33,7 +36,7 @@ from mmdense.checkpoints.io import cached_path
 from mmdense.utils.download import sha256_of
 from mmdense.utils.errors import CheckpointError, DataError, InputError, MMDenseError
 from mmdense.utils.files import locked, write_text
-from mmdense.utils.model_index import find_configs, find_package_folder
+from mmdense.utils.model_index import find_configs, find_package_folder, tool_path
 
 ROOT = osp.dirname(osp.abspath(mmdense.__file__))
 INITIALISER = 'mmdense.SelfSupPretrained'
@@ -42,23 +45,10 @@ RANDOM = [
     dict(type='Kaiming', layer='Conv2d'),
     dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
 ]
-# The columns of the papers' tables, in their order; mmdet measures in fractions, mmseg in percent.
-HEADLINES = {
-    'coco/bbox_mAP': 'box AP',
-    'coco/bbox_mAP_50': 'box AP50',
-    'coco/bbox_mAP_75': 'box AP75',
-    'coco/segm_mAP': 'mask AP',
-    'coco/segm_mAP_50': 'mask AP50',
-    'coco/segm_mAP_75': 'mask AP75',
-    'pascal_voc/mAP': 'AP',
-    'pascal_voc/AP50': 'AP50',
-    'pascal_voc/AP75': 'AP75',
-    'mIoU': 'mIoU',
-}
 # Keys, at any depth, that two runs may differ in and be compared all the same. MMEngine writes
 # config.py once more, with launcher, resume and work_dir.
 _FREE = {
-    *('checkpoint', 'init_cfg', 'transfer', 'work_dir', 'launcher', 'resume'),
+    *('checkpoint', 'init_cfg', 'transfer', 'work_dir', 'launcher', 'resume', 'randomness'),
     *('num_workers', 'persistent_workers', 'pin_memory'),
 }
 
@@ -146,9 +136,10 @@ class Run:
     Attributes:
         method (Method): What is transferred.
         task (str): Where to.
-        package (str): mmdet or mmseg, whose tools run it.
+        package (str): mmdet, mmseg or mmpretrain, whose tools run it.
         folder (str): Absolute path of all its files.
         cfg (Config): As it is going to be written there.
+        seed (int, optional): Of all random numbers; None for one that MMEngine draws.
     """
 
     method: Method
@@ -156,9 +147,11 @@ class Run:
     package: str
     folder: str
     cfg: Config
+    seed: Optional[int] = None
 
     def __str__(self) -> str:
-        return f'{self.method.name} → {self.task}'
+        seed = '' if self.seed is None else f', seed {self.seed}'
+        return f'{self.method.name} → {self.task}{seed}'
 
     def path(self, *parts: str) -> str:
         return osp.join(self.folder, *parts)
@@ -174,15 +167,18 @@ def plan(
     work_dir: str,
     options: Optional[dict] = None,
     data_root: Optional[str] = None,
+    seeds: Sequence[Optional[int]] = (None,),
 ) -> List[Run]:
     """Plan all runs, and check each: nothing is trained while anything is wrong.
 
     Args:
         methods (Sequence[Method]): As :func:`read_methods` gives them.
         tasks (Sequence[str]): Of :func:`find_tasks`.
-        work_dir (str): Each run gets ``work_dir/<method>/<task>``.
+        work_dir (str): Each run gets ``work_dir/<method>/<task>``, and below it
+            ``seed<number>`` if it has a seed.
         options (dict, optional): Changes of every config, as of ``--cfg-options``.
         data_root (str, optional): Takes the place of ``data`` in all paths.
+        seeds (Sequence[int or None]): One run each. Defaults to one without a seed.
 
     Raises:
         MMDenseError: An unknown task, a package or images that are missing, a
@@ -198,15 +194,21 @@ def plan(
         if find_spec(package) is None:
             raise InputError(f'{task} needs {package}, which is not installed')
         for method in methods:
-            cfg = _config(known[task], method, task, options, data_root)
-            folder = osp.abspath(osp.join(work_dir, method.name, task))
-            run = Run(method, task, package, folder, cfg)
-            if not run.done:
-                _check_data(run)
-                if method.checkpoint:
-                    _check_fit(run)
-            _check_folder(run, work_dir)
-            runs.append(run)
+            checked = False
+            for seed in dict.fromkeys(seeds):
+                cfg = _config(known[task], method, task, options, data_root)
+                folder = osp.abspath(osp.join(work_dir, method.name, task))
+                if seed is not None:
+                    cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
+                    folder = osp.join(folder, f'seed{seed}')
+                run = Run(method, task, package, folder, cfg, seed)
+                if not run.done and not checked:
+                    checked = True
+                    _check_data(run)
+                    if method.checkpoint:
+                        _check_fit(run)
+                _check_folder(run, work_dir)
+                runs.append(run)
     return runs
 
 
@@ -266,7 +268,7 @@ def _check_fit(run: Run) -> None:
 def _check_folder(run: Run, work_dir: str) -> None:
     """Check that the runs of one task in one folder are comparable."""
     fix = 'delete that folder, or name another --work-dir'
-    for path in sorted(glob.glob(osp.join(work_dir, '*', run.task, 'config.py'))):
+    for path in _find_files(work_dir, 'config.py', run.task):
         folder = osp.dirname(path)
         old = Config.fromfile(path)
         own = osp.abspath(folder) == run.folder
@@ -285,6 +287,14 @@ def _check_folder(run: Run, work_dir: str) -> None:
                 f'{now.get(key)}{f", {len(changed) - 1} more" if len(changed) > 1 else ""}. '
                 f'Their results cannot be compared: {fix}'
             )
+
+
+def _find_files(work_dir: str, name: str, task: str = '*') -> List[str]:
+    """Return the sorted paths of the files of all runs that are called so."""
+    folder = osp.join(work_dir, '*', task)
+    return sorted(
+        glob.glob(osp.join(folder, name)) + glob.glob(osp.join(folder, 'seed[0-9]*', name))
+    )
 
 
 def _settings(cfg: Config) -> Dict[str, str]:
@@ -332,6 +342,7 @@ def execute(run: Run, gpus: int = 1) -> None:
         result = dict(
             method=run.method.name,
             task=run.task,
+            seed=run.seed,
             metrics=metrics,
             checkpoint=run.method.checkpoint,
             checkpoint_sha256=run.method.sha256,
@@ -343,30 +354,46 @@ def execute(run: Run, gpus: int = 1) -> None:
         write_text(run.path('result.json'), json.dumps(result, indent=2) + '\n')
 
 
-def _call(run: Run, tool: str, gpus: int, *arguments: str) -> None:
-    """Call mmdet's or mmseg's own tool, with its output in a log."""
+def commands(run: Run, gpus: int = 1) -> List[List[str]]:
+    """Return the commands that train and test, the package's own. TRAINED.pth stands for the
+    checkpoint of the end of training."""
+    trained = run.path('TRAINED.pth')
+    return [
+        _command(run, 'train', gpus, '--work-dir', run.folder),
+        _command(run, 'test', gpus, trained, '--work-dir', run.path('test')),
+    ]
+
+
+def _command(run: Run, tool: str, gpus: int, *arguments: str) -> List[str]:
     folder = Path(find_spec(run.package).origin).parent
     tools = find_package_folder(folder, 'tools') or folder / '.mim' / 'tools'
-    script = str(tools / f'{tool}.py')
     command = [sys.executable]
     if gpus > 1:
         command += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={gpus}']
         arguments = (*arguments, '--launcher', 'pytorch')
+    return [*command, str(tools / f'{tool}.py'), run.path('config.py'), *arguments]
+
+
+def _call(run: Run, tool: str, gpus: int, *arguments: str) -> int:
+    """Call the package's own tool, with its output in a log, and return the most bytes that
+    a process of it had in memory."""
     path = os.pathsep.join(filter(None, [osp.dirname(ROOT), os.environ.get('PYTHONPATH')]))
     log = run.path(f'{tool}.log')
     with open(log, 'a', encoding='utf-8') as file:
         process = subprocess.Popen(
-            [*command, script, run.path('config.py'), *arguments],
+            _command(run, tool, gpus, *arguments),
             env=dict(os.environ, PYTHONPATH=path),
             stdout=file,
             stderr=subprocess.STDOUT,
         )
         try:
-            code = process.wait()
+            _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
             process.terminate()
             process.wait()
             raise
+    code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+    process.returncode = code
     if code < 0:  # its last line is not the reason
         name = signal.Signals(-code).name
         memory = ': is the memory full?' if name == 'SIGKILL' else ''
@@ -375,6 +402,7 @@ def _call(run: Run, tool: str, gpus: int, *arguments: str) -> None:
         with open(log, encoding='utf-8', errors='replace') as file:
             lines = [line.strip() for line in file if line.strip()] or ['']
         raise MMDenseError(f'{lines[-1][:300]} (exit code {code}; {log})')
+    return usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def check_gpus(gpus: int) -> None:
@@ -394,39 +422,135 @@ def images_per_step(run: Run, gpus: int) -> Tuple[int, Optional[int]]:
     return gpus * run.cfg.train_dataloader.batch_size, base
 
 
-def make_table(work_dir: str) -> str:
-    """Return all results below ``work_dir``, one row a method, in Markdown; '' without results.
+@dataclass
+class Cost:
+    """Hold the cost of a run's training.
 
-    A task's name is in the head of the first of its columns.
+    Attributes:
+        steps (int): Of the optimizer.
+        seconds (float): For each.
+        memory (int): Most bytes, on each GPU; of the process without one.
+        on_gpu (bool): Whether ``memory`` is a GPU's.
     """
-    results: Dict[str, Dict[str, dict]] = {}
-    for path in glob.glob(osp.join(work_dir, '*', '*', 'result.json')):
-        with open(path, encoding='utf-8') as file:
-            result = json.load(file)
-        results.setdefault(result['method'], {})[result['task']] = result['metrics']
-    if not results:
+
+    steps: int
+    seconds: float
+    memory: int
+    on_gpu: bool
+
+    @property
+    def hours(self) -> float:
+        return self.steps * self.seconds / 3600
+
+    def __str__(self) -> str:
+        hours, minutes = divmod(round(self.hours * 60), 60)
+        where = 'on each GPU' if self.on_gpu else 'of main memory, on the CPU'
+        return (
+            f'{self.steps} steps of {self.seconds:.2f} s: {hours} h {minutes:02d} min; '
+            f'{self.memory / 2**30:.1f} GiB {where}'
+        )
+
+
+def try_steps(run: Run, gpus: int = 1, steps: int = 6) -> Cost:
+    """Train a few steps in a temporary folder, and measure time and memory: the median of
+    all but the first two steps.
+
+    Args:
+        run (Run): As :func:`plan` gives it; its folder is neither read nor written.
+        gpus (int): Number of processes.
+        steps (int): Number of steps, 3 at least. Defaults to 6.
+
+    Raises:
+        MMDenseError: When the tool fails, as where the memory is too small.
+    """
+    cfg = copy.deepcopy(run.cfg)
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=steps)
+    cfg.log_processor = dict(type='LogProcessor', window_size=1, by_epoch=False)
+    for key in ('val_cfg', 'val_dataloader', 'val_evaluator', 'param_scheduler', 'custom_hooks'):
+        cfg[key] = None
+    cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
+    cfg.default_hooks = dict(
+        cfg.get('default_hooks', {}), logger=dict(type='LoggerHook', interval=1), checkpoint=None
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Run(run.method, run.task, run.package, folder, cfg, run.seed)
+        write_text(trial.path('config.py'), cfg.pretty_text)
+        memory = _call(trial, 'train', gpus, '--work-dir', folder)
+        (written,) = glob.glob(trial.path('*', 'vis_data', 'scalars.json'))
+        with open(written, encoding='utf-8') as file:
+            lines = [json.loads(line) for line in file]
+    on_gpu = all('memory' in line for line in lines)
+    if on_gpu:
+        memory = max(line['memory'] for line in lines) * 2**20
+    seconds = statistics.median(line['time'] for line in lines[2:])
+    return Cost(count_steps(run, gpus), seconds, memory, on_gpu)
+
+
+def count_steps(run: Run, gpus: int = 1) -> int:
+    """Return the number of training steps of a run, by its data set where its length is in
+    epochs."""
+    train_cfg, loader = run.cfg.train_cfg, run.cfg.train_dataloader
+    if 'max_iters' in train_cfg:
+        return train_cfg.max_iters
+    with DefaultScope.overwrite_default_scope(run.package):
+        images = len(DATASETS.build(copy.deepcopy(loader.dataset)))
+    return train_cfg.max_epochs * -(-images // (loader.batch_size * gpus))
+
+
+SLURM = """#!/bin/bash
+# Submit with sbatch, with the partition and the time that your cluster wants: sbatch -p gpu {path}
+# Submitted once more it runs what is not finished.
+#SBATCH --job-name=transfer
+#SBATCH --array=1-{number}
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node={gpus}
+#SBATCH --cpus-per-task={cpus}
+#SBATCH --output={folder}/slurm-%A_%a.log
+cd {here}
+case $SLURM_ARRAY_TASK_ID in
+{cases}
+esac
+"""
+
+
+def write_slurm(
+    runs: Sequence[Run],
+    work_dir: str,
+    gpus: int,
+    arguments: Sequence[str] = (),
+) -> str:
+    """Write an array of jobs for Slurm, one for each run that is not finished, each on one
+    machine; return its path, '' where all are finished.
+
+    Args:
+        runs (Sequence[Run]): As :func:`plan` gives them.
+        work_dir (str): Of all runs, and of the file.
+        gpus (int): Of each run.
+        arguments (Sequence[str]): Of tools/transfer.py, the same for all.
+    """
+    cases, left = [], [run for run in runs if not run.done]
+    for number, run in enumerate(left, 1):
+        method = run.method
+        source = ['--baseline', method.name]
+        if method.checkpoint:
+            source = [f'{method.name}={method.checkpoint}']
+        seed = [] if run.seed is None else ['--seeds', str(run.seed)]
+        command = [
+            *(sys.executable, tool_path('transfer.py'), *source, '--to', run.task, *seed),
+            *('--gpus', str(gpus), '--work-dir', osp.abspath(work_dir), *arguments),
+        ]
+        cases.append(f'{number}) exec {shlex.join(command)} ;;')
+    if not cases:
         return ''
-    columns = [
-        (task, key)
-        for task in sorted({task for tasks in results.values() for task in tasks})
-        for key in HEADLINES
-        if any(key in tasks.get(task, ()) for tasks in results.values())
-    ]
-    heads = [HEADLINES[key] for _, key in columns]
-    for i, (task, _) in enumerate(columns):
-        if i == 0 or columns[i - 1][0] != task:
-            heads[i] = f'{task} {heads[i]}'
-    rows = [['method', *heads]]
-    for method in sorted(results, key=lambda name: (name != 'random', name)):
-        cells = [_percent(results[method].get(task, {}), key) for task, key in columns]
-        rows.append([method, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    rows.insert(1, ['-' * width for width in widths])
-    lines = [' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
-    return ''.join(f'| {line} |\n' for line in lines)
-
-
-def _percent(metrics: dict, key: str) -> str:
-    if key not in metrics:
-        return '–'
-    return f'{metrics[key] * (100 if "/" in key else 1):.1f}'
+    path = osp.join(osp.abspath(work_dir), 'transfer.sbatch')
+    text = SLURM.format(
+        path=shlex.quote(path),
+        number=len(cases),
+        gpus=gpus,
+        cpus=gpus * (left[0].cfg.train_dataloader.get('num_workers', 0) + 1),
+        folder=osp.abspath(work_dir),
+        here=shlex.quote(os.getcwd()),
+        cases='\n'.join(cases),
+    )
+    write_text(path, text)
+    return path

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .coco_stuff27 import CocoStuff27
 from .collate import default_collate, pad_collate
+from .listed_imagenet import ListedImageNet
 from .sampler import ResumableSampler
 from .seeded import SeededDataset
 from .transforms import (
@@ -30,6 +31,7 @@ __all__ = [
     'CropProposal',
     'GaussianBlur',
     'JigsawPatches',
+    'ListedImageNet',
     'LoadImage',
     'LoadProposals',
     'MultiView',

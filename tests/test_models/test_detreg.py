@@ -576,7 +576,7 @@ def test_wrong_detectors_are_refused(tmp_path):
     plain = deformable(channels=[64])
     plain['neck']['bias'] = 'auto'
     for config, changes, reason in (
-        (detr(channels=[64]), {}, 'holds another detector: set type to mmdense.DeformableDETR'),
+        (detr(channels=[64]), {}, "holds another detector: set type='mmdense.DeformableDETR'"),
         (plain, {}, "Set bias=True of the detector's neck"),
         (deformable(channels=[64]), dict(type='DeformableDETR'), "set type='mmdense.Deform"),
     ):

@@ -113,6 +113,8 @@ def test_kill_resume_and_one_table(arguments, tmp_path, pretrained, repo, run, r
     assert table in done.stdout
     header, _, *rows = [line.strip('|').split('|') for line in table.splitlines()]
     assert [cell.strip() for cell in header] == ['method', 'fcn_r50_camvid mIoU']
+    assert (runs / 'table.tex').read_text().count(r'\\') == 3
+    assert (runs / 'table.csv').read_text().count('\n') == 3
     for (name, miou), expected in zip(rows, ('random', METHOD)):
         result = read(runs / expected / 'fcn_r50_camvid')
         assert name.strip() == result['method'] == expected
@@ -122,10 +124,10 @@ def test_kill_resume_and_one_table(arguments, tmp_path, pretrained, repo, run, r
     assert read(runs / METHOD / 'fcn_r50_camvid')['checkpoint'] == str(pretrained)
 
     # the same again: nothing is run, the table is the same
-    before = {path: path.stat().st_mtime_ns for path in runs.rglob('*') if path.suffix != '.md'}
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob('*') if path.stem != 'table'}
     code, printed = run_here('transfer.py', *flags)
     assert code == 0 and printed.out.count('finished before') == 2 and table in printed.out
-    assert {p: p.stat().st_mtime_ns for p in runs.rglob('*') if p.suffix != '.md'} == before
+    assert {p: p.stat().st_mtime_ns for p in runs.rglob('*') if p.stem != 'table'} == before
 
     # other settings, another checkpoint
     code, printed = run_here('transfer.py', *arguments('fcn_r50_camvid', pretrained, iters=13))
@@ -137,6 +139,69 @@ def test_kill_resume_and_one_table(arguments, tmp_path, pretrained, repo, run, r
     )
     assert code == 1 and f'is of another checkpoint than {other}' in printed.err
     assert 'delete that folder, or name another --work-dir' in printed.err
+
+
+def test_seeds_and_what_they_would_cost(arguments, tmp_path, pretrained, run_here, require):
+    """A dry run trains a few steps elsewhere, and leaves nothing; Slurm gets a job for each."""
+    require('mmseg')
+    flags = arguments('fcn_r50_camvid', pretrained, '--baseline', 'random', '--seeds', '0', '7')
+    code, printed = run_here('transfer.py', *flags, '--dry-run')
+    assert code == 0, printed.err
+    assert not (tmp_path / 'runs').exists()
+    out = printed.out
+    for number, name in enumerate([f'{m} → fcn_r50_camvid, seed {k}' for m, k in EACH], 1):
+        assert f'[{number}/4] {name}: would run\n' in out
+    folder = tmp_path / 'runs' / METHOD / 'fcn_r50_camvid' / 'seed7'
+    assert f'tools/train.py {folder}/config.py --work-dir {folder}\n' in out
+    assert f'tools/test.py {folder}/config.py {folder}/TRAINED.pth' in out
+    costs = re.findall(r'training: 3 steps of ([\d.]+) s: 0 h 00 min; ([\d.]+) GiB of main', out)
+    assert len(costs) == 4 and len(set(costs)) == 1  # tried once
+    assert float(costs[0][0]) > 0 and 0.1 < float(costs[0][1]) < 20
+    assert 'training in all: 0.0 h' in out
+
+
+EACH = [('random', 0), ('random', 7), (METHOD, 0), (METHOD, 7)]
+
+
+def test_slurm(arguments, tmp_path, pretrained, run_here, require, monkeypatch):
+    """Each job is the tool with one run; the arguments reach it."""
+    require('mmseg')
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/sh\nfor a; do echo "$a"; done\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(python))
+    runs = tmp_path / 'runs'
+    finished = runs / 'random' / 'fcn_r50_camvid' / 'seed0' / 'result.json'
+    finished.parent.mkdir(parents=True)
+    finished.write_text('{}')
+    flags = arguments('fcn_r50_camvid', pretrained, '--baseline', 'random', '--seeds', '0', '7')
+    code, printed = run_here('transfer.py', *flags, '--gpus', '4', '--slurm')
+    assert code == 0 and printed.out == f'sbatch {runs}/transfer.sbatch\n', printed
+    script = (runs / 'transfer.sbatch').read_text()
+    assert '#SBATCH --array=1-3\n' in script and '#SBATCH --gpus-per-node=4\n' in script
+    for number, (method, seed) in enumerate(EACH[1:], 1):
+        env = dict(os.environ, SLURM_ARRAY_TASK_ID=str(number))
+        got = subprocess.run(['bash', runs / 'transfer.sbatch'], env=env, stdout=subprocess.PIPE)
+        tool, *given = got.stdout.decode().splitlines()
+        assert tool.endswith('tools/transfer.py')
+        source = ['--baseline', 'random'] if method == 'random' else [f'{METHOD}={pretrained}']
+        assert given[: len(source)] == source
+        assert given[given.index('--seeds') + 1] == str(seed)
+        assert given[given.index('--gpus') + 1] == '4'
+        assert 'model.data_preprocessor.size=(96, 128)' in given
+
+
+def test_seeds_are_one_row(arguments, tmp_path, pretrained, run_here, require):
+    require('mmseg')
+    flags = arguments('fcn_r50_camvid', pretrained, '--seeds', '0', '7', iters=2)
+    code, printed = run_here('transfer.py', *flags)
+    assert code == 0, printed.err
+    runs = [tmp_path / 'runs' / METHOD / 'fcn_r50_camvid' / f'seed{k}' for k in (0, 7)]
+    values = [read(run)['metrics']['mIoU'] for run in runs]
+    assert [read(run)['seed'] for run in runs] == [0, 7]
+    assert 'seed: 7\n' in (runs[1] / 'train.log').read_text()
+    mean, half = sum(values) / 2, abs(values[0] - values[1]) / 2
+    assert f'| {mean:.1f} ± {half:.1f}' in (tmp_path / 'runs' / 'table.md').read_text()
 
 
 def export_other(checkpoint, path):

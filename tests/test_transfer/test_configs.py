@@ -3,6 +3,7 @@
 mmseg's own by the protocol alone, its backbone is exactly the checkpoint's, nothing is frozen,
 and it trains."""
 
+import copy
 import inspect
 import json
 import random
@@ -14,10 +15,13 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import nn
+
+from mmdense.utils.errors import DataError
 
 FOLDER = Path(__file__).resolve().parents[2] / 'configs' / 'transfer'
 # length, steps, learning rate, and where SyncBN is beside the backbone
@@ -33,7 +37,18 @@ DETECTORS = {
     'retinanet_r50_fpn_1x_coco': (12, [8, 11], 0.01, ['neck']),
     'sparse-rcnn_r50_fpn_300-proposals_crop-ms-480-800-3x_coco': (36, [27, 33], 2.5e-5, ['neck']),
     'faster-rcnn_r50_c4_24k_voc0712': (24000, [18000, 22000], 0.02, C4),
+    'faster-rcnn_r50_dc5_24k_voc0712': (24000, [18000, 22000], 0.02, []),
+    'mask-rcnn_r50_fpn_2x_lvis-v05': (24, [16, 22], 0.02, BOTH_HEADS),
+    'mask-rcnn_r50_fpn_1x_lvis-v1': (12, [8, 11], 0.02, BOTH_HEADS),
+    'mask-rcnn_r50_fpn_64e_cityscapes': (8, [7], 0.01, BOTH_HEADS),  # each 8 times the images
+    'mask-rcnn_r50_fpn_detco-2x_coco': (24, [16, 22], 0.02, ['neck']),
+    'retinanet_r50_fpn_2x_coco': (24, [16, 22], 0.01, ['neck']),
     'faster-rcnn_r50_fpn_bccd': (3000, [2250, 2750], 0.005, ['neck', 'roi_head.bbox_head']),
+    'faster-rcnn_r50_c4_bccd': (3000, [2250, 2750], 0.005, C4),
+    'retinanet_r50_fpn_bccd': (3000, [2250, 2750], 0.0025, ['neck']),
+    'sparse-rcnn_r50_fpn_bccd': (3000, [2250, 2750], 2.5e-5, ['neck']),
+    'mask-rcnn_r50_fpn_coco100': (600, [450, 550], 0.005, BOTH_HEADS),
+    'mask-rcnn_r50_c4_coco100': (600, [450, 550], 0.005, C4),
 }
 # From a checkpoint of a complete detector: length, steps, learning rate, the backbone's share of
 # it, queries
@@ -51,6 +66,17 @@ SEGMENTERS = {
     'fcn_r50_90k_cityscapes-769x769': (90000, [63000, 81000], 0.01, 1e-4, (769, 769)),
     'fcn_r50-d8_80k_ade20k-512x512': (80000, None, 0.01, 5e-4, (512, 512)),
     'fcn_r50_camvid': (20000, None, 0.01, 5e-4, (360, 480)),
+    'upernet_r50_camvid': (20000, None, 0.01, 5e-4, (360, 480)),
+}
+
+# length, learning rate, images a step, whether the backbone is frozen
+CLASSIFIERS = {
+    'linear_r50_sgd-100e_in1k': (100, 30, 256, True),
+    'linear_r50_lars-90e_in1k': (90, 1.6, 4096, True),
+    'linear_vit-b_lars-90e_in1k': (90, 6.4, 16384, True),
+    'semi_r50_1-percent-20e_in1k': (20, 0.01, 256, False),
+    'semi_r50_10-percent-20e_in1k': (20, 0.01, 256, False),
+    'classify_r50_folders': (1000, 0.01, 32, False),
 }
 
 # The config that each starts from, and all that it changes there.
@@ -78,6 +104,21 @@ MOCO = [
     *(f'model.decode_head.{k}' for k in ('channels', 'concat_input', 'dropout_ratio')),
     *('optim_wrapper.optimizer.weight_decay', 'param_scheduler', 'train_cfg.max_iters'),
 ]
+# Data and a schedule of their own.
+BCCD = [
+    *(f'train_dataloader.{k}' for k in ('dataset', 'batch_size', 'batch_sampler')),
+    *('train_dataloader.sampler.type', 'val_dataloader.dataset', 'test_dataloader.dataset'),
+    *('train_cfg', 'param_scheduler', 'auto_scale_lr.base_batch_size'),
+    *('default_hooks.checkpoint', 'log_processor.by_epoch'),
+]
+VOC_METRIC = [f'{x}_evaluator' for x in ('val', 'test')]
+COCO100 = [
+    *(f'train_dataloader.{k}' for k in ('batch_size', 'batch_sampler', 'sampler.type')),
+    *('train_cfg', 'param_scheduler', 'auto_scale_lr.base_batch_size'),
+    *('default_hooks.checkpoint', 'log_processor.by_epoch', 'optim_wrapper.optimizer.lr'),
+]
+OURS = 'mmdense::transfer'
+FILLED = ['model.backbone.init_cfg', 'auto_scale_lr']
 PARENTS = {
     'mask-rcnn_r50_fpn_1x_coco': (
         'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
@@ -131,6 +172,100 @@ PARENTS = {
             *('param_scheduler', 'optim_wrapper.optimizer.lr', 'auto_scale_lr.base_batch_size'),
             *('default_hooks.checkpoint', 'log_processor.by_epoch'),
         ],
+    ),
+    'faster-rcnn_r50_dc5_24k_voc0712': (
+        f'{OURS}/mmdet/faster-rcnn_r50_c4_24k_voc0712.py',
+        [
+            *(f'model.backbone.{k}' for k in ('num_stages', 'strides', 'dilations', 'out_indices')),
+            *('model.rpn_head.in_channels', 'model.rpn_head.feat_channels'),
+            *('model.roi_head.shared_head', 'model.roi_head.bbox_roi_extractor'),
+            'model.roi_head.bbox_head',
+        ],
+    ),
+    'mask-rcnn_r50_fpn_2x_lvis-v05': (
+        'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-2x_lvis-v0.5.py',
+        [*RESNET, *HEADS],
+    ),
+    'mask-rcnn_r50_fpn_1x_lvis-v1': (
+        'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py',
+        [*RESNET, *HEADS],
+    ),
+    'mask-rcnn_r50_fpn_64e_cityscapes': (
+        'mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes.py',
+        [*RESNET, *HEADS, 'load_from', 'auto_scale_lr'],
+    ),
+    'mask-rcnn_r50_fpn_detco-2x_coco': (
+        'mmdet::mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py',
+        [*RESNET, *NECK, *RESIZE],
+    ),
+    'retinanet_r50_fpn_2x_coco': (
+        'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py',
+        [*RESNET, *NECK, *RESIZE],
+    ),
+    'faster-rcnn_r50_c4_bccd': (
+        f'{OURS}/mmdet/faster-rcnn_r50_c4_24k_voc0712.py',
+        [
+            *('train_dataloader.batch_size', 'train_dataloader.dataset', 'val_dataloader.dataset'),
+            *('test_dataloader.dataset', 'train_cfg', 'param_scheduler'),
+            *('auto_scale_lr.base_batch_size', 'default_hooks.checkpoint.interval'),
+            *('model.roi_head.bbox_head.num_classes', 'optim_wrapper.optimizer.lr'),
+            *('val_evaluator.eval_mode', 'test_evaluator.eval_mode'),
+            *('custom_hooks.0.interval', 'custom_hooks.0.num_samples'),
+        ],
+    ),
+    'retinanet_r50_fpn_bccd': (
+        f'{OURS}/mmdet/retinanet_r50_fpn_1x_coco.py',
+        [*BCCD, *VOC_METRIC, 'model.bbox_head.num_classes', 'optim_wrapper.optimizer.lr'],
+    ),
+    'sparse-rcnn_r50_fpn_bccd': (
+        f'{OURS}/mmdet/sparse-rcnn_r50_fpn_300-proposals_crop-ms-480-800-3x_coco.py',
+        [
+            *(*BCCD, *VOC_METRIC),
+            *(f'model.roi_head.bbox_head.{i}.num_classes' for i in range(6)),
+        ],
+    ),
+    'mask-rcnn_r50_fpn_coco100': (f'{OURS}/mmdet/mask-rcnn_r50_fpn_1x_coco.py', COCO100),
+    'mask-rcnn_r50_c4_coco100': (
+        f'{OURS}/mmdet/mask-rcnn_r50_c4_1x_coco.py',
+        [
+            *(k for k in COCO100 if k != 'train_dataloader.batch_sampler'),
+            *('custom_hooks.0.interval', 'custom_hooks.0.num_samples'),
+        ],
+    ),
+    'upernet_r50_camvid': (
+        f'{OURS}/mmseg/fcn_r50_camvid.py',
+        [
+            *('model.backbone.strides', 'model.backbone.dilations'),
+            *('model.decode_head', 'model.auxiliary_head'),
+        ],
+    ),
+    'linear_r50_sgd-100e_in1k': (
+        'mmpretrain::mocov2/benchmarks/resnet50_8xb32-linear-steplr-100e_in1k.py',
+        FILLED,
+    ),
+    'linear_r50_lars-90e_in1k': (
+        'mmpretrain::simsiam/benchmarks/resnet50_8xb512-linear-coslr-90e_in1k.py',
+        FILLED,
+    ),
+    'linear_vit-b_lars-90e_in1k': (
+        'mmpretrain::mae/benchmarks/vit-base-p16_8xb2048-linear-coslr-90e_in1k.py',
+        [
+            *FILLED,
+            *(f'{x}_dataloader.dataset.pipeline.1.interpolation' for x in ('train', 'val', 'test')),
+        ],
+    ),
+    'semi_r50_1-percent-20e_in1k': (
+        'mmpretrain::mocov2/benchmarks/resnet50_8xb32-linear-steplr-100e_in1k.py',
+        [
+            *(*FILLED, 'model.backbone.frozen_stages', 'model.backbone.norm_cfg'),
+            *('train_dataloader.dataset.type', 'train_dataloader.dataset.list_file'),
+            *('optim_wrapper.optimizer.lr', 'optim_wrapper.paramwise_cfg'),
+            *('param_scheduler.0.milestones', 'param_scheduler.0.gamma', 'train_cfg.max_epochs'),
+        ],
+    ),
+    'semi_r50_10-percent-20e_in1k': (
+        f'{OURS}/mmpretrain/semi_r50_1-percent-20e_in1k.py',
+        ['train_dataloader.dataset.list_file'],
     ),
     'detr_r50_pre-norm_300e_coco': (DETR, [*PRE_NORM, 'train_cfg.max_epochs', *STEPS]),
     'detr_r50_pre-norm_bccd': (
@@ -344,9 +479,14 @@ def flatten(node, path=''):
 
 
 def test_all_are_here():
-    for package, names in (('mmdet', [*DETECTORS, *DETRS, *PAIR]), ('mmseg', SEGMENTERS)):
+    for package, names in (
+        ('mmdet', {**DETECTORS, **DETRS, **dict.fromkeys(PAIR)}),
+        ('mmseg', SEGMENTERS),
+        ('mmpretrain', CLASSIFIERS),
+    ):
         found = {path.stem for path in (FOLDER / package).glob('*.py')}
-        assert {name for name in found if '_vit-' not in name} == set(names)  # test_vit.py
+        found = {name for name in found if '_vit-' not in name or package == 'mmpretrain'}
+        assert found == names.keys()  # the others: test_vit.py
 
 
 @pytest.mark.parametrize('name', PARENTS)
@@ -362,11 +502,12 @@ def test_differs_by_the_protocol_only(name, inherit, tmp_path):
         assert any(f'{k}.'.startswith(f'{prefix}.') for k in changed), prefix
 
 
-@pytest.mark.parametrize('name', [*DETECTORS, *DETRS, *PAIR, *SEGMENTERS])
+@pytest.mark.parametrize('name', [*DETECTORS, *DETRS, *PAIR, *SEGMENTERS, *CLASSIFIERS])
 def test_one_variable_is_the_checkpoint(name, inherit, monkeypatch):
     monkeypatch.setenv('CHECKPOINT', '/my models/a-1.0.pth')
     config = inherit(name)
-    found = [part.init_cfg for part in find(config.model, 'init_cfg') if part.init_cfg]
+    found = [part.init_cfg for part in find(config.model, 'init_cfg')]
+    found = [part for part in found if isinstance(part, dict)]
     found = [part for part in found if part.get('type') == 'mmdense.SelfSupPretrained']
     assert len(found) == (2 if 'c4' in name or 'ccop' in name else 1)
     assert {part.checkpoint for part in found} == {'/my models/a-1.0.pth'}
@@ -383,26 +524,33 @@ def test_recipe(name, inherit):
     assert config.optim_wrapper.optimizer.lr == lr
     assert config.model.backbone.depth == 50
     pipeline = config.train_dataloader.dataset
-    if '2x' in name:
+    if '2x' in name and 'lvis' not in name:
         assert config.model == inherit(name.replace('2x', '1x')).model
-    if 'c4' in name:  # at the end
+    if 'c4' in name or 'dc5' in name:  # at the end
         assert config.custom_hooks[0].interval == length
     else:
         assert 'custom_hooks' not in config
+    small = 'bccd' in name or 'coco100' in name
+    images = config.train_dataloader.batch_size * (1 if small else 8)
+    if 'cityscapes' in name:
+        assert config.load_from is None and images == config.auto_scale_lr.base_batch_size == 8
+        return
+    assert images == (4 if small else 16)
+    if 'lvis' not in name:
+        assert images == config.auto_scale_lr.base_batch_size
     if 'sparse' in name:
         assert config.model.rpn_head.num_proposals == 300
         assert list(find(pipeline, 'crop_size'))
         return
-    smallest = 480 if 'voc' in name else 640
+    smallest = 480 if 'voc' in name or 'c4_bccd' in name else 640
     for resize in find(pipeline, 'scales'):
         sides = [tuple(scale) for scale in resize.scales]
         assert sides == [(1333, side) for side in range(smallest, 801, 32)]
     assert len(list(find(pipeline, 'scales'))) == (2 if 'voc' in name else 1)
-    images = config.train_dataloader.batch_size * (1 if 'bccd' in name else 8)
-    assert images == config.auto_scale_lr.base_batch_size == (4 if 'bccd' in name else 16)
-    if 'coco' not in name:
+    if 'voc' in name or small:
         warm_up = config.param_scheduler[0]
         assert (warm_up.type, warm_up.end, warm_up.by_epoch) == ('LinearLR', 100, False)
+    if 'voc' in name or 'bccd' in name:
         assert len(config.test_evaluator.iou_thrs) == 10
 
 
@@ -428,6 +576,11 @@ def test_segmenters_recipe(name, inherit):
     if 'd8' in name:
         assert model.backbone.dilations == (1, 1, 2, 4) and model.auxiliary_head
         return
+    if 'upernet' in name:
+        assert model.backbone.strides == (1, 2, 2, 2) and model.backbone.dilations == (1, 1, 1, 1)
+        heads = (model.decode_head, model.auxiliary_head)
+        assert all((head.num_classes, head.ignore_index) == (11, 11) for head in heads)
+        return
     assert model.backbone.strides == (1, 2, 2, 1) and model.backbone.dilations == (1, 1, 1, 2)
     head = model.decode_head
     assert (head.num_convs, head.channels, head.dilation) == (2, 256, 6)
@@ -439,7 +592,8 @@ def test_segmenters_recipe(name, inherit):
 
 def use_checkpoint(config, path):
     for part in find(config.model, 'init_cfg'):
-        if part.init_cfg and part.init_cfg.get('type') == 'mmdense.SelfSupPretrained':
+        cfg = part.init_cfg
+        if isinstance(cfg, dict) and cfg.get('type') == 'mmdense.SelfSupPretrained':
             part.init_cfg.checkpoint = path
     random.seed(0)
     np.random.seed(0)
@@ -472,9 +626,10 @@ def test_segmenters_train_from_exactly_the_checkpoint(name, inherit, exported, m
         assert torch.equal(filled[key], value), key
 
     assert all(isinstance(m, nn.SyncBatchNorm) for m in norms(model))
-    assert len(norms(model)) == 53 + (4 if 'd8' in name else 2)  # the head's, the auxiliary's
+    # the head's, the auxiliary's; UperNet has 12
+    assert len(norms(model)) == 53 + (13 if 'upernet' in name else 4 if 'd8' in name else 2)
     check_rgb(model.data_preprocessor)
-    stride, dilation = (8, 4) if 'd8' in name else (16, 2)
+    stride, dilation = (8, 4) if 'd8' in name else (32, 1) if 'upernet' in name else (16, 2)
     assert model.backbone.layer4[2].conv2.dilation == (dilation, dilation)
     model.eval()
     assert model.backbone(torch.rand(2, 3, 64, 64))[-1].shape == (2, 2048, *[64 // stride] * 2)
@@ -517,7 +672,13 @@ def test_trains_from_exactly_the_checkpoint(name, inherit, require, exported, co
     use_checkpoint(config, path)
     for dataset in find(config.train_dataloader.dataset, 'data_root'):
         dataset.data_root = coco
-    if 'coco' in name:
+    if 'lvis' in name or 'cityscapes' in name:  # packages that only they need
+        config.train_dataloader.dataset = inherit(
+            'mask-rcnn_r50_fpn_1x_coco'
+        ).train_dataloader.dataset
+        shrink(config)
+        config.train_dataloader.dataset.data_root = coco
+    if 'voc' not in name and 'bccd' not in name:
         config.train_dataloader.dataset.update(ann_file='coco.json', data_prefix=dict(img=''))
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(config.model)
@@ -541,7 +702,8 @@ def test_trains_from_exactly_the_checkpoint(name, inherit, require, exported, co
     assert all(isinstance(m, nn.SyncBatchNorm) for m in norms(model))
     last = model.roi_head.shared_head.res_layer if 'c4' in name else model.backbone
     for block in (model.backbone.layer2[0], last.layer4[0]):  # PyTorch's style
-        assert (block.conv1_stride, block.conv2_stride) == (1, 2)
+        dilated = 'dc5' in name and block is last.layer4[0]
+        assert (block.conv1_stride, block.conv2_stride) == (1, 1 if dilated else 2)
     check_rgb(model.data_preprocessor)
 
     # a step
@@ -553,6 +715,92 @@ def test_trains_from_exactly_the_checkpoint(name, inherit, require, exported, co
             assert parameter.grad is not None and parameter.grad.isfinite().all(), (part, key)
     assert model.backbone.conv1.weight.grad.abs().sum() > 0
     assert not torch.equal(model.backbone.bn1.running_mean, expected['bn1.running_mean'])
+
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory):
+    """Three classes of two images in folders, as ImageNet's and as any user's; a list of three."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp('photographs')
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for folder in ('n01', 'n02', 'n03'):
+            (root / split / folder).mkdir(parents=True)
+            for i in range(2):
+                pixels = rng.integers(0, 255, (80, 90, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / folder / f'{folder}_{i}.JPEG')
+    (root / 'list.txt').write_text('n02_1.JPEG\nn03_0.JPEG\nn01/n01_0.JPEG\n')
+    return root
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_classifiers_train_from_exactly_the_checkpoint(name, inherit, exported, photographs):
+    """A frozen backbone keeps each number through a step; the others learn all of it."""
+    config = inherit(name)
+    length, lr, images, frozen = CLASSIFIERS[name]
+    assert (config.train_cfg.get('max_epochs') or config.train_cfg.max_iters) == length
+    assert config.optim_wrapper.optimizer.lr == lr
+    loader = config.train_dataloader
+    assert loader.batch_size * (1 if 'folders' in name else 8) == images
+    assert config.auto_scale_lr.base_batch_size == images
+    for dataset in find([loader, config.test_dataloader], 'data_root'):
+        dataset.data_root = str(photographs)
+        dataset.metainfo = dict(classes=['a', 'b', 'c'])
+    if 'percent' in name:
+        loader.dataset.list_file = str(photographs / 'list.txt')
+    path, expected = vit_file(photographs) if 'vit' in name else exported(50)
+    use_checkpoint(config, path)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        config.model.data_preprocessor = config.data_preprocessor
+        model = MODELS.build(config.model)
+        model.init_weights()
+        dataset = DATASETS.build(loader.dataset)
+        batch = pseudo_collate([dataset[i] for i in range(len(dataset))])
+    labels = [int(sample.gt_label) for sample in batch['data_samples']]
+    assert labels == ([1, 2, 0] if 'percent' in name else [0, 0, 1, 1, 2, 2])
+    for key, value in expected.items():
+        assert torch.equal(model.backbone.state_dict()[key], value), key
+    model = revert_sync_batchnorm(model)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        optimizer = build_optim_wrapper(model, dict(config.optim_wrapper, type='OptimWrapper'))
+    rates = {group['lr'] for group in optimizer.optimizer.param_groups}
+    assert rates == ({0.01, 0.2} if 'percent' in name else {lr})
+    model.train()
+    head = copy.deepcopy(model.head)
+    model.train_step(batch, optimizer)
+    moved = [
+        key
+        for key, value in model.backbone.state_dict().items()
+        if key in expected and not torch.equal(value, expected[key])
+    ]
+    assert not moved if frozen else len(moved) > len(expected) * 0.9
+    pairs = list(zip(head.parameters(), model.head.parameters()))
+    assert pairs and all(not torch.equal(before, after) for before, after in pairs)
+
+
+def vit_file(folder):
+    """A ViT-B with weights that no model has by itself."""
+    from mmpretrain.models import VisionTransformer
+
+    from mmdense.checkpoints import save_backbone
+
+    tensors = VisionTransformer('base', img_size=224, patch_size=16).state_dict()
+    for tensor in tensors.values():
+        if tensor.dim() == 1:
+            tensor += torch.rand_like(tensor) * 0.1
+    save_backbone(tensors, str(folder / 'vit.pth'))
+    return str(folder / 'vit.pth'), tensors
+
+
+def test_a_list_that_names_another_folder(photographs, tmp_path):
+    from mmdense.datasets import ListedImageNet
+
+    (tmp_path / 'list.txt').write_text('n09_1.JPEG\n')
+    with pytest.raises(DataError, match='names n09_1.JPEG, but .*train has no folder n09'):
+        ListedImageNet(str(tmp_path / 'list.txt'), data_root=str(photographs), split='train')
+    with pytest.raises(DataError, match='cannot read the image list'):
+        ListedImageNet(str(tmp_path / 'none.txt'), data_root=str(photographs), split='train')
 
 
 @pytest.mark.parametrize('name', DETRS)

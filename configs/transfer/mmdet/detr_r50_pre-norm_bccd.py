@@ -6,38 +6,14 @@ _base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', '_base_/detr.py', '_base_/bc
 model = dict(bbox_head=dict(num_classes=3), **_base_.detector)
 
 train_dataloader = dict(
-    batch_size=4,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    batch_sampler=None,
-    dataset=dict(
-        _delete_=True,
-        ann_file='ImageSets/Main/train.txt',
-        filter_cfg=dict(bbox_min_size=1),  # one box has no area: its loss would be NaN
-        pipeline=_base_.train_pipeline,
-        **_base_.bccd,
-    ),
+    dataset=dict(_delete_=True, pipeline=_base_.train_pipeline, **_base_.bccd_train),
+    **_base_.bccd_loader,
 )
-val_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        ann_file='ImageSets/Main/val.txt',
-        pipeline=_base_.test_pipeline,
-        test_mode=True,
-        **_base_.bccd,
-    )
-)
+val_dataloader = dict(dataset=dict(_delete_=True, pipeline=_base_.test_pipeline, **_base_.bccd_val))
 test_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        ann_file='ImageSets/Main/test.txt',
-        pipeline=_base_.test_pipeline,
-        test_mode=True,
-        **_base_.bccd,
-    )
+    dataset=dict(_delete_=True, pipeline=_base_.test_pipeline, **_base_.bccd_test)
 )
-val_evaluator = dict(
-    _delete_=True, type='VOCMetric', metric='mAP', eval_mode='area', **_base_.voc_ap
-)
+val_evaluator = dict(_delete_=True, **_base_.bccd_metric, **_base_.voc_ap)
 test_evaluator = val_evaluator
 
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=6000, val_interval=1000)

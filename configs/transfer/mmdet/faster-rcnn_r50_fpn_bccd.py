@@ -16,31 +16,18 @@ model = dict(
 _base_.train_pipeline[2] = _base_.resize
 _base_.test_pipeline[1].scale = (1333, 800)
 train_dataloader = dict(
-    batch_size=4,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    batch_sampler=None,
-    dataset=dict(
-        _delete_=True,
-        ann_file='ImageSets/Main/train.txt',
-        filter_cfg=dict(bbox_min_size=1),  # one box has no area: its loss would be NaN
-        pipeline=_base_.train_pipeline,
-        **_base_.bccd,
-    ),
+    dataset=dict(_delete_=True, pipeline=_base_.train_pipeline, **_base_.bccd_train),
+    **_base_.bccd_loader,
 )
-val_dataloader = dict(
-    dataset=dict(ann_file='ImageSets/Main/val.txt', pipeline=_base_.test_pipeline, **_base_.bccd)
-)
+val_dataloader = dict(dataset=dict(_delete_=True, pipeline=_base_.test_pipeline, **_base_.bccd_val))
 test_dataloader = dict(
-    dataset=dict(ann_file='ImageSets/Main/test.txt', pipeline=_base_.test_pipeline, **_base_.bccd)
+    dataset=dict(_delete_=True, pipeline=_base_.test_pipeline, **_base_.bccd_test)
 )
-val_evaluator = dict(eval_mode='area', **_base_.voc_ap)
+val_evaluator = dict(_delete_=True, **_base_.bccd_metric, **_base_.voc_ap)
 test_evaluator = val_evaluator
 
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=3000, val_interval=500)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
-    dict(type='MultiStepLR', by_epoch=False, begin=0, end=3000, milestones=[2250, 2750], gamma=0.1),
-]
+train_cfg = dict(_delete_=True, **_base_.bccd_loop)
+param_scheduler = _base_.bccd_schedule
 optim_wrapper = dict(optimizer=dict(lr=0.005))
 auto_scale_lr = dict(base_batch_size=4)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=500))
