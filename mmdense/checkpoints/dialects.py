@@ -61,13 +61,19 @@ def to_our_names(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
     for name, parts in rows.items():
         renamed[name] = torch.cat([parts[row] for row in sorted(parts)])
     renamed = {name: _flatten(name, value) for name, value in renamed.items()}
-    positions = renamed.get('pos_embed')
-    if 'register_tokens' in renamed and positions is not None:
-        if round(positions.size(1) ** 0.5) ** 2 == positions.size(1):
-            # timm's: the position of the class token is in the class token already
-            none = torch.zeros_like(positions[:, :1])
-            renamed['pos_embed'] = torch.cat([none, positions], dim=1)
-    return renamed
+    return _add_class_position(renamed)
+
+
+def _add_class_position(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Add the class token's position to a vision transformer with registers of timm's, which has
+    added it to the class token itself: 0."""
+    positions = tensors.get('pos_embed')
+    if 'register_tokens' not in tensors or positions is None:
+        return tensors
+    if round(positions.size(1) ** 0.5) ** 2 != positions.size(1):
+        return tensors
+    first = torch.zeros_like(positions[:, :1])
+    return dict(tensors, pos_embed=torch.cat([first, positions], dim=1))
 
 
 def to_names_of(dialect: Dialect, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:

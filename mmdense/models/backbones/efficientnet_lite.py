@@ -20,10 +20,10 @@ class EfficientNetLite(EfficientNet):
             (the stem, 1/2 of the image) to 6 (1280 channels, 1/32). Defaults to (6, ).
     """
 
-    # settings of B0; the third number, the ratio of squeeze and excitation, is 0
+    # those of B0, whose third number, the ratio of squeeze and excitation, is 0
     layer_settings = dict(
         l=[
-            [[size, width, 0, stride, expand, kind] for size, width, _, stride, expand, kind in stage]
+            [[*block[:2], 0, *block[3:]] for block in stage]
             for stage in EfficientNet.layer_settings['b']
         ]
     )

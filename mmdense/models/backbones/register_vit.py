@@ -12,9 +12,9 @@ from mmdense.utils.checks import check_counts
 class RegisterViT(VisionTransformer):
     """Encode images by a vision transformer with register tokens.
 
-    `Vision Transformers Need Registers <https://arxiv.org/abs/2309.16588>`_ (ICLR 2024): mmpretrain's
-    vision transformer, with tokens between the class token and the patches, which have no position.
-    DINOv2 has models of this kind. The maps are without them.
+    `Vision Transformers Need Registers <https://arxiv.org/abs/2309.16588>`_ (ICLR 2024):
+    mmpretrain's vision transformer, with tokens without a position between the class token and the
+    patches. DINOv2 has models of this kind. The maps are without them.
 
     Args:
         num_registers (int): Number of register tokens. Defaults to 4.

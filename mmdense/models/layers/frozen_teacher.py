@@ -98,9 +98,10 @@ class FrozenTeacher(BaseModule):
 
     def _set_pixels(self, teacher: dict, views: dict) -> None:
         """Set what turns the pixels of views into the teacher's: x · scale + shift."""
-        (mean, std), (view_mean, view_std) = (
-            [torch.as_tensor(p[name], dtype=torch.float).view(1, -1, 1, 1) for name in ('mean', 'std')]
-            for p in (teacher, views)
+        mean, std, view_mean, view_std = (
+            torch.as_tensor(pixels[name], dtype=torch.float).view(1, -1, 1, 1)
+            for pixels in (teacher, views)
+            for name in ('mean', 'std')
         )
         self.flip = bool(teacher['to_rgb']) != bool(views.get('to_rgb', True))
         if self.flip and view_mean.size(1) == 3:
@@ -138,8 +139,8 @@ class FrozenTeacher(BaseModule):
             views (Tensor): N×3×H×W, normalised as the student's.
 
         Returns:
-            Tuple[List[Tensor], Tensor]: The maps, each N×C×h×w, and a vector of each image, N×C: the
-            class token, or the mean of the last map. The numbers of each location, and of each
+            Tuple[List[Tensor], Tensor]: The maps, each N×C×h×w, and a vector of each image, N×C:
+            the class token, or the mean of the last map. The numbers of each location, and of each
             vector, have mean 0 and standard deviation 1, as in feature distillation
             (https://arxiv.org/abs/2205.14141), section 3.1.
 
