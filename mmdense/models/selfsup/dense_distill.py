@@ -11,7 +11,7 @@ from mmdense.models.utils import map_channels
 from mmdense.registry import MODELS
 from mmdense.utils.errors import InputError
 
-from .base import SelfSupervisor, Views
+from .base import RunFacts, SelfSupervisor, Setting, Views
 
 
 @MODELS.register_module()
@@ -97,6 +97,18 @@ class DenseDistill(SelfSupervisor, BaseSelfSupervisor):
             dense=lambda: on_finer_grid(projected.float(), target),
         )
         return {name: sum(values) / len(values) for name, values in found.items()}
+
+    @classmethod
+    def small_data_rules(cls, facts: RunFacts) -> List[Setting]:
+        """Return the teacher."""
+        teacher = facts.recipe.model.teacher
+        if not isinstance(teacher, dict):
+            return []
+        teacher = dict(teacher.to_dict() if hasattr(teacher, 'to_dict') else teacher)
+        name = str(teacher.get('checkpoint')).rpartition('/')[2]
+        config = {'model.teacher': dict(teacher, _delete_=True)}
+        reason = 'frozen; its features are what the backbone learns'
+        return [Setting('teacher', name, reason, config)]
 
     def _project_token(self, teacher: int, x: Tensor) -> Optional[Tensor]:
         return self.token_necks[teacher](x.mean((2, 3))) if len(self.token_necks) else None
