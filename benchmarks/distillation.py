@@ -115,7 +115,8 @@ def _read_square(path, size):
 
 @torch.no_grad()
 def measure_agreement(model, paths, args):
-    """Return the mean cosine of the student's and the teacher's locations on images, and that of the best constant map, the mean of the teacher's locations."""
+    """Return the mean cosine of the student's and the teacher's locations on images, and that of
+    the best constant map, the mean of the teacher's locations."""
     (teacher,), cosines, targets = model.teachers, [], []
     for batch in squares(paths, args):
         (view,) = model.data_preprocessor(dict(inputs=[batch]))['inputs']

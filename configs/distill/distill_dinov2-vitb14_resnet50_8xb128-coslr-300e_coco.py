@@ -9,4 +9,4 @@ _base_ = [
 ]
 
 train_dataloader = dict(batch_size=128, dataset=dict(pipeline=_base_.train_pipeline))
-default_hooks = dict(checkpoint=dict(interval=20))
+default_hooks = dict(checkpoint=dict(interval=19))

@@ -1,9 +1,4 @@
-# Dense distillation for small data: `mmdense pretrain` sets these values for 2,000 images and one
-# GPU of 24 GB with --amp. It inherits this file for up to 20,000 images, and sets what depends on
-# their number, and the backbone.
-_base_ = '../distill/distill_dinov2-vitb14_r50_coco.py'
+# The same with a ResNet-18, on one GPU.
+_base_ = './distill_dinov2-vitb14_r50_small.py'
 
 model = dict(backbone=dict(depth=18, norm_cfg=dict(type='BN')))
-train_dataloader = dict(batch_size=256, dataset=dict(data_root='data/images', data_prefix=''))
-auto_scale_lr = dict(base_batch_size=256)
-optim_wrapper = dict(optimizer=dict(lr=1.5e-4))
