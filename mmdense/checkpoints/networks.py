@@ -108,6 +108,7 @@ def describe_network(found: Recognised, name: str) -> Dict[str, Any]:
     config = dict(network.config)
     if config.get('pre_norm'):
         pixels.update(CLIP_PIXELS)
+        config['norm_cfg'] = dict(type='LN', eps=1e-5)
         if found.source == 'CLIP':
             config['layer_cfgs'] = dict(act_cfg=dict(type='mmpretrain.QuickGELU'))
     run = (saved_model_config(found.meta, name, parts=['data_preprocessor']) or {}).get(
