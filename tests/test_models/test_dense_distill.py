@@ -1,14 +1,19 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import re
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain.models import VisionTransformer
 from recipes import load_recipe
 from tiny_algorithms import PAIRS, Tiny, health_names
 from torch import nn
 
+from mmdense.checkpoints import read_checkpoint
+from mmdense.cli import main
 from mmdense.models import (
     DenseDistill,
     FrozenTeacher,
@@ -411,3 +416,65 @@ def test_recipes_build(name):
     assert part.image_size(224, 224) == (224, 224)
     assert part.backbone.patch_resolution == (37, 37)
     assert [neck.out_channels for neck in model.necks[0]] == [768]
+
+
+# ---------------------------------------------------------------- the command
+
+
+def save_photos(folder, number=8):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(number):
+        cv2.imwrite(str(folder / f'{i}.png'), rng.integers(0, 255, (96, 96, 3), np.uint8))
+    return str(folder)
+
+
+def save_vit(tmp_path):
+    network = VisionTransformer(arch='deit-tiny', img_size=32, patch_size=16)
+    network.init_weights()
+    return save(tmp_path, network.state_dict())
+
+
+SMALL = ['--backbone', 'resnet18', '--size', '64', '--batch-size', '4', '--workers', '0']
+
+
+def test_command_trains_and_resumes(tmp_path, capsys):
+    """The config of the run has the teacher's network; a run continues with the same command."""
+    photos, path = save_photos(tmp_path / 'photos'), save_vit(tmp_path)
+    command = ['pretrain', photos, '--method', 'distill', '--teacher', path, *SMALL]
+    command += ['--out', str(tmp_path / 'run'), '--epochs']
+    main([*command, '1'])
+    table = capsys.readouterr().out
+    assert re.search(r'^teacher +teacher\.pth +frozen', table, re.M)
+    cfg = Config.fromfile(str(tmp_path / 'run' / 'config.py'))
+    assert cfg.model.teacher.checkpoint == path
+    assert cfg.model.teacher.backbone.type == 'mmpretrain.VisionTransformer'
+    assert cfg.model.teacher.backbone.img_size == 32
+    assert (tmp_path / 'run' / 'backbone.pth').is_file()
+    state = read_checkpoint(str(tmp_path / 'run' / 'epoch_1.pth'))['state_dict']
+    assert not any(name.startswith('teachers.') for name in state)
+    main([*command, '2', '--resume'])
+    assert 'Ignored' not in capsys.readouterr().err
+    assert (tmp_path / 'run' / 'epoch_2.pth').is_file()
+
+
+@pytest.mark.parametrize(
+    'options, line',
+    [
+        (['--method', 'distill', '--teacher', 'missing.pth'], 'missing.pth does not exist'),
+        (['--method', 'distill', '--teacher', 'bad.pth'], 'bad.pth'),
+        (['--method', 'distill', '--teacher', 'no-such-name'], 'no-such-name'),
+        (['--method', 'densecl', '--teacher', 'vit.pth'], 'densecl has no teacher'),
+    ],
+)
+def test_command_refuses_in_one_line(options, line, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_photos(tmp_path / 'photos')
+    (tmp_path / 'bad.pth').write_bytes(b'no checkpoint')
+    save_vit(tmp_path)
+    (tmp_path / 'teacher.pth').rename(tmp_path / 'vit.pth')
+    with pytest.raises(SystemExit):
+        main(['pretrain', 'photos', *options, *SMALL])
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert line in error
+    assert not (tmp_path / 'work_dirs').exists()
