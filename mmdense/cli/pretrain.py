@@ -97,7 +97,7 @@ def _add_images(add) -> None:
         '--ignore-label',
         type=_parse_whole,
         metavar='N',
-        help='the number of pixels in label maps that do not count; default: 255',
+        help='the number of pixels that do not count; default: 255',
     )
 
 
