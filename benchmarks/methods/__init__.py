@@ -8,7 +8,8 @@ may have ``LOSS_OPTIONS`` for loss.py; ``MORE``, what ``make bench-full`` also r
 ``SHIPPED``, mmpretrain's config of the same algorithm: then runs and scaling are compared too;
 ``READS``, how often a step reads values of the device, 0 without;
 ``GPU``, False where ``make bench`` and gpu.py time its step only when asked; ``GAINS``, what the
-page begins with: words, the result, what the row has behind the algorithm's name, and its peer.
+page begins with: words, the results that may have it, what the row has behind the algorithm's
+name, and its peer.
 """
 
 from importlib import import_module

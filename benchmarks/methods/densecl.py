@@ -27,10 +27,11 @@ PEERS = {
     'lightly DenseCL': lambda args: LightlyDenseCL(args),
 }
 GAINS = [
-    ('its dense loss, K = 65536', 'loss-densecl', ', InfoNCE', 'mmpretrain'),
-    ('memory of its dense loss', 'loss-densecl', ', InfoNCE, extra memory', 'mmpretrain'),
-    ('a step, R50', 'step-densecl', '', 'mmpretrain DenseCL'),
-    ('a run, all included', 'end_to_end', ', a run', 'mmpretrain'),
+    ('its dense loss, K = 65536', 'gpu', 'loss-densecl', ', InfoNCE', 'mmpretrain'),
+    ('memory of its dense loss', 'gpu', 'loss-densecl', ', InfoNCE, extra memory', 'mmpretrain'),
+    ('a step, R50', 'gpu', 'step-densecl', '', 'mmpretrain DenseCL'),
+    ('a run, all included', 'gpu', 'end_to_end', ', a run', 'mmpretrain'),
+    ('a run in bfloat16 on a CPU', 'end_to_end-bfloat16', ', a run', 'mmpretrain'),
 ]
 
 

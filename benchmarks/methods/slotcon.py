@@ -29,6 +29,7 @@ MORE = {'loss-slotcon-2048': 'loss.py slotcon --num-prototypes 2048 --rounds 3 C
 GAINS = [
     (
         'memory of its slot loss, P = 2048',
+        'gpu',
         'loss-slotcon-2048',
         ', Slots, extra memory',
         'written out',
