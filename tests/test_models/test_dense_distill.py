@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain.models import VisionTransformer
 from recipes import load_recipe
-from tiny_algorithms import PAIRS, Tiny, health_names
+from tiny_algorithms import PAIRS, Tiny, health_names, tiny_form
 from torch import nn
 
 from mmdense.checkpoints import read_checkpoint
@@ -29,6 +29,7 @@ from mmdense.utils.imagenet import IMAGENET_PIXELS
 
 pytestmark = pytest.mark.usefixtures('mmdense_scope')
 
+EXAMPLE = tiny_form().method
 ARCH = dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48)
 
 
@@ -464,7 +465,7 @@ def test_command_trains_and_resumes(tmp_path, capsys):
         (['--method', 'distill', '--teacher', 'missing.pth'], 'missing.pth does not exist'),
         (['--method', 'distill', '--teacher', 'bad.pth'], 'bad.pth'),
         (['--method', 'distill', '--teacher', 'no-such-name'], 'no-such-name'),
-        (['--method', 'densecl', '--teacher', 'vit.pth'], 'densecl has no teacher'),
+        (['--method', EXAMPLE, '--teacher', 'vit.pth'], f'{EXAMPLE} has no teacher'),
     ],
 )
 def test_command_refuses_in_one_line(options, line, tmp_path, capsys, monkeypatch):
