@@ -58,8 +58,8 @@ FULL = {
         for name, run in getattr(method, 'MORE', {}).items()
     },
     **{f'step-{name}': f'step.py {name} --rounds 7 CLOCK' for name in METHODS},
-    'step-compile': 'step.py compile --algorithms mocov2 densecl simclr byol simsiam swav mocov3 '
-    f'pixpro slotcon detco {SMALL} --size 112 --batch-size 8 --rounds 5 CLOCK',
+    'step-compile': f'step.py compile --algorithms {" ".join(methods.shipped())} {SMALL} '
+    '--size 112 --batch-size 8 --rounds 5 CLOCK',
     'step-bfloat16': 'step.py bfloat16 --rounds 3 CLOCK',
     'end_to_end-bfloat16': 'end_to_end.py --depth 50 --size 224 --batch-size 16 --workers 1 '
     '--warmup 3 --iterations 6 --amp bfloat16',
