@@ -87,6 +87,8 @@ def count_step(config, batch):
     torch.manual_seed(0)
     MessageHub.get_current_instance().update_info('max_iters', 1000)  # momentum schedules
     with DefaultScope.overwrite_default_scope('mmdense'):
+        if 'teacher' in config:
+            config.teacher.checkpoint = None  # its weights are not exchanged
         model = MODELS.build(config)
     names = [name for name, part in model.named_modules() if isinstance(part, SyncBatchNorm)]
     model = revert_sync_batchnorm(model).train()

@@ -26,8 +26,14 @@ def title(algorithm):
 
 
 def class_of(algorithm):
-    """Return the class of an algorithm: that whose name its own begins with, MoCo of MoCoV2."""
-    kinds = [k for k in registered_algorithms() if title(algorithm).startswith(k.__name__)]
+    """Return the class of an algorithm: that whose name its own begins with, MoCo of MoCoV2, or
+    ends with behind 'Dense'."""
+    name = title(algorithm)
+    kinds = [
+        k
+        for k in registered_algorithms()
+        if name.startswith(k.__name__) or k.__name__ == f'Dense{name}'
+    ]
     return max(kinds, key=lambda kind: len(kind.__name__))
 
 
@@ -62,6 +68,8 @@ def shrink(model, args):
         model.backbone.depth = args.depth
     if 'in_channels' in model.get('neck', {}) and args.depth < 50 and 'decoder' not in model:
         model.neck.in_channels = 512
+    if 'teacher' in model:
+        model.teacher.checkpoint = None  # random weights, of the same cost
     for key in ('queue_len', 'num_prototypes'):
         if key in model:
             model[key] = getattr(args, key)

@@ -60,7 +60,18 @@ from mmdense.utils.slow_imports import keep_imports
 
 # options of the command line, in the order in which commands are printed
 _OPTIONS = (
-    *('method', 'backbone', 'epochs', 'out', 'init', 'batch_size', 'workers', 'gpus', 'size'),
+    *(
+        'method',
+        'backbone',
+        'epochs',
+        'out',
+        'init',
+        'teacher',
+        'batch_size',
+        'workers',
+        'gpus',
+        'size',
+    ),
     *('seed', 'prefix', 'exclude', 'value_range', 'in_channels'),
     *('labels', 'ignore_label', 'custom_imports'),
 )
@@ -575,14 +586,22 @@ def _same_backbone(request: Request, cfg: Config) -> bool:
 
 
 def _same_init(request: Request, cfg: Config) -> bool:
-    init = request.options.init
     source = cfg.get('load_from') or cfg.model.get('pretrained') or cfg.model.get('init_cfg') or ''
     source = source if isinstance(source, str) else source.checkpoint
+    return _same_source(request.options.init, source)
+
+
+def _same_source(init: str, source: str) -> bool:
+    """Return whether a path, a URL or a name is what a config has."""
     if source in (init, osp.abspath(osp.expanduser(init))):
         return True
     with suppress(InputError):  # no name of a recipe
         return source == getattr(hub.find_weights(init), 'url', None)
     return False
+
+
+def _same_teacher(request: Request, cfg: Config) -> bool:
+    return _same_source(request.options.teacher, cfg.model.teacher.checkpoint)
 
 
 def _same_labels(request: Request, cfg: Config) -> bool:
@@ -644,6 +663,7 @@ _AGREES: Dict[str, Callable[[Request, Config], bool]] = dict(
     size=_same_size,
     seed=_same_value('seed', 'randomness.seed'),
     init=_same_init,
+    teacher=_same_teacher,
     labels=_same_labels,
     ignore_label=_same_value('ignore_label', 'default_hooks.evaluation.data.ignore_index'),
     custom_imports=_same_imports,

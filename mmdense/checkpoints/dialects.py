@@ -60,7 +60,20 @@ def to_our_names(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
             renamed.setdefault(name, value)  # keeps the order
     for name, parts in rows.items():
         renamed[name] = torch.cat([parts[row] for row in sorted(parts)])
-    return {name: _flatten(name, value) for name, value in renamed.items()}
+    renamed = {name: _flatten(name, value) for name, value in renamed.items()}
+    return _add_class_position(renamed)
+
+
+def _add_class_position(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Add the class token's position to a vision transformer with registers of timm's, which has
+    added it to the class token itself: 0."""
+    positions = tensors.get('pos_embed')
+    if 'register_tokens' not in tensors or positions is None:
+        return tensors
+    if round(positions.size(1) ** 0.5) ** 2 != positions.size(1):
+        return tensors
+    first = torch.zeros_like(positions[:, :1])
+    return dict(tensors, pos_embed=torch.cat([first, positions], dim=1))
 
 
 def to_names_of(dialect: Dialect, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
@@ -147,7 +160,9 @@ def _match(pattern: str, key: str) -> Optional[Tuple[List[str], str]]:
 
 
 def _flatten(name: str, value: Tensor) -> Tensor:
-    """Give a tensor of a ConvNeXt the shape that mmpretrain's has."""
+    """Give a tensor of a ConvNeXt, or of CLIP's visual tower, the shape that mmpretrain's has."""
+    if name in ('cls_token', 'pos_embed') and value.dim() < 3:
+        return value.reshape(1, -1, value.size(-1))
     if re.search(r'\.pointwise_conv\d\.weight$', name) and value.dim() == 4:
         return value.flatten(1)
     return value.flatten() if re.search(r'\.(gamma|beta)$', name) else value
@@ -247,11 +262,14 @@ _TIMM_VIT = Dialect(
                 'norm2': 'ln2',
                 'mlp.fc1': 'ffn.layers.0.0',
                 'mlp.fc2': 'ffn.layers.1',
+                'mlp.w12': 'ffn.w12',
+                'mlp.w3': 'ffn.w3',
                 'ls1.gamma': 'attn.gamma1.weight',
                 'ls2.gamma': 'ffn.gamma2.weight',
                 'attn': 'attn',
             },
         ),
+        ('reg_token', 'register_tokens'),
         ('norm_pre', 'pre_norm'),
         ('norm', 'ln1'),
     ),
@@ -294,6 +312,7 @@ def _transformers_vit(path: str, marks: Tuple[str, ...], names: Dict[Theirs, str
     embeddings = {
         'embeddings.cls_token': 'cls_token',
         'embeddings.position_embeddings': 'pos_embed',
+        'embeddings.register_tokens': 'register_tokens',
         'embeddings.patch_embeddings.projection': 'patch_embed.projection',
         'layernorm': 'ln1',
     }
@@ -355,6 +374,55 @@ _TRANSFORMERS_VITS = (
             'mlp.fc1': 'ffn.layers.0.0',
             'mlp.fc2': 'ffn.layers.1',
         },
+    ),
+)
+
+_CLIP_VIT = Dialect(
+    'CLIP',
+    'vision transformer',
+    (r'class_embedding', r'conv1\.weight', r'transformer\.resblocks\.0\.attn\.in_proj_weight'),
+    (
+        ('class_embedding', 'cls_token'),
+        ('positional_embedding', 'pos_embed'),
+        ('conv1', 'patch_embed.projection'),
+        ('ln_pre', 'pre_norm'),
+        ('ln_post', 'ln1'),
+        *_below(
+            'transformer.resblocks.{}',
+            'layers.{}',
+            {
+                'ln_1': 'ln1',
+                'ln_2': 'ln2',
+                'mlp.c_fc': 'ffn.layers.0.0',
+                'mlp.c_proj': 'ffn.layers.1',
+                **{f'attn.{a}': f'attn.{b}' for a, b in _IN_PROJECTION.items()},
+            },
+        ),
+    ),
+)
+
+_TRANSFORMERS_CLIP = Dialect(
+    'transformers',
+    'vision transformer',
+    (r'embeddings\.class_embedding', r'encoder\.layers\.0\.self_attn\.q_proj\.'),
+    (
+        ('embeddings.class_embedding', 'cls_token'),
+        ('embeddings.position_embedding.weight', 'pos_embed'),
+        ('embeddings.patch_embedding', 'patch_embed.projection'),
+        ('pre_layrnorm', 'pre_norm'),  # so it is written there
+        ('post_layernorm', 'ln1'),
+        *_below(
+            'encoder.layers.{}',
+            'layers.{}',
+            {
+                tuple(f'self_attn.{part}_proj' for part in 'qkv'): 'attn.qkv',
+                'self_attn.out_proj': 'attn.proj',
+                'layer_norm1': 'ln1',
+                'layer_norm2': 'ln2',
+                'mlp.fc1': 'ffn.layers.0.0',
+                'mlp.fc2': 'ffn.layers.1',
+            },
+        ),
     ),
 )
 
@@ -461,6 +529,36 @@ _MMDET_MOBILENETV2 = Dialect(
     ),
 )
 
+# ---------------------------------------------------------------- EfficientNet
+
+
+def _lukemelas_efficientnet() -> Iterator[Tuple[str, str]]:
+    """Yield the names of EfficientNet-Lite0: its blocks have one count, ours one in each stage."""
+    yield '_conv_stem', 'layers.0.conv'
+    yield '_bn0', 'layers.0.bn'
+    block, stages = 0, (1, 2, 2, 6, 5)
+    for stage, count in enumerate(stages, 1):
+        for i in range(count):
+            theirs, ours = f'_blocks.{block}', f'layers.{stage}.{i}'
+            for conv, norm, name in (
+                ('_expand_conv', '_bn0', 'expand_conv'),
+                ('_depthwise_conv', '_bn1', 'depthwise_conv'),
+                ('_project_conv', '_bn2', 'linear_conv'),
+            ):
+                yield f'{theirs}.{conv}', f'{ours}.{name}.conv'
+                yield f'{theirs}.{norm}', f'{ours}.{name}.bn'
+            block += 1
+    yield '_conv_head', f'layers.{len(stages) + 1}.conv'
+    yield '_bn1', f'layers.{len(stages) + 1}.bn'
+
+
+_LUKEMELAS_EFFICIENTNET = Dialect(
+    'EfficientNet-PyTorch',
+    'EfficientNet',
+    (r'_conv_stem\.', r'_blocks\.0\._depthwise_conv\.', r'_blocks\.15\._project_conv\.'),
+    tuple(_lukemelas_efficientnet()),
+)
+
 DIALECTS = (
     _DETECTRON2_RESNET,
     _TRANSFORMERS_RESNET,
@@ -470,11 +568,14 @@ DIALECTS = (
     _MMSEG_VIT,
     _TORCHVISION_VIT,
     *_TRANSFORMERS_VITS,
+    _CLIP_VIT,
+    _TRANSFORMERS_CLIP,
     _META_CONVNEXT,
     _TIMM_CONVNEXT,
     _TRANSFORMERS_CONVNEXT,
     _TORCHVISION_CONVNEXT,
     _MMDET_MOBILENETV2,
+    _LUKEMELAS_EFFICIENTNET,
 )
 
 

@@ -435,7 +435,8 @@ def _name_author(meta: dict) -> str:
 # Heads of a training next to a backbone whose own names have no prefix.
 _HEAD = re.compile(
     r'(projection_head|projection|prototypes|projector|predictor|heads?|classifier|pooler|'
-    r'head_dist|mask_token|embeddings\.mask_token|decoder_\w+|fc|stem\.fc)\b'
+    r'head_dist|mask_token|embeddings\.(mask_token|position_ids)|decoder_\w+|fc|stem\.fc|proj|'
+    r'_fc)\b'
 )
 
 # Parts that hold a backbone, or are next to one in the checkpoints of trainings.

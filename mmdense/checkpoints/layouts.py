@@ -128,7 +128,19 @@ LAYOUTS = (
     Layout('Barlow Twins', (r'backbone\.', r'projector\.0\.', r'bn\.running_'), r'backbone\.'),
     *(
         Layout('transformers', (rf'{name}\.embed\w+\.',), rf'{name}\.')
-        for name in ('resnet', 'vit', 'convnext', 'convnextv2', 'dinov2')
+        for name in ('resnet', 'vit', 'convnext', 'convnextv2', 'dinov2', 'dinov2_with_registers')
+    ),
+    Layout(
+        'CLIP',
+        (r'visual\.class_embedding', r'visual\.transformer\.resblocks\.'),
+        r'visual\.',
+        'visual tower',
+    ),
+    Layout(
+        'transformers',
+        (r'vision_model\.embeddings\.class_embedding', r'vision_model\.encoder\.layers\.'),
+        r'vision_model\.',
+        'visual tower',
     ),
 )
 

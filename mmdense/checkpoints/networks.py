@@ -15,7 +15,10 @@ from mmpretrain.models import RegNet
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mmdense.models.backbones import EfficientNetLite, RegisterViT
 from mmdense.registry import MODELS
+from mmdense.utils.errors import CheckpointError
+from mmdense.utils.imagenet import CLIP_PIXELS, IMAGENET_PIXELS
 
 from .architectures import (
     architecture,
@@ -25,7 +28,8 @@ from .architectures import (
     resnet_stages,
     translate_layers,
 )
-from .model_config import FETCHES, saved_backbone_config
+from .formats import Recognised
+from .model_config import FETCHES, saved_backbone_config, saved_model_config
 
 
 class Network(NamedTuple):
@@ -76,6 +80,43 @@ def find_network(tensors: Dict[str, Tensor], meta: Optional[dict] = None) -> Opt
     if best is None or len(best.missed) > len(tensors) or _is_shorter(best.missed, tensors):
         return None
     return best
+
+
+def describe_network(found: Recognised, name: str) -> Dict[str, Any]:
+    """Return the config of a file's backbone, and the normalisation of its pixels.
+
+    Args:
+        found (Recognised): The file.
+        name (str): Name of the file, for messages.
+
+    Returns:
+        dict: ``backbone``, and ``mean``, ``std`` and ``to_rgb``: those of the run where the file
+        has its config, else those that the network was released with, else ImageNet's.
+
+    Raises:
+        CheckpointError: The tensors do not show the network.
+    """
+    network = find_network(found.backbone, found.meta)
+    if network is None or not network.fits or network.config is None:
+        raise CheckpointError(
+            f'{name} ({found}) does not show which network it is for: set its backbone, with the '
+            "type 'mmpretrain.TIMMBackbone' for one of timm"
+        )
+    pixels = dict(IMAGENET_PIXELS)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        pixels.update(getattr(MODELS.get(network.config['type']), 'pixels', {}))
+    config = dict(network.config)
+    if config.get('pre_norm'):
+        pixels.update(CLIP_PIXELS)
+        config['norm_cfg'] = dict(type='LN', eps=1e-5)
+        if found.source == 'CLIP':
+            config['layer_cfgs'] = dict(act_cfg=dict(type='mmpretrain.QuickGELU'))
+    run = (saved_model_config(found.meta, name, parts=['data_preprocessor']) or {}).get(
+        'data_preprocessor'
+    )
+    if isinstance(run, dict):
+        pixels.update({key: run[key] for key in pixels if key in run})
+    return dict(backbone=config, **pixels)
 
 
 def _count(network: Network) -> Tuple[int, int]:
@@ -214,11 +255,12 @@ _FIRST = (
 @lru_cache(maxsize=None)
 def _all_kinds() -> Tuple[type, ...]:
     """Return all backbones of mmpretrain but those of its own trainings, and those that fetch a
-    model from elsewhere."""
+    model from elsewhere; and those of mmdense that others pretrained."""
     found = {kind for kind in vars(mmpretrain.models).values() if inspect.isclass(kind)}
     kinds = [kind for kind in found if '.backbones.' in kind.__module__]
     kinds = [kind for kind in kinds if issubclass(kind, BaseModule)]
     kinds = [kind for kind in kinds if not any(part in kind.__module__ for part in FETCHES)]
+    kinds += [EfficientNetLite, RegisterViT]
     return tuple(
         sorted(kinds, key=lambda k: (k.__name__ not in _FIRST, len(k.__name__), k.__name__))
     )
@@ -291,8 +333,9 @@ def _each_variant(kind: type, tensors: Dict[str, Tensor]) -> Iterator[Dict[str, 
     variants = _variants(kind)
     if kind is mmpretrain.models.VisionTransformer and _has_fixed_positions(tensors):
         variants.insert(0, dict(arch=_MOCOV3_SMALL))
+    package = kind.__module__.partition('.')[0]
     for variant in variants:
-        yield dict(type=f'mmpretrain.{kind.__name__}', **variant, **shown)
+        yield dict(type=f'{package}.{kind.__name__}', **variant, **shown)
 
 
 def _read_settings(tensors: Dict[str, Tensor]) -> Dict[str, Any]:
@@ -322,6 +365,10 @@ def _read_settings(tensors: Dict[str, Tensor]) -> Dict[str, Any]:
             del settings['out_type']
         if 'pre_norm.weight' in tensors:
             settings['pre_norm'] = True
+        if 'layers.0.ffn.w12.weight' in tensors:
+            settings['layer_cfgs'] = dict(ffn_type='swiglu_fused')
+        if 'register_tokens' in tensors:
+            settings['num_registers'] = tensors['register_tokens'].size(1)
     if 'stages.0.0.depthwise_conv.weight' in tensors and 'stages.0.0.gamma' not in tensors:
         settings['layer_scale_init_value'] = 0.0
         settings['use_grn'] = 'stages.0.0.grn.gamma' in tensors

@@ -27,6 +27,7 @@ from .architectures import (
 from .dialects import translate
 from .formats import Recognised, check_finite, recognise
 from .input_channels import adapt_weight, check_way, find_other_input
+from .networks import describe_network
 
 
 # Some backbones (mmpretrain's ResNet, which zeroes the last BatchNorm of every
@@ -173,11 +174,7 @@ class SelfSupPretrained:
         Raises:
             CheckpointError: When the file is no checkpoint that is known.
         """
-        if found is None:
-            checkpoint = CheckpointLoader.load_checkpoint(
-                self.checkpoint, self.map_location, logger='silent'
-            )
-            found = recognise(checkpoint, name=self.checkpoint, prefix=self.prefix)
+        found = found or self._read()
         wanted, new, resized = module.state_dict(), [], ''
         if self.part == DETECTOR:
             return self._match_detector(module, found)
@@ -201,6 +198,22 @@ class SelfSupPretrained:
         match = Match(found, wanted, offered, left, new=new, resized=resized, adapted=adapted)
         match.problem = self._describe_problem(module, match)
         return match
+
+    def _read(self) -> Recognised:
+        checkpoint = CheckpointLoader.load_checkpoint(
+            self.checkpoint, self.map_location, logger='silent'
+        )
+        return recognise(checkpoint, name=self.checkpoint, prefix=self.prefix)
+
+    def describe_network(self) -> dict:
+        """Return the config of the file's backbone as ``backbone``, and ``mean``, ``std`` and
+        ``to_rgb`` of its pixels.
+
+        Raises:
+            CheckpointError: One line: the file is no checkpoint that is known, or its tensors do
+                not show the network.
+        """
+        return describe_network(self._read(), self.checkpoint)
 
     def _match_detector(self, module: nn.Module, found: Recognised) -> 'Match':
         """Compare the file's detector with a detector, whose class head begins anew."""

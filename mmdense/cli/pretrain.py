@@ -47,6 +47,7 @@ def _add_run(add) -> None:
         metavar='CHECKPOINT',
         help='start from it, or from what `mmdense list` names',
     )
+    add('--teacher', type=_parse_path, metavar='CHECKPOINT', help='of distill; likewise')
     add('--batch-size', type=_parse_count, metavar='N', help='images a process and step')
     add('--workers', type=_parse_whole, metavar='N', help='processes that load images, for each')
     add('--gpus', type=_parse_count, default=1, metavar='N', help='processes; default: %(default)s')
@@ -96,7 +97,7 @@ def _add_images(add) -> None:
         '--ignore-label',
         type=_parse_whole,
         metavar='N',
-        help='the number of pixels in label maps that do not count; default: 255',
+        help='the number of pixels that do not count; default: 255',
     )
 
 
@@ -171,8 +172,9 @@ def check_plan(args: Namespace) -> None:
     if args.labels:
         check_images(args.labels, 'the path of labelled images')
     resumed = getattr(args, 'resume', False)  # it has begun already
-    if args.init and not resumed and is_file_name(args.init):
-        check_checkpoint(args.init)
+    for checkpoint in (args.init, args.teacher):
+        if checkpoint and not resumed and is_file_name(checkpoint):
+            check_checkpoint(checkpoint)
 
 
 def run_pretrain(args: Namespace) -> None:

@@ -173,6 +173,7 @@ CONFIGS = {
     'vision transformer': dict(VIT, layer_scale_init_value=1.0),
     'ConvNeXt': CONVNEXT,
     'MobileNetV2': dict(type='MobileNetV2'),
+    'EfficientNet': dict(package='mmdense', type='EfficientNetLite'),
 }
 
 

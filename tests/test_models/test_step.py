@@ -125,6 +125,8 @@ def delicate():
         batch_info_nce=(L.batch_info_nce, rows, k.transpose(1, 2).flatten(0, 1)),
         cosine_distance=(L.cosine_distance, rows, rows.flip(0)),
         feature_reconstruction=(L.feature_reconstruction, rows, rows.flip(0)),
+        feature_smooth_l1=(L.feature_smooth_l1, z, t),
+        relation_distillation=(L.relation_distillation, z, t),
         negative_cosine=(L.negative_cosine, z, t),
         pair_contrast=(L.pair_contrast, q, k),
         nt_xent=(L.nt_xent, rows, rows.flip(0)),

@@ -1,11 +1,12 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 import os.path as osp
+from copy import deepcopy
 from typing import List, NamedTuple, Optional, Sequence, Union
 
 from mmengine.runner import CheckpointLoader
 
 from mmdense.apis import hub
-from mmdense.checkpoints import recognise
+from mmdense.checkpoints import SelfSupPretrained, recognise
 from mmdense.models.selfsup import Setting
 from mmdense.utils.errors import InputError
 
@@ -63,6 +64,8 @@ def make_plan(
         raise InputError(f'--prefix {prefix} is for a json or a list of images, {where} is neither')
     value_range, channels = options.value_range, options.in_channels
     found = survey_images(paths, prefix, options.exclude, value_range, channels)
+    if options.teacher:
+        method = _with_teacher(method, options.teacher)
     if options.init:
         options = _inspect_init(options, method.kind)
     if options.labels:
@@ -134,13 +137,26 @@ def _with_settings(plan: Plan) -> Plan:
     return plan._replace(settings=settings)
 
 
+def _with_teacher(method: Method, teacher: str) -> Method:
+    """Return a method with a checkpoint in the place of the recipe's teacher."""
+    if 'teacher' not in method.recipe.model:
+        raise InputError(f'--teacher is for distill, and {method.name} has no teacher')
+    source = _locate_checkpoint(teacher)
+    recipe = deepcopy(method.recipe)
+    recipe.model.teacher = dict(checkpoint=source, **SelfSupPretrained(source).describe_network())
+    return method._replace(recipe=recipe)
+
+
+def _locate_checkpoint(source: str) -> str:
+    """Return the path or the URL of a checkpoint; of a name the URL of what is downloaded."""
+    if not (osp.isfile(source) or '://' in source or source.endswith(('.pth', '.pkl', '.tar'))):
+        return hub._download(source)
+    return osp.abspath(source) if osp.isfile(source) else source
+
+
 def _inspect_init(options: Options, kind: type) -> Options:
     """Return the options with the path of ``init``, and with what the checkpoint fills."""
-    source = options.init
-    if not (osp.isfile(source) or '://' in source or source.endswith(('.pth', '.pkl', '.tar'))):
-        source = hub._download(source)
-    elif osp.isfile(source):
-        source = osp.abspath(source)
+    source = _locate_checkpoint(options.init)
     checkpoint = CheckpointLoader.load_checkpoint(source, 'cpu', logger='silent')
     found = recognise(checkpoint, name=source)
     complete = found.algorithm is not None and found.algorithm_type in ('', kind.__name__)

@@ -51,6 +51,7 @@ class Options(NamedTuple):
         size (int, optional): Side of the largest views in pixels.
         seed (int): Seed of the run.
         init (str, optional): Checkpoint to start from.
+        teacher (str, optional): Checkpoint of the teacher to distil.
         labels (str | Labels, optional): Labelled images: the path, then what
             :func:`survey_labels` found.
         ignore_label (int, optional): Number of pixels in label maps that do not count.
@@ -71,6 +72,7 @@ class Options(NamedTuple):
     size: Optional[int] = None
     seed: int = 0
     init: Optional[str] = None
+    teacher: Optional[str] = None
     labels: Union[None, str, Labels] = None
     ignore_label: Optional[int] = None
     exclude: Optional[Tuple[str, ...]] = None
@@ -255,6 +257,8 @@ def _select_differing(config: Dict[str, Any], known: Dict[str, Any]) -> Dict[str
                 node = node[int(name) if isinstance(node, (list, tuple)) else name]
             except (KeyError, IndexError, TypeError):
                 return value != []  # where there is no list it is empty
+        if isinstance(value, dict):  # what replaces an equal value changes nothing
+            value = {name: part for name, part in value.items() if name != '_delete_'}
         return node != value
 
     return {key: value for key, value in config.items() if differs(key, value)}

@@ -75,7 +75,11 @@ def time_steps(
         path = os.path.join(folder, 'config.py')
         with open(path, 'w') as f:
             f.write(text)
-        args = train_parser().parse_args([path, '--work-dir', os.path.join(folder, 'run')])
+        words = [path, '--work-dir', os.path.join(folder, 'run')]
+        if isinstance(Config.fromfile(path).model.get('teacher'), dict):
+            # random weights take the same time, and are not downloaded
+            words += ['--cfg-options', 'model.teacher.checkpoint=None']
+        args = train_parser().parse_args(words)
         with redirect_stdout(io.StringIO()):  # the log's lines
             runner = prepare_training(args)
             try:

@@ -1,4 +1,5 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
+from .distillation_head import MapDistillationHead
 from .info_nce_head import InfoNCEHead
 from .nt_xent_head import NTXentHead
 from .pixpro_head import (
@@ -18,6 +19,7 @@ __all__ = [
     'InstanceConsistencyHead',
     'InfoNCEPredictionHead',
     'LocalContrastHead',
+    'MapDistillationHead',
     'NTXentHead',
     'PixContrastHead',
     'PixProHead',

@@ -1,6 +1,7 @@
 # Copyright (c) mmdense authors. Licensed under the Apache License 2.0.
 from .box_curriculum import BoxCurriculum, hardest_copies
 from .feature_queue import FeatureQueue, push_batch, read_batches
+from .frozen_teacher import FrozenTeacher
 from .key_queue import KeyQueue, enqueue, unflatten_queues
 from .momentum_encoder import MomentumEncoder
 from .region_swap import RegionSwap, SwappedRegion, mask_region, place_region
@@ -20,6 +21,7 @@ from .teacher_center import TeacherCenter
 __all__ = [
     'BoxCurriculum',
     'FeatureQueue',
+    'FrozenTeacher',
     'KeyQueue',
     'MomentumEncoder',
     'RegionSwap',

@@ -7,6 +7,7 @@ from .feature_reconstruction import feature_reconstruction
 from .group_distillation import group_distillation
 from .info_nce import info_nce
 from .intra_image_margin import intra_image_margin
+from .map_distillation import feature_smooth_l1, relation_distillation
 from .multi_crop_distillation import multi_crop_distillation
 from .negative_cosine import negative_cosine
 from .nt_xent import nt_xent
@@ -24,6 +25,7 @@ __all__ = [
     'batch_info_nce',
     'cosine_distance',
     'feature_reconstruction',
+    'feature_smooth_l1',
     'group_distillation',
     'info_nce',
     'multi_crop_distillation',
@@ -36,6 +38,7 @@ __all__ = [
     'pixel_contrast',
     'region_contrast',
     'region_embeddings',
+    'relation_distillation',
     'self_labelling',
     'sinkhorn',
     'slot_contrast',

@@ -1,0 +1,11 @@
+_base_ = './distill_dinov2-vitb14_resnet50_8xb128-coslr-300e_coco.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmpretrain.ConvNeXt',
+        arch='tiny',
+        drop_path_rate=0.1,
+        gap_before_final_norm=False,  # it returns maps
+    )
+)
