@@ -94,7 +94,7 @@ BOX = [f'model.roi_head.bbox_head.{k}' for k in ('type', 'conv_out_channels', 'n
 HEADS = [*NECK, *BOX, 'model.roi_head.mask_head.norm_cfg']
 DETR = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
 DEFORMABLE = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
-FILLED = ['model.type', 'model.init_cfg', 'model.neck.bias']
+DETREG = ['model.type', 'model.init_cfg', 'model.neck.bias']
 PRE_NORM = ['model.type', 'model.init_cfg', 'optim_wrapper.paramwise_cfg.custom_keys.backbone']
 STEPS = ['param_scheduler.0.end', 'param_scheduler.0.milestones']
 VOC_AP = ['val_evaluator.iou_thrs', 'test_evaluator.iou_thrs']
@@ -278,11 +278,11 @@ PARENTS = {
             *('default_hooks.checkpoint', 'log_processor.by_epoch'),
         ],
     ),
-    'deformable-detr_r50_50e_coco': (DEFORMABLE, [*FILLED, 'train_dataloader.batch_size']),
+    'deformable-detr_r50_50e_coco': (DEFORMABLE, [*DETREG, 'train_dataloader.batch_size']),
     'deformable-detr_r50_bccd': (
         DEFORMABLE,
         [  # the data and a schedule of its own
-            *(*FILLED, 'model.bbox_head.num_classes', 'param_scheduler', 'train_cfg'),
+            *(*DETREG, 'model.bbox_head.num_classes', 'param_scheduler', 'train_cfg'),
             *(f'train_dataloader.{k}' for k in ('dataset', 'batch_size', 'batch_sampler')),
             *('train_dataloader.sampler.type', 'val_dataloader.dataset', 'test_dataloader.dataset'),
             *('val_evaluator', 'test_evaluator', 'auto_scale_lr.base_batch_size'),
