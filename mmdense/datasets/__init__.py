@@ -2,6 +2,7 @@
 from .coco_stuff27 import CocoStuff27
 from .collate import default_collate, pad_collate
 from .listed_imagenet import ListedImageNet
+from .random_subset import random_subset
 from .sampler import ResumableSampler
 from .seeded import SeededDataset
 from .transforms import (
@@ -50,4 +51,5 @@ __all__ = [
     'decode_image',
     'default_collate',
     'pad_collate',
+    'random_subset',
 ]

@@ -57,6 +57,15 @@ DETRS = {
     'detr_r50_pre-norm_bccd': (6000, [4000], 1e-4, 0.5, 100),
     'deformable-detr_r50_50e_coco': (50, [40], 2e-4, 0.1, 300),
     'deformable-detr_r50_bccd': (6000, [4800], 2.5e-5, 0.1, 300),
+    'deformable-detr_r50_100e_voc0712': (100, [70], 2e-4, 0.1, 300),
+    'deformable-detr_r50_50e_coco-base-classes': (50, [40], 2e-4, 0.1, 300),
+}
+# On a part of COCO: epochs, per cent of the images
+FEW_LABELS = {
+    'deformable-detr_r50_2000e_coco-1-percent': (2000, 1),
+    'deformable-detr_r50_1000e_coco-2-percent': (1000, 2),
+    'deformable-detr_r50_500e_coco-5-percent': (500, 5),
+    'deformable-detr_r50_400e_coco-10-percent': (400, 10),
 }
 # A Conditional DETR from a backbone, and Pair DETR on it
 PAIR = ['conditional-detr_r50_2-layers_bccd', 'pairdetr_r50_2-layers_bccd']
@@ -279,6 +288,39 @@ PARENTS = {
         ],
     ),
     'deformable-detr_r50_50e_coco': (DEFORMABLE, [*DETREG, 'train_dataloader.batch_size']),
+    'deformable-detr_r50_100e_voc0712': (
+        f'{OURS}/mmdet/deformable-detr_r50_50e_coco.py',
+        [
+            *(f'{x}_dataloader.dataset' for x in ('train', 'val', 'test')),
+            *('model.bbox_head.num_classes', 'val_evaluator', 'test_evaluator'),
+            *('train_cfg.max_epochs', *STEPS),
+        ],
+    ),
+    'deformable-detr_r50_50e_coco-base-classes': (
+        f'{OURS}/mmdet/deformable-detr_r50_50e_coco.py',
+        [
+            'model.bbox_head.num_classes',
+            *(f'{x}_dataloader.dataset.metainfo' for x in ('train', 'val', 'test')),
+        ],
+    ),
+    'deformable-detr_r50_2000e_coco-1-percent': (
+        f'{OURS}/mmdet/deformable-detr_r50_50e_coco.py',
+        [
+            *('train_dataloader.dataset', 'train_dataloader.batch_size', 'param_scheduler'),
+            *('train_cfg.max_epochs', 'train_cfg.val_interval'),
+            *('default_hooks.checkpoint.interval', 'auto_scale_lr.base_batch_size'),
+        ],
+    ),
+    **{
+        name: (
+            f'{OURS}/mmdet/deformable-detr_r50_2000e_coco-1-percent.py',
+            [
+                *('train_dataloader.dataset.share', 'default_hooks.checkpoint.interval'),
+                *('train_cfg.max_epochs', 'train_cfg.val_interval'),
+            ],
+        )
+        for name in list(FEW_LABELS)[1:]
+    },
     'deformable-detr_r50_bccd': (
         DEFORMABLE,
         [  # the data and a schedule of its own
@@ -480,7 +522,7 @@ def flatten(node, path=''):
 
 def test_all_are_here():
     for package, names in (
-        ('mmdet', {**DETECTORS, **DETRS, **dict.fromkeys(PAIR)}),
+        ('mmdet', {**DETECTORS, **DETRS, **FEW_LABELS, **dict.fromkeys(PAIR)}),
         ('mmseg', SEGMENTERS),
         ('mmpretrain', CLASSIFIERS),
     ):
@@ -502,7 +544,9 @@ def test_differs_by_the_protocol_only(name, inherit, tmp_path):
         assert any(f'{k}.'.startswith(f'{prefix}.') for k in changed), prefix
 
 
-@pytest.mark.parametrize('name', [*DETECTORS, *DETRS, *PAIR, *SEGMENTERS, *CLASSIFIERS])
+@pytest.mark.parametrize(
+    'name', [*DETECTORS, *DETRS, *FEW_LABELS, *PAIR, *SEGMENTERS, *CLASSIFIERS]
+)
 def test_one_variable_is_the_checkpoint(name, inherit, monkeypatch):
     monkeypatch.setenv('CHECKPOINT', '/my models/a-1.0.pth')
     config = inherit(name)
@@ -817,6 +861,42 @@ def test_a_detr_is_as_pretrained(name, inherit):
     assert wrapper.clip_grad == dict(max_norm=0.1, norm_type=2)
     assert config.model.backbone.frozen_stages == 1 and config.model.backbone.norm_eval
     assert config.model.num_queries == queries and config.model.positional_encoding.normalize
+
+
+@pytest.mark.parametrize('name', FEW_LABELS)
+def test_few_labels_of_coco(name, inherit, data_root, require):
+    """DETReg's choice of images, on a small COCO; a constant learning rate."""
+    require('mmdet')
+    config, (epochs, percent) = inherit(name), FEW_LABELS[name]
+    assert (config.train_cfg.max_epochs, config.param_scheduler) == (epochs, [])
+    assert epochs % config.train_cfg.val_interval == 0
+    annotations = 'annotations/instances_val2017.json'
+    config.train_dataloader.dataset.dataset.update(
+        data_root=str(data_root / 'coco'), ann_file=annotations, data_prefix=dict(img='val2017/')
+    )
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(config.train_dataloader.dataset)
+    images = json.loads((data_root / 'coco' / annotations).read_text())['images']
+    ids = sorted(image['id'] for image in images)
+    chosen = np.random.default_rng(42).choice(ids, round(len(ids) * percent / 100), replace=False)
+    found = [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))]
+    assert found == chosen.tolist() and len(found) == percent * len(ids) // 100
+    assert dataset[0]['inputs'].dim() == 3 and dataset.metainfo['classes'][0] == 'person'
+
+
+def test_base_classes_are_those_that_voc_has_not(inherit, require):
+    require('mmdet')
+    from mmdet.datasets import CocoDataset, VOCDataset
+
+    known = dict(airplane='aeroplane', couch='sofa', tv='tvmonitor', motorcycle='motorbike')
+    known.update({'potted plant': 'pottedplant', 'dining table': 'diningtable'})
+    novel = VOCDataset.METAINFO['classes']
+    every = CocoDataset.METAINFO['classes']
+    base = tuple(name for name in every if known.get(name, name) not in novel)
+    config = inherit('deformable-detr_r50_50e_coco-base-classes')
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        assert tuple(loader.dataset.metainfo.classes) == base
+    assert config.model.bbox_head.num_classes == len(base) == 60
 
 
 def test_pair_detr_and_what_it_is_compared_with(inherit, require):
