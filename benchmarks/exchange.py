@@ -74,6 +74,13 @@ def processes(number):
         distributed.destroy_process_group()
 
 
+def untrained(teacher):
+    """Return the config of a teacher, or of several, without files: no weights are exchanged."""
+    if isinstance(teacher, (list, tuple)):
+        return [untrained(one) for one in teacher]
+    return dict(teacher, checkpoint=None)
+
+
 def count_step(config, batch):
     """Return what a process exchanges in a training step, within :func:`processes`.
 
@@ -88,7 +95,7 @@ def count_step(config, batch):
     MessageHub.get_current_instance().update_info('max_iters', 1000)  # momentum schedules
     with DefaultScope.overwrite_default_scope('mmdense'):
         if 'teacher' in config:
-            config.teacher.checkpoint = None  # its weights are not exchanged
+            config['teacher'] = untrained(config['teacher'])
         model = MODELS.build(config)
     names = [name for name, part in model.named_modules() if isinstance(part, SyncBatchNorm)]
     model = revert_sync_batchnorm(model).train()

@@ -97,8 +97,8 @@ PLAN = [
     Part('loss', 'measure_loss', 6, dict(BF16, batch_size=32), each=True, script='loss'),
     # 32 images on one core, 4 rounds of 40 ms each; device: 4 rounds of 20,000 launches
     Part('input', 'measure_input', 25, dict(rounds=3), script='input', fake=False),
-    # two batches, two models each: 12 rounds of 0.4 s
-    Part('batches', 'measure_batches', 35, dict(BF16, rounds=5), script='scale'),
+    # two batches, two models each: 5 rounds of 0.4 s, and 20 s to build and to warm up
+    Part('batches', 'measure_batches', 28, dict(BF16, rounds=5), script='scale'),
     # the compiler takes a minute on 16 cores
     Part('compile', 'measure_compiled', 90, BF16, fake=False),
 ]

@@ -50,7 +50,10 @@ def test_paths_of_configs_and_tools():
     by_name = model_index.config_path(SHORT)
     assert Config.fromfile(by_path).model == Config.fromfile(by_name).model
     assert Path(model_index.tool_path('train.py')).is_file()
-    assert all(Path(path).parent.name in ('mmdet', 'mmseg') for path in TRANSFER) and TRANSFER
+    assert (
+        all(Path(path).parent.name in ('mmdet', 'mmseg', 'mmpretrain') for path in TRANSFER)
+        and TRANSFER
+    )
     with pytest.raises(
         InputError, match=f'there is no config {EXAMPLE.method}/none.py in .*configs'
     ):

@@ -72,6 +72,8 @@ class Tiny:
         variants (dict): Further ``parts`` by the name of the variant.
         grows (list[str]): Calls of ``calls`` whose bytes grow with the number of processes.
         reads (list[str]): Methods by which a step reads tensors on the host.
+        health_rows (int): How often the health monitor asks the device which rows it is to look at.
+        fake (bool): Whether PyTorch's fake tensors have all that a step needs.
         watch (Callable, optional): Called in a process of test_communication.py before the steps;
             returns a list in which later steps record what ``calls`` needs.
         calls (Callable): From the numbers of values in an image and in its patches, and the
@@ -103,6 +105,8 @@ class Tiny:
     variants: Dict[str, Callable[[dict], dict]] = field(default_factory=dict)
     grows: List[str] = field(default_factory=list)
     reads: List[str] = field(default_factory=list)
+    health_rows: int = 0
+    fake: bool = True
     watch: Optional[Callable[[], list]] = None
     calls: Callable[[int, int, list], List[Tuple[str, int]]] = lambda image, patches, seen: []
 

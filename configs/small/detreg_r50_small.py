@@ -4,7 +4,7 @@ _base_ = '../detreg/detreg_r50_coco.py'
 
 train_dataloader = dict(batch_size=64, dataset=dict(data_root='data/images', data_prefix=''))
 train_cfg = dict(max_epochs=800)
-optim_wrapper = dict(optimizer=dict(lr=6.66667e-05))
+optim_wrapper = dict(optimizer=dict(lr=0.00011547))
 auto_scale_lr = dict(base_batch_size=64)
 default_hooks = dict(
     logger=dict(interval=31),  # an epoch has 31 steps

@@ -5,7 +5,7 @@ _base_ = '../dino/dino_vit-small_in1k.py'
 
 train_dataloader = dict(batch_size=128, dataset=dict(data_root='data/images', data_prefix=''))
 auto_scale_lr = dict(base_batch_size=128)
-optim_wrapper = dict(optimizer=dict(lr=2.5e-4))
+optim_wrapper = dict(optimizer=dict(lr=0.0005))
 param_scheduler = _base_.param_scheduler
 param_scheduler[0].update(warmup=34)  # 510 steps
 train_cfg = dict(max_epochs=800)

@@ -5,7 +5,7 @@ _base_ = '../distill/distill_dinov2-vitb14_r50_coco.py'
 
 train_dataloader = dict(batch_size=256, dataset=dict(data_root='data/images', data_prefix=''))
 auto_scale_lr = dict(base_batch_size=256)
-optim_wrapper = dict(optimizer=dict(lr=1.5e-4))
+optim_wrapper = dict(optimizer=dict(lr=0.0003))
 param_scheduler = [dict(_base_.param_scheduler[0], warmup=72)]  # epochs: 504 steps
 train_cfg = dict(max_epochs=800)
 default_hooks = dict(

@@ -4,6 +4,6 @@ _base_ = '../mae/mae_vit-base_coco.py'
 
 train_dataloader = dict(batch_size=256, dataset=dict(data_root='data/images', data_prefix=''))
 auto_scale_lr = dict(base_batch_size=256)
-optim_wrapper = dict(optimizer=dict(lr=1.5e-4))
+optim_wrapper = dict(optimizer=dict(lr=0.0006))
 param_scheduler = [dict(_base_.param_scheduler[0], warmup=72)]  # epochs: 504 steps
 default_hooks = dict(logger=dict(interval=7))  # an epoch has 7 steps

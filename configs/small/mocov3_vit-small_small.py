@@ -5,7 +5,7 @@ _base_ = '../mocov3/mocov3_vit-small_in1k.py'
 
 train_dataloader = dict(batch_size=128, dataset=dict(data_root='data/images', data_prefix=''))
 auto_scale_lr = dict(base_batch_size=128)
-optim_wrapper = dict(optimizer=dict(lr=7.5e-5))
+optim_wrapper = dict(optimizer=dict(lr=0.000424264))
 train_cfg = dict(max_epochs=800)
 default_hooks = dict(
     logger=dict(interval=15),  # an epoch has 15 steps

@@ -5,7 +5,7 @@ import argparse
 import sys
 from argparse import Namespace
 
-from mmdense.utils.model_index import methods
+from mmdense.utils.model_index import methods, supervised_methods
 
 
 def add_pretrain(command) -> None:
@@ -165,7 +165,8 @@ def check_plan(args: Namespace) -> None:
     from mmdense.utils.paths import check_checkpoint, check_images, is_file_name
     from mmdense.utils.plugins import find_plugins, unknown_method
 
-    if not (args.custom_imports or args.method in methods() or args.method in find_plugins()):
+    known = {*methods(), *supervised_methods()}  # an error follows that says what those need
+    if not (args.custom_imports or args.method in known or args.method in find_plugins()):
         raise unknown_method(args.method)
     for path in args.images:
         check_images(path)

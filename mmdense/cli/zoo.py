@@ -20,7 +20,10 @@ def run_list(args: Namespace) -> None:
         raise InputError(f'no recipe has {args.pattern!r} in its name: `mmdense list` prints all')
     known = hub.short_names()
     short = [known.get(name, '-') for name in names]
-    widths = [max(map(len, column), default=0) for column in (names, short)]
+    # a long name may reach into the next column: most terminals have 100
+    widths = [
+        min(max(map(len, column), default=0), limit) for column, limit in ((names, 44), (short, 24))
+    ]
     for name, alias in zip(names, short):
         weights = hub.find_weights(name)
         kind = 'no weights' if weights is None else "authors'" if weights.by_authors else 'full'

@@ -6,7 +6,7 @@ import os.path as osp
 from pathlib import Path
 from typing import List
 
-from mmpretrain.datasets import ImageNet
+from mmengine.dataset import BaseDataset
 
 from mmdense.registry import DATASETS
 from mmdense.utils.errors import DataError
@@ -15,7 +15,7 @@ from .image_lists import read_image_list
 
 
 @DATASETS.register_module()
-class ListedImageNet(ImageNet):
+class ListedImageNet(BaseDataset):
     """List the images of ImageNet that a file names, with the labels of their folders.
 
     The file has one name a line, ``n01440764_10026.JPEG``, as the lists of SimCLR's repository
@@ -24,19 +24,21 @@ class ListedImageNet(ImageNet):
 
     Args:
         list_file (str): Path of the file.
-        **kwargs: As of mmpretrain's ``ImageNet``; ``split`` 'train' is the folder of the images.
+        split (str): Folder of the images below ``data_root``. Defaults to 'train'.
+        **kwargs: As of MMEngine's ``BaseDataset``.
 
     Raises:
         DataError: The list cannot be read, or has an image of a folder that is not there.
     """
 
-    def __init__(self, list_file: str, **kwargs) -> None:
+    def __init__(self, list_file: str, split: str = 'train', **kwargs) -> None:
         self.list_file = list_file
-        super().__init__(**kwargs)
+        super().__init__(data_prefix=dict(img_path=split), **kwargs)
 
     def load_data_list(self) -> List[dict]:
         """Return ``img_path`` and ``gt_label`` of each image, in the order of the file."""
-        folders = sorted(entry.name for entry in os.scandir(self.img_prefix) if entry.is_dir())
+        images = self.data_prefix['img_path']
+        folders = sorted(entry.name for entry in os.scandir(images) if entry.is_dir())
         labels = {name: label for label, name in enumerate(folders)}
         found = []
         try:
@@ -48,8 +50,8 @@ class ListedImageNet(ImageNet):
             folder = folder or file.split('_')[0]
             if folder not in labels:
                 raise DataError(
-                    f'{self.list_file} names {name}, but {self.img_prefix} has no folder {folder}'
+                    f'{self.list_file} names {name}, but {images} has no folder {folder}'
                 )
-            path = osp.join(self.img_prefix, folder, file)
+            path = osp.join(images, folder, file)
             found.append(dict(img_path=path, gt_label=labels[folder]))
         return found

@@ -43,6 +43,11 @@ def methods(vit: bool = False) -> Dict[str, Tuple[str, str]]:
     return found
 
 
+def supervised_methods() -> List[str]:
+    """Return the names of the algorithms that need labels: no method of `mmdense pretrain`."""
+    return [entry['Name'].lower() for entry in collections() if 'Method' not in entry]
+
+
 def entry_names(entry: dict) -> List[str]:
     """Return the name of an entry, and then its short forms."""
     return [entry['Name'], *entry.get('Alias', [])]

@@ -72,6 +72,8 @@ def build(images, work_dir, algorithm):
 @each_algorithm(variants=True)
 def test_steps(algorithm, gpu, images, tmp_path):
     """With all hooks of the recipe: the second step has a line and a check."""
+    if not tiny_form(algorithm).fake and algorithm == tiny_form(algorithm).algorithm:
+        pytest.skip('fake tensors lack an operation of the network')
     matching = algorithm_class(algorithm).matching_on_host
     runner, batches = build(images, tmp_path, algorithm)
     model, half = runner.model, []
@@ -102,8 +104,8 @@ def test_steps(algorithm, gpu, images, tmp_path):
     due = Counter([*['tolist'] * 2, *['item'] * queue, 'event'])
     if matching:  # in every layer, as the algorithm declares: by mmdet, whose reads are not ours
         assert set(seen[0]) == {'copy', 'item', 'rows'}
-        # the check asks which pairs are of the last layer
-        assert seen[1] - seen[0] == due + Counter(rows=2)
+        # the health monitor looks at the last layer alone
+        assert seen[1] - seen[0] == due + Counter(rows=tiny_form(algorithm).health_rows)
         return
     assert seen == [declared, declared + due]
 

@@ -56,6 +56,7 @@ def tiny():
         parts=lambda norm: dict(detector=deformable()),
         variants=dict(DETRegOnDETR=lambda norm: dict(detector=detr())),
         product='detector',
+        fake=False,  # mmdet's Deformable DETR asks a tensor for its shape as a tensor
         fix=spread_boxes,
         recipe='detreg_r50_coco',
         options=[

@@ -28,6 +28,7 @@ from tiny_algorithms import (
 
 from mmdense.apis.planning.methods import find_method
 from mmdense.checkpoints import convert_detector, read_checkpoint, recognise
+from mmdense.cli import main
 from mmdense.datasets import ResumableSampler, SeededDataset
 from mmdense.models import PairDETR, registered_algorithms
 from mmdense.models.losses import pair_contrast
@@ -387,7 +388,7 @@ def test_files_of_the_authors(published, tmp_path):
 def test_wrong_detectors_are_refused(published):
     for kind, reason in (
         ('mmdet.ConditionalDETR', "after it is filled: set type='mmdense.ConditionalDETR'"),
-        ('mmdense.PreNormDETR', "is post-norm: set type='mmdense.ConditionalDETR'"),
+        ('mmdense.PreNormDETR', "holds another detector: set type='mmdense.ConditionalDETR'"),
     ):
         with pytest.raises(CheckpointError, match=reason):
             full_detector(kind, published).init_weights()
@@ -422,7 +423,7 @@ def test_it_starts_from_a_file_of_the_authors(published):
 # ---------------------------------------------------------------- the contract
 
 
-def test_it_declares_that_it_needs_boxes():
+def test_it_declares_that_it_needs_boxes(tmp_path, capsys):
     """The one declaration: what has no method for a folder of images, and which class says so."""
     recipes = {entry['In Collection']: entry['Config'] for entry in model_index.entries()}
     kinds = {kind.__name__: kind for kind in registered_algorithms()}
@@ -431,6 +432,9 @@ def test_it_declares_that_it_needs_boxes():
         assert kind.needs_labels == ('Method' not in entry), entry['Name']
     with pytest.raises(InputError, match='method pairdetr: PairDETR needs labelled boxes, not a'):
         find_method('pairdetr')
+    with pytest.raises(SystemExit):
+        main(['plan', str(tmp_path), '--method', 'pairdetr'])
+    assert 'PairDETR needs labelled boxes, not a folder of images' in capsys.readouterr().err
     views, samples = joined_batch('PairDETR', number=2)
     for sample in samples:
         sample.pop('gt_instances')

@@ -53,6 +53,7 @@ def tiny():
         family='detector',
         parts=lambda norm: dict(detector=tiny_detector()),
         product='detector',
+        health_rows=2,  # which pairs are of the last layer
         fix=draw_by_embedding,
         recipe='updetr_r50_coco',
         options=[

@@ -85,7 +85,7 @@ def test_rules(method, count, side, gpus, machine, init, epochs):
     assert batch >= 2 and (batch == power_of_two(batch) or total == base)
     assert total <= max(base, 2 * gpus)
     lr = new.get('optim_wrapper.optimizer.lr', recipe.optim_wrapper.optimizer.lr)
-    power = 0.5 if 'LARS' in recipe.optim_wrapper.optimizer.type else 1
+    power = 0.5 if recipe.optim_wrapper.optimizer.type in ('mmdense.LARS', 'LARS', 'AdamW') else 1
     usual = recipe.optim_wrapper.optimizer.lr
     assert lr == pytest.approx(usual * (total / base) ** power, rel=1e-5)
     length = new.get('train_cfg.max_epochs', 800)
@@ -334,9 +334,9 @@ def test_transformers_get_adamw_with_its_reason(method, epochs):
     new = changes(rows)
     optimizer = new['optim_wrapper.optimizer']
     total = new.get('train_dataloader.batch_size', recipe_of(method).train_dataloader.batch_size)
-    assert optimizer == dict(
-        _delete_=True, type='AdamW', lr=pytest.approx(1.5e-4 * total / 256), weight_decay=0.1
-    )
+    base = recipe_of(method).auto_scale_lr.base_batch_size
+    lr = pytest.approx(1.5e-4 * base / 256 * (total / base) ** 0.5, rel=1e-5)
+    assert optimizer == dict(_delete_=True, type='AdamW', lr=lr, weight_decay=0.1)
     assert new.get('default_hooks.predictor_lr.lr', optimizer['lr']) == optimizer['lr']
     first, *rest = new.get('param_scheduler', recipe_of(method).param_scheduler)
     if first['type'] == 'LinearLR':

@@ -132,13 +132,13 @@ def choose_epochs(images: int, device: str, continued: bool) -> Tuple[int, str]:
 def choose_lr(batch: int, usual_batch: int, usual: float, optimizer: str) -> Tuple[float, str]:
     """Return the learning rate for a total batch, and the reason.
 
-    It is linear in the batch for SGD (arXiv:1706.02677), by its root for LARS: LARS makes every
-    step lr · 0.001 of the weights long, whatever the gradient. Linear, few steps of a small batch
-    lead nowhere (docs/evidence.md); the root is what was found for optimizers of this kind (LAMB,
-    arXiv:1904.00962, section 4).
+    It is linear in the batch for SGD (arXiv:1706.02677), by its root for LARS and AdamW, whose
+    steps are as long whatever the size of the gradient. Linear, few steps of a small batch lead
+    nowhere (docs/evidence.md, docs/algorithms/mae.md); the root is what was found for optimizers
+    of this kind (LAMB, arXiv:1904.00962, section 4; Adam, arXiv:2205.10287).
     """
     share, how = batch / usual_batch, 'linear in the batch'
-    if optimizer.split('.')[-1] == 'LARS':
+    if optimizer.split('.')[-1] in ('LARS', 'Adam', 'AdamW'):
         share, how = share**0.5, 'by the root of the batch'
     return float(f'{usual * share:.6g}'), f'{usual:g} for {usual_batch} images, {how}'
 

@@ -62,14 +62,13 @@ def _operators() -> Iterator[None]:
     if has_operators():
         yield
         return
-    known = _OPS in sys.modules  # as None
+    before = {_OPS: sys.modules[_OPS]} if _OPS in sys.modules else {}
     sys.modules[_OPS] = _MissingOperators(_OPS)
     try:
         yield
     finally:
         del sys.modules[_OPS]
-        if known:
-            sys.modules[_OPS] = None
+        sys.modules.update(before)
 
 
 class _MissingOperators(ModuleType):

@@ -1,4 +1,4 @@
-_base_ = './distill_dinov2-vitb14_resnet50_8xb128-coslr-300e_coco.py'
+_base_ = './distill_resnet50_8xb128-coslr-300e_coco.py'
 
 model = dict(
     backbone=dict(
