@@ -137,10 +137,14 @@ def choose_lr(batch: int, usual_batch: int, usual: float, optimizer: str) -> Tup
     nowhere (docs/evidence.md, docs/algorithms/mae.md); the root is what was found for optimizers
     of this kind (LAMB, arXiv:1904.00962, section 4; Adam, arXiv:2205.10287).
     """
-    share, how = batch / usual_batch, 'linear in the batch'
+    factor, how = _lr_factor(batch / usual_batch, optimizer)
+    return float(f'{usual * factor:.6g}'), f'{usual:g} for {usual_batch} images, {how}'
+
+
+def _lr_factor(share: float, optimizer: str) -> Tuple[float, str]:
     if optimizer.split('.')[-1] in ('LARS', 'Adam', 'AdamW'):
-        share, how = share**0.5, 'by the root of the batch'
-    return float(f'{usual * share:.6g}'), f'{usual:g} for {usual_batch} images, {how}'
+        return share**0.5, 'by the root of the batch'
+    return share, 'linear in the batch'
 
 
 def choose_warmup(epochs: int, steps_per_epoch: int, usual: int) -> int:
@@ -227,8 +231,11 @@ def derive_settings(
     batch = batch._replace(value=_format_batch(batch.value, options.gpus))
     rows += [batch, _decide_precision(machine), epochs]
     rows += _decide_optimization(recipe, length)
+    share = length.total / recipe.auto_scale_lr.base_batch_size
     facts = RunFacts(
-        images.count, length.total, length.steps, recipe, options.init or '', options.init_shapes
+        *(images.count, length.total, length.steps, recipe, options.init or ''),
+        options.init_shapes,
+        _lr_factor(share, recipe.optim_wrapper.optimizer.type)[0],
     )
     rows += find_algorithm(recipe).small_data_rules(facts)
     rows += _decide_running(recipe, options, machine, length)

@@ -62,6 +62,7 @@ class RunFacts(NamedTuple):
         init (str): Checkpoint that the run starts from; '' without one.
         init_shapes (dict): Shape of every tensor of the algorithm in that checkpoint, by our
             names; empty where it holds a backbone alone.
+        lr_factor (float): What the recipe's learning rate is multiplied by for this batch.
     """
 
     images: int
@@ -70,6 +71,7 @@ class RunFacts(NamedTuple):
     recipe: Any
     init: str = ''
     init_shapes: Mapping[str, Tuple[int, ...]] = {}
+    lr_factor: float = 1.0
 
 
 class Setting(NamedTuple):

@@ -66,8 +66,8 @@ class SimSiam(SelfSupervisor, _SimSiam):
         hook = facts.recipe.default_hooks.get('predictor_lr')
         if hook is None:
             return []
-        lr = float(f'{hook.lr * facts.batch / facts.recipe.auto_scale_lr.base_batch_size:.6g}')
-        reason = 'constant, as in the paper; linear in the batch, as lr'
+        lr = float(f'{hook.lr * facts.lr_factor:.6g}')
+        reason = 'constant, as in the paper; follows the batch, as lr'
         return [Setting('predictor lr', f'{lr:g}', reason, {'default_hooks.predictor_lr.lr': lr})]
 
     @classmethod
