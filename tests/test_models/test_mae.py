@@ -603,7 +603,9 @@ def test_commands(call, folder):
     assert code == 0, err
     assert re.search(r'^backbone +vit-tiny +set explicitly', out, re.M), out
     assert re.search(r'^view size +64 px +images are of 72 px', out, re.M)
-    assert re.search(r'^lr +4.6875e-06 +0.0024 for 4096 images, linear in the batch', out, re.M)
+    assert re.search(
+        r'^lr +0.000106066 +0.0024 for 4096 images, by the root of the batch', out, re.M
+    )
     cfg = Config.fromfile('run/config.py')
     assert dict(cfg.model.backbone, _scope_=0) == dict(
         type='MAEViT', arch='deit-tiny', img_size=64, patch_size=16, mask_ratio=0.75, _scope_=0

@@ -490,13 +490,15 @@ def test_one_command_trains_the_recipes_vit(photos, tmp_path, monkeypatch, capsy
         assert not end.code, capsys.readouterr().err
     printed = capsys.readouterr().out
     assert re.search(r"^backbone +vit-small +the recipe's$", printed, re.M), printed
-    assert re.search(r'^lr +7.03125e-06 +0.0024 for 4096 images, linear', printed, re.M)
+    assert re.search(r'^lr +0.000129904 +0.0024 for 4096 images, by the root', printed, re.M)
     assert not re.search(r'^optimizer ', printed, re.M)
     text = (tmp_path / 'run/config.py').read_text()
     assert 'small/mocov3_vit-small_small.py' in text
     cfg, recipe = Config.fromstring(text, '.py'), load_recipe('configs/mocov3_vit-small_in1k.py')
     assert _plain(cfg.model) == _plain(recipe.model)
-    optimizer = dict(recipe.optim_wrapper.optimizer, lr=pytest.approx(1.5e-4 * 12 / 256))
+    optimizer = dict(
+        recipe.optim_wrapper.optimizer, lr=pytest.approx(2.4e-3 * (12 / 4096) ** 0.5, rel=1e-5)
+    )
     assert dict(cfg.optim_wrapper.optimizer) == optimizer
     (schedule,) = cfg.param_scheduler
     assert dict(schedule, warmup=40) == recipe.param_scheduler[0] and schedule.warmup == 1
