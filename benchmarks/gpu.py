@@ -87,7 +87,7 @@ PLAN = [
     # workers, or float32); 7 s to start each, with 16 workers
     Part('run', 'measure_runs', 70, RUN, script='end_to_end', fake=False),
     # 3 loaders of 128 batches of 64 images: 3, 2 and 9 s, and 2 s to start
-    Part('loader', 'measure_loader', 22, dict(rounds=1), script='input', fake=False),
+    Part('loader', 'measure_loader', 18, dict(rounds=1), script='input', fake=False),
     # 52 rounds of 10 ms
     Part('lars', 'measure_lars', 7, dict(rounds=51), script='step'),
     Part('step-fp16', 'measure_step', 15, FP16, script='step'),
@@ -97,8 +97,8 @@ PLAN = [
     Part('loss', 'measure_loss', 6, dict(BF16, batch_size=32), each=True, script='loss'),
     # 32 images on one core, 4 rounds of 40 ms each; device: 4 rounds of 20,000 launches
     Part('input', 'measure_input', 25, dict(rounds=3), script='input', fake=False),
-    # two batches, two models each: 5 rounds of 0.4 s, and 20 s to build and to warm up
-    Part('batches', 'measure_batches', 28, dict(BF16, rounds=5), script='scale'),
+    # two batches, two models each: 5 rounds of 0.4 s, and 17 s to build and to warm up
+    Part('batches', 'measure_batches', 25, dict(BF16, rounds=5), script='scale'),
     # the compiler takes a minute on 16 cores
     Part('compile', 'measure_compiled', 90, BF16, fake=False),
 ]

@@ -82,7 +82,9 @@ def test_every_algorithm_passes_its_check_on_a_cpu(gpu, capfd, images):
     options = ['--device', 'cpu', '--data-root', images, '--budget', 2000, '--only', 'check']
     found = check_all(*gpu(*options), capfd.readouterr().out)
     titles = {what.split(',')[0] for what in found if 'gradients' in what}
-    assert len(titles) == len({tiny_form(algorithm).method for algorithm in algorithms()})
+    assert len(titles) == len(
+        {tiny_form(algorithm).method for algorithm in algorithms(labelled=True)}
+    )
 
 
 @pytest.mark.parametrize('algorithm', algorithms())
@@ -174,7 +176,9 @@ def test_what_is_missing_is_said_in_one_line(gpu, monkeypatch):
 
 def test_the_plan_fits_into_the_budget(gpu):
     kinds = [part for part in gpu.script.PLAN if part.name != 'compile']  # gets what is left
-    names = sorted({tiny_form(algorithm).method for algorithm in algorithms()})  # each once
+    names = sorted(
+        {tiny_form(algorithm).method for algorithm in algorithms(labelled=True)}
+    )  # each once
     parts = gpu.script.parts_of(kinds, names, argparse.Namespace(only=[''], fake=False))
     assert sum(part.seconds for _, part, _ in parts) <= 450  # 30 s to import, and for images
 
