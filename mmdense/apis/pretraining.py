@@ -60,19 +60,8 @@ from mmdense.utils.slow_imports import keep_imports
 
 # options of the command line, in the order in which commands are printed
 _OPTIONS = (
-    *(
-        'method',
-        'backbone',
-        'epochs',
-        'out',
-        'init',
-        'teacher',
-        'batch_size',
-        'workers',
-        'gpus',
-        'size',
-    ),
-    *('seed', 'prefix', 'exclude', 'value_range', 'in_channels'),
+    *('method', 'backbone', 'epochs', 'out', 'init', 'teacher', 'batch_size', 'workers', 'gpus'),
+    *('size', 'seed', 'prefix', 'exclude', 'value_range', 'in_channels'),
     *('labels', 'ignore_label', 'custom_imports'),
 )
 

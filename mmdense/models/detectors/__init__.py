@@ -19,7 +19,7 @@ SAFE_TYPES = (
     *('DETR', 'PreNormDETR', 'ChannelMapper', 'DETRHead', 'HungarianAssigner'),
     *('ConditionalDETR', 'ConditionalDETRHead', 'FocalLossCost', 'FocalLoss'),
     *('ClassificationCost', 'BBoxL1Cost', 'IoUCost', 'CrossEntropyLoss', 'L1Loss', 'GIoULoss'),
-    *('DeformableDETR', 'DeformableDETRHead', 'FocalLossCost', 'FocalLoss'),
+    *('DeformableDETR', 'DeformableDETRHead'),
 )
 _OPS = 'mmcv._ext'
 
